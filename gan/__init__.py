@@ -1,0 +1,1 @@
+"""The library: networks, objectives, regularisers, training. Parses no command line, builds no dataset."""

@@ -1,0 +1,1 @@
+"""The commands, thin: each joins data and gan, and prints."""

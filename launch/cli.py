@@ -1,0 +1,67 @@
+"""`saddle NAME`: one module per command, imported when it is called, and one place that turns errors into exit codes."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from data.errors import DataError
+from gan.errors import UserError
+
+COMMANDS = {
+    "prepare": "Build an LMDB dataset from digits, stacked-digits, a folder or a zip of images.",
+    "inspect": "Show what is in a dataset.",
+    "verify": "Check every record of a dataset.",
+    "train": "Train a GAN.",
+    "generate": "Make an image grid, single images or a video from a snapshot.",
+    "evaluate": "Score snapshots against a labelled dataset.",
+    "demo": "Train on real digits in a few minutes and show the results.",
+}
+
+
+class Saddle(click.Group):
+    """A group that imports a command only when it is asked for: `saddle --help` must not wait for torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return import_module(f"launch.{name}").main if name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Saddle, context_settings={"help_option_names": ["-h", "--help"]})
+def saddle() -> None:
+    """Saddlepoint: progressive ResNet GANs, from one CPU to many GPU nodes."""
+
+
+def run(command: click.Command, name: str) -> None:
+    """Run a command and exit: 0 or the code it returns, 2 with one line for wrong usage or input, 130 for Ctrl-C."""
+    try:
+        code = command.main(prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else name
+        refuse(where, error.format_message())
+    except (UserError, DataError) as error:
+        refuse(" ".join([name, *sys.argv[1:2]]) if name == "saddle" else name, str(error))
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def refuse(where: str, message: str) -> None:
+    """One line on standard error, and exit code 2."""
+    print(f"{where}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main() -> None:
+    """Entry point of the console script `saddle`."""
+    run(saddle, "saddle")
+
+
+if __name__ == "__main__":
+    main()
