@@ -1,0 +1,128 @@
+"""From seeds to pictures: latents, truncation, batches of samples, grids and closed walks through latent space."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gan.errors import UserError
+
+if TYPE_CHECKING:
+    from gan.networks import ResNetGenerator
+
+MOST_SEEDS = 1_000_000  # more in one list is a slip of the finger
+SEED_LIMIT = 2**32  # numpy's RandomState takes seeds below this
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0,1,4-6' -> [0, 1, 4, 5, 6]. UserError names the part that is not a seed or an ascending range of seeds."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        bounds = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
+        if not bounds:
+            raise UserError(f"seeds '{text}': '{part.strip()}' is not a seed or a range; write for example 0,1,4-6")
+        first, last = int(bounds[1]), int(bounds[2] or bounds[1])
+        if last < first or last >= SEED_LIMIT:
+            raise UserError(f"seeds '{text}': '{part.strip()}' must ascend and stay below {SEED_LIMIT}")
+        if len(seeds) + last - first >= MOST_SEEDS:
+            raise UserError(f"seeds '{text}': '{part.strip()}' makes more than {MOST_SEEDS} seeds; ask for fewer")
+        seeds.extend(range(first, last + 1))
+    return seeds
+
+
+def seed_latents(seeds: Sequence[int], z_dim: int) -> Tensor:
+    """One latent per seed -> float32 [N, z_dim]: RandomState(seed).randn(1, z_dim), as StyleGAN's users know it."""
+    rows = [np.random.RandomState(seed).randn(1, z_dim) for seed in seeds]
+    return torch.from_numpy(np.concatenate([np.empty((0, z_dim)), *rows]).astype(np.float32))
+
+
+def truncate(w: Tensor, mean: Tensor, trunc: float) -> Tensor:
+    """mean + trunc (w - mean). w [N, F], mean [N or 1, F]; trunc 1 changes nothing, 0 gives the mean of the class."""
+    return w if trunc == 1 else torch.lerp(mean, w, trunc)
+
+
+@torch.no_grad()
+def generate_batches(
+    G: "ResNetGenerator",
+    z: Tensor,
+    labels: Tensor | None = None,
+    *,
+    stage: int,
+    alpha: float,
+    trunc: float = 1.0,
+    batch: int = 64,
+) -> Iterator[Tensor]:
+    """Yield images [n <= batch, C, H, W], about in [-1, 1], on G's device.
+
+    z [N, Z]; labels int64 [N], None if unconditional. Raises UserError when a network makes values that are not finite.
+    """
+    device = next(G.parameters()).device
+    for start in range(0, len(z), batch):
+        part = slice(start, start + batch)
+        y = None if labels is None else labels[part].to(device)
+        w = truncate(G.first_layer(z[part].to(device), y), G.mean_first_layer(y), trunc)
+        images = G.synthesize(w, stage, alpha)
+        if not images.isfinite().all():
+            raise UserError(
+                "the network makes values that are not finite: its weights are damaged; use another snapshot"
+            )
+        yield images
+
+
+def generate(
+    G: "ResNetGenerator",
+    z: Tensor,
+    labels: Tensor | None = None,
+    *,
+    stage: int,
+    alpha: float,
+    trunc: float = 1.0,
+    batch: int = 64,
+) -> Tensor:
+    """All images of `generate_batches` in one tensor [N, C, H, W] on the CPU."""
+    batches = generate_batches(G, z, labels, stage=stage, alpha=alpha, trunc=trunc, batch=batch)
+    return torch.cat([images.cpu() for images in batches])
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """[N, C, H, W] about in [-1, 1] -> uint8 [N, H, W, C]: round((x + 1) * 127.5), clipped."""
+    levels = ((images.detach().float() + 1) * 127.5).round().clamp(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def grid_columns(count: int) -> int:
+    """Columns of the nearly square grid that holds `count` images, wide rather than high: 64 -> 8, 12 -> 4."""
+    return math.ceil(math.sqrt(count))
+
+
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """[N, H, W, C] -> [rows * H, columns * W, C], row by row; cells of the last row without an image are 0."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    cells = np.zeros((rows * columns, height, width, channels), images.dtype)
+    cells[:count] = images
+    grid = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, channels)
+
+
+def catmull_rom(keyframes: Tensor, times: Tensor) -> Tensor:
+    """The closed C1 cubic through keyframes [K, ...] (Catmull, Rom 1974) at times [T], modulo K -> [T, ...]."""
+    index = times.floor()
+    t = (times - index).to(keyframes.dtype).reshape(-1, *[1] * (keyframes.dim() - 1))
+    before, here, after, beyond = (keyframes[(index.long() + k) % len(keyframes)] for k in (-1, 0, 1, 2))
+    slope, next_slope = (after - before) / 2, (beyond - here) / 2
+    hermite = (2 * t + 1) * (1 - t) ** 2, t * (1 - t) ** 2, t**2 * (3 - 2 * t), t**2 * (t - 1)
+    return hermite[0] * here + hermite[1] * slope + hermite[2] * after + hermite[3] * next_slope
+
+
+def latent_walk(keyframes: Tensor, frames_per_keyframe: int) -> Iterator[Tensor]:
+    """Yield the K * frames_per_keyframe latents [...] of a closed walk through keyframes [K, ...], one frame at a time.
+
+    Walk in z, not in the output of the first layer: pixel norm then keeps every frame on the sphere of latents.
+    """
+    for frame in range(len(keyframes) * frames_per_keyframe):
+        yield catmull_rom(keyframes, torch.tensor([frame / frames_per_keyframe], dtype=torch.float64))[0]
