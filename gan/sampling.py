@@ -40,9 +40,15 @@ def seed_latents(seeds: Sequence[int], z_dim: int) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty((0, z_dim)), *rows]).astype(np.float32))
 
 
-def truncate(w: Tensor, mean: Tensor, trunc: float) -> Tensor:
-    """mean + trunc (w - mean). w [N, F], mean [N or 1, F]; trunc 1 changes nothing, 0 gives the mean of the class."""
-    return w if trunc == 1 else torch.lerp(mean, w, trunc)
+def batch_size(G: "ResNetGenerator", stage: int) -> int:
+    """Images to make at a time: 256 small ones, 4 of 1024x1024; a layer of a batch then takes some 256 MB at most."""
+    height, width = (side * 2**stage for side in G.base)
+    return max(1, min(256, 2**22 // (height * width)))
+
+
+def truncated(G: "ResNetGenerator", w: Tensor, labels: Tensor | None, trunc: float) -> Tensor:
+    """w [N, F] moved toward its mean (of its class): mean + trunc (w - mean). Truncating z itself undoes pixel norm."""
+    return w if trunc == 1 else torch.lerp(G.mean_first_layer(labels), w, trunc)
 
 
 @torch.no_grad()
@@ -54,17 +60,18 @@ def generate_batches(
     stage: int,
     alpha: float,
     trunc: float = 1.0,
-    batch: int = 64,
+    batch: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield images [n <= batch, C, H, W], about in [-1, 1], on G's device.
 
     z [N, Z]; labels int64 [N], None if unconditional. Raises UserError when a network makes values that are not finite.
     """
     device = next(G.parameters()).device
+    batch = batch or batch_size(G, stage)
     for start in range(0, len(z), batch):
         part = slice(start, start + batch)
         y = None if labels is None else labels[part].to(device)
-        w = truncate(G.first_layer(z[part].to(device), y), G.mean_first_layer(y), trunc)
+        w = truncated(G, G.first_layer(z[part].to(device), y), y, trunc)
         images = G.synthesize(w, stage, alpha)
         if not images.isfinite().all():
             raise UserError(
@@ -81,7 +88,7 @@ def generate(
     stage: int,
     alpha: float,
     trunc: float = 1.0,
-    batch: int = 64,
+    batch: int | None = None,
 ) -> Tensor:
     """All images of `generate_batches` in one tensor [N, C, H, W] on the CPU."""
     batches = generate_batches(G, z, labels, stage=stage, alpha=alpha, trunc=trunc, batch=batch)

@@ -24,6 +24,7 @@ class LinearGenerator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.base = (1, 1)
         self.scale = nn.Parameter(torch.tensor(0.1))
 
     def first_layer(self, z, labels):

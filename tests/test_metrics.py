@@ -1,0 +1,157 @@
+"""gan.metrics against closed forms, and the classifier on real digits."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gan.errors import UserError
+from gan.metrics.classifier import shrink, train_classifier
+from gan.metrics.frechet import frechet_distance, gaussian_fit
+from gan.metrics.modes import mode_kl, mode_kl_floor
+from gan.metrics.score import Reference, box_blur, score
+
+RANDOM = np.random.RandomState(0)
+
+
+def covariance(rank: int, size: int = 6) -> np.ndarray:
+    root = RANDOM.randn(size, rank)
+    return root @ root.T
+
+
+def test_frechet_distance_of_equal_covariances_is_that_of_the_means():
+    mu1, mu2, sigma = RANDOM.randn(6), RANDOM.randn(6), covariance(6)
+    assert frechet_distance(mu1, sigma, mu2, sigma) == pytest.approx(np.square(mu1 - mu2).sum(), rel=1e-12)
+
+
+def test_frechet_distance_of_commuting_covariances():
+    """S1 = Q diag(a) Q', S2 = Q diag(b) Q': the distance is sum (sqrt a - sqrt b)^2."""
+    q = np.linalg.qr(RANDOM.randn(6, 6))[0]
+    a, b = RANDOM.rand(6), RANDOM.rand(6)
+    distance = frechet_distance(np.zeros(6), (q * a) @ q.T, np.zeros(6), (q * b) @ q.T)
+    assert distance == pytest.approx(np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-12)
+
+
+def test_frechet_distance_of_rank_deficient_covariances():
+    """Ranks 1 along u and v: the trace of the root of the product is |u.v|. Orthogonal supports do not overlap."""
+    u, v, zero = RANDOM.randn(50), RANDOM.randn(50), np.zeros(50)
+    distance = frechet_distance(zero, np.outer(u, u), zero, np.outer(v, v))
+    assert distance == pytest.approx(u @ u + v @ v - 2 * abs(u @ v), rel=1e-10)
+    e1, e2 = np.diag([1.0, 0, 0]), np.diag([0, 2.0, 0])
+    assert frechet_distance(np.zeros(3), e1, np.zeros(3), e2) == pytest.approx(3, rel=1e-12)
+    low = covariance(2, 50)
+    assert frechet_distance(u, low, u, low) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(u, low, u, np.zeros((50, 50))) == pytest.approx(np.trace(low), rel=1e-12)
+
+
+def test_frechet_distance_in_general_position():
+    """tr (S1 S2)^1/2 from the eigenvalues of the nonsymmetric product: the other way to write it."""
+    s1, s2, zero = covariance(6), covariance(6), np.zeros(6)
+    root = np.sqrt(np.linalg.eigvals(s1 @ s2).real).sum()
+    assert frechet_distance(zero, s1, zero, s2) == pytest.approx(np.trace(s1 + s2) - 2 * root, rel=1e-8)
+    assert frechet_distance(zero, s1, zero, s2) == pytest.approx(frechet_distance(zero, s2, zero, s1), rel=1e-10)
+
+
+def test_frechet_distance_refuses_non_finite_moments():
+    with pytest.raises(ValueError, match="finite"):
+        frechet_distance(np.array([np.nan]), np.eye(1), np.zeros(1), np.eye(1))
+
+
+def test_gaussian_fit_is_unbiased_and_needs_two_samples():
+    mean, sigma = gaussian_fit(np.array([[0.0, 1], [2, 5]], np.float32))
+    assert mean.tolist() == [1, 3]
+    assert sigma.tolist() == [[2, 4], [4, 8]]
+    assert gaussian_fit(np.ones((3, 1)))[1].tolist() == [[0]]
+    with pytest.raises(UserError, match="at least 2"):
+        gaussian_fit(np.ones((1, 3)))
+
+
+def test_mode_kl_closed_forms():
+    assert mode_kl([7, 7, 7]) == 0
+    assert mode_kl([5, 0, 0, 0]) == pytest.approx(math.log(4))
+    assert mode_kl([3, 1]) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+
+
+def test_mode_kl_floor_is_what_an_even_source_scores():
+    counts = RANDOM.multinomial(1000, [0.1] * 10, size=4000)
+    assert np.mean([mode_kl(c) for c in counts]) == pytest.approx(mode_kl_floor(1000, 10), rel=0.05)
+
+
+def test_box_blur_is_the_mean_of_nine():
+    images = np.zeros((1, 5, 5, 1), np.uint8)
+    images[0, 2, 2] = 90
+    assert box_blur(images)[0, :, :, 0].tolist() == [[0] * 5, *[[0, 10, 10, 10, 0]] * 3, [0] * 5]
+    assert (box_blur(np.full((2, 4, 3, 3), 255, np.uint8)) == 255).all()
+
+
+def test_shrink_averages_large_images_only():
+    small = RANDOM.randint(0, 256, (2, 32, 8, 3), dtype=np.uint8)
+    assert shrink(small) is small
+    large = np.kron(RANDOM.randint(0, 256, (2, 32, 32, 3)), np.ones((1, 2, 4, 1))).astype(np.uint8)
+    assert np.array_equal(shrink(large), large[:, ::2, ::4])
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+    bunch = load_digits()
+    return (bunch.images[..., None] / 16 * 255).round().astype(np.uint8), bunch.target
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    images, labels = digits()
+    return Reference(train_classifier(images, labels, 10, steps=250), images, labels)
+
+
+def test_classifier_reads_digits(reference):
+    features, probabilities = reference.views
+    assert reference.classifier.accuracy > 0.97
+    assert reference.classifier.held_out == 359
+    assert features.shape == (1797, 64)
+    assert features.min() >= 0
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+
+
+def test_scores_rank_reals_before_blur_before_noise(reference):
+    floors = reference.floors()
+    half, blurred = (floors[name].frechet_distance for name in ("half of the reals", "blurred reals"))
+    noise = score(reference, [RANDOM.randint(0, 256, (n, 8, 8, 1), dtype=np.uint8) for n in (100, 300)])
+    assert half < blurred / 3 < noise.frechet_distance
+    assert noise.samples == 400
+    assert noise.accuracy_as_asked is None
+    assert floors["all reals"].mode_kl < 0.001 < noise.mode_kl
+    assert floors["all reals"].accuracy_as_asked > 0.97
+
+
+def test_a_network_of_one_class_is_found_out(reference):
+    threes = reference.images[reference.labels == 3]
+    row = score(reference, [threes], np.full(len(threes), 3))
+    assert row.accuracy_as_asked > 0.97
+    assert row.mode_kl > 0.9 * math.log(10)
+    assert row.frechet_distance > 20 * reference.floors()["half of the reals"].frechet_distance
+
+
+def test_reals_against_themselves_are_at_distance_zero(reference):
+    assert score(reference, [reference.images]).frechet_distance == pytest.approx(0, abs=1e-6)
+
+
+def test_classifier_is_deterministic_and_leaves_the_random_state_alone():
+    images, labels = RANDOM.randint(0, 256, (40, 9, 12, 4), dtype=np.uint8), np.arange(40) % 3
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = train_classifier(images, labels, 3, steps=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    second = train_classifier(images, labels, 3, steps=3)
+    assert np.array_equal(first(images)[0], second(images)[0])
+    assert not np.array_equal(first(images)[0], train_classifier(images, labels, 3, steps=3, seed=1)(images)[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [((20, 8, 8, 1), 1, "two classes"), ((9, 8, 8, 1), 2, "10 labelled"), ((20, 4, 8, 1), 2, "8 pixels")],
+)
+def test_what_no_classifier_can_be_made_of_is_refused(shape, classes, message):
+    with pytest.raises(UserError, match=message):
+        train_classifier(np.zeros(shape, np.uint8), np.zeros(shape[0], np.int64), classes)
