@@ -1,4 +1,4 @@
-"""`saddle NAME`: one module per command, imported when it is called, and one place that turns errors into exit codes."""
+"""`saddle NAME`: one module per command, imported when it is called, and one place that turns errors into codes."""
 
 import sys
 from importlib import import_module

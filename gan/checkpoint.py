@@ -1,0 +1,223 @@
+"""Snapshots (a generator to use anywhere) and training states (everything needed to go on).
+
+Both hold tensors and JSON only; nothing is ever unpickled. A training state is a directory that appears by one rename,
+with a manifest of SHA-256 sums, so a half-written or damaged one is recognized and the one before it is used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gan.config import TrainConfig, from_dict
+from gan.errors import UserError
+from gan.networks import ResNetDiscriminator, ResNetGenerator, default_widths
+
+STATE, SNAPSHOT = "training-state-", "network-snapshot-"
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What the networks must know of a dataset."""
+
+    channels: int
+    base: tuple[int, int]
+    last: int  # the stage at which training ends
+    class_names: tuple[str, ...]
+    dataset_hash: str
+
+
+def build_networks(config: TrainConfig, images: ImageFormat) -> tuple[ResNetGenerator, ResNetDiscriminator]:
+    """G and D at their random start, a function of the configuration alone. The global random state is untouched."""
+    n = config.network
+    widths = n.widths or default_widths(images.base, images.last, n.channel_base, n.channel_max)
+    if len(widths) != images.last + 1 or min(widths) < 1:
+        raise UserError(f"network.widths {list(widths)} must be {images.last + 1} positive numbers, one per stage")
+    classes = len(images.class_names) if config.data.cond else 0
+    group = config.distributed.group if n.minibatch_stddev else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        G = ResNetGenerator(n.z_dim, widths, images.channels, images.base, classes, n.filter)
+        D = ResNetDiscriminator(widths, images.channels, images.base, classes, n.filter, group)
+    return G, D
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An averaged generator, ready to use, and where it comes from."""
+
+    G: ResNetGenerator
+    config: TrainConfig
+    stage: int
+    alpha: float
+    images_seen: int
+    class_names: tuple[str, ...]
+    dataset_hash: str
+
+
+def save_snapshot(
+    path: Path,
+    G: ResNetGenerator,
+    config: dict[str, Any],
+    images: ImageFormat,
+    stage: int,
+    alpha: float,
+    images_seen: int,
+) -> None:
+    """Write G's weights, its truncation mean and under the metadata key `saddle` what one needs to generate."""
+    about = {
+        "config": config,
+        "channels": images.channels,
+        "base": images.base,
+        "last": images.last,
+        "class_names": images.class_names,
+        "dataset_hash": images.dataset_hash,
+        "stage": stage,
+        "alpha": alpha,
+        "images_seen": images_seen,
+    }
+    tensors = {**G.state_dict(), "latent_mean": G.latent_mean}
+    part = path.with_suffix(".part")
+    _save_tensors(part, tensors, {"saddle": json.dumps(about)})
+    os.replace(part, path)
+
+
+def load_snapshot(path: str | Path) -> Snapshot:
+    """Raises UserError for a file that is missing, damaged or no snapshot."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["saddle"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise UserError(f"no snapshot {path}") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no snapshot of Saddlepoint ({error}); use another one") from error
+    config = from_dict(about["config"])
+    images = ImageFormat(
+        about["channels"], tuple(about["base"]), about["last"], tuple(about["class_names"]), about["dataset_hash"]
+    )
+    G, _ = build_networks(config, images)
+    G.to(dtype=getattr(torch, config.precision.dtype))
+    G.latent_mean.copy_(tensors.pop("latent_mean"))
+    G.load_state_dict(tensors)
+    G.eval().requires_grad_(False)
+    return Snapshot(
+        G, config, about["stage"], about["alpha"], about["images_seen"], images.class_names, images.dataset_hash
+    )
+
+
+def save_state(
+    run_dir: Path, images_seen: int, tensors: Mapping[str, Tensor], about: dict[str, Any], keep: int
+) -> Path:
+    """Write `training-state-<images>/` into a run by one rename, then remove all but the last `keep`."""
+    final = run_dir / f"{STATE}{images_seen:010d}"
+    part = run_dir / f".{final.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    _save_tensors(part / "tensors.safetensors", tensors, {})
+    _write(part / "state.json", json.dumps({**about, "images_seen": images_seen}, indent=1))
+    sums = {name: _sha256(part / name) for name in ("tensors.safetensors", "state.json")}
+    _write(part / "manifest.json", json.dumps(sums, indent=1))
+    _sync(part)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(part, final)
+    _sync(run_dir)
+    for old in sorted(run_dir.glob(f"{STATE}*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """-> (tensors, about). Raises UserError where the manifest and the files differ."""
+    try:
+        sums = json.loads((path / "manifest.json").read_text())
+        damaged = [name for name, wanted in sums.items() if _sha256(path / name) != wanted]
+        if damaged:
+            raise UserError(f"{path} is damaged: the SHA-256 sum of {', '.join(damaged)} differs")
+        return load_file(path / "tensors.safetensors"), json.loads((path / "state.json").read_text())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"{path} is incomplete ({error})") from error
+
+
+def newest_state(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest sound training state of a run, and a line for each newer one that had to be passed over."""
+    passed: list[str] = []
+    for path in sorted(run_dir.glob(f"{STATE}*"), reverse=True):
+        try:
+            load_state(path)
+            return path, passed
+        except UserError as error:
+            passed.append(str(error))
+    return None, passed
+
+
+def initial_weights(source: str, state: Any) -> None:
+    """Copy the weights of a snapshot, a training state or a run's newest state into the networks of `state`, in place.
+
+    A snapshot holds the averaged generator only: G and G_ema start from it, D from its random start. Raises UserError
+    where names or shapes differ.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path if (path / "manifest.json").exists() else newest_state(path)[0] or path
+        tensors = load_state(path)[0]
+    else:
+        weights = {k: v for k, v in load_snapshot(path).G.state_dict().items()}
+        tensors = {f"{name}/{k}": v for name in ("G", "G_ema") for k, v in weights.items()}
+    for name in ("G", "D", "G_ema"):
+        part = {k.removeprefix(name + "/"): v for k, v in tensors.items() if k.startswith(name + "/")}
+        try:
+            if part:
+                getattr(state, name).load_state_dict(part)
+        except RuntimeError as error:
+            raise UserError(f"--init-from={source} does not fit {name}: {error}") from error
+
+
+def flat_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """An optimizer's state as named tensors: `prefix/<slot>/<parameter>`; parameters that never trained have none."""
+    for name, parameter in module.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            yield f"{prefix}/{slot}/{name}", value
+
+
+def load_flat_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of `flat_optimizer`, in place."""
+    parameters = dict(module.named_parameters())
+    for key, value in tensors.items():
+        if key.startswith(prefix + "/"):
+            _, slot, name = key.split("/")
+            optimizer.state[parameters[name]][slot] = value.to(parameters[name].device)
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
+    _sync(path)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

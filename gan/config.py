@@ -1,0 +1,229 @@
+"""The configuration: frozen typed dataclasses, filled by defaults < preset < flags < `--set`.
+
+Everything outside `RunConfig` decides the trajectory and enters its hash; `RunConfig` decides how long, how loud and
+how often a run writes.
+"""
+
+import difflib
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from gan.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    z_dim: int = 512  # length of a latent
+    widths: tuple[int, ...] = ()  # channels per stage, coarsest first; empty: min(channel_base / side, channel_max)
+    channel_base: int = 16384  # channels x side of a stage's plane, where widths are not given
+    channel_max: int = 512
+    filter: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)  # taps of the resampling filter; (1, 1) is nearest and mean
+    minibatch_stddev: bool = True  # give D the standard deviation inside each coupling group (Karras et al. 2018, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthConfig:
+    mode: str = "progressive"  # progressive | none (train at the final resolution from the start)
+    shares: tuple[float, ...] = ()  # share of the run per stage; empty: the last stage half, the others equal parts
+    fade: float = 0.3  # share of each stage after the first in which it fades in
+    kimg: tuple[float, ...] = ()  # instead of shares: length of every stage but the last, in thousands of images
+    fade_kimg: float = 600.0  # with kimg: length of each fade
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    name: str = "nonsaturating"  # a row of gan.objectives.OBJECTIVES
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizerConfig:
+    name: str = "r1"  # a row of gan.regularizers.REGULARIZERS
+    gamma: float = 1.0  # D's loss adds gamma / 2 * penalty
+    every: int = 1  # lazily: on every k-th step, times k (Karras et al. 2020, appendix B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    g_lr: float = 0.002
+    d_lr: float = 0.002
+    betas: tuple[float, float] = (0.0, 0.99)
+    eps: float = 1e-8
+    decay_from: float = 1.0  # share of the run after which learning rates fall linearly ...
+    decay_to: float = 1.0  # ... to this multiple of themselves at its end
+    n_critic: int = 1  # D updates per G update
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    kimg: float = 10.0  # half-life of the generator's average, in thousands of images
+    rampup: float = 0.05  # the half-life is at most this share of the images seen since the parameter's stage began
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    resolution: int = 0  # longer side at which training ends; 0: the dataset's largest
+    cond: bool = False  # condition on the class labels
+    mirror: bool = False  # flip each real left-right with probability 1/2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    group: int = 4  # coupling group: a block of the global batch that stays on one rank
+    deterministic: bool = False  # on CUDA: deterministic algorithms, at some cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    dtype: str = "float32"  # float32 | float64, of weights and of all arithmetic
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    kimg: float = 1000.0  # length of the run, in thousands of real images shown to D
+    tick: float = 4.0  # kimg between status lines
+    snap: int = 50  # ticks between snapshots, grids and training states
+    keep: int = 2  # training states kept
+    threads: int = 0  # intra-op threads of a rank; 0: the cores of the host divided by its ranks
+    workers: int = 1  # batches are read ahead by a thread (1) or by the step itself (0)
+    max_skipped: int = 10  # steps in a row that non-finite values may void before the run stops
+    desc: str = ""  # added to the name of the run's directory
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    seed: int = 0
+    batch: int = 32  # global batch: reals per D update over all ranks
+    init_from: str = ""  # a snapshot or training state whose weights are the starting point
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        for holds, message in _rules(self):
+            if not holds:
+                raise UserError(message)
+
+
+def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
+    """(must hold, what to say if it does not) for everything that can be checked without the dataset."""
+    yield c.distributed.group > 0, f"distributed.group must be positive, got {c.distributed.group}"
+    group = max(c.distributed.group, 1)
+    near = max(round(c.batch / group), 1) * group
+    yield (
+        c.batch > 0 and c.batch % group == 0,
+        f"--batch={c.batch} is not a multiple of the coupling group of {group} (distributed.group); try --batch={near}",
+    )
+    yield c.run.kimg > 0, f"--kimg must be positive, got {c.run.kimg}"
+    yield c.run.tick > 0 and c.run.snap > 0, f"--tick and --snap must be positive, got {c.run.tick} and {c.run.snap}"
+    yield c.run.keep > 0, f"run.keep must be at least 1, got {c.run.keep}"
+    yield c.seed >= 0, f"--seed must not be negative, got {c.seed}"
+    yield c.regularizer.gamma >= 0, f"--gamma must not be negative, got {c.regularizer.gamma}"
+    yield c.regularizer.every > 0, f"regularizer.every must be positive, got {c.regularizer.every}"
+    yield c.optimizer.n_critic > 0, f"optimizer.n_critic must be positive, got {c.optimizer.n_critic}"
+    yield min(c.optimizer.g_lr, c.optimizer.d_lr) > 0, "learning rates must be positive"
+    yield 0 <= c.growth.fade <= 1, f"growth.fade is a share between 0 and 1, got {c.growth.fade}"
+    yield choice("growth.mode", c.growth.mode, ("progressive", "none"))
+    yield choice("precision.dtype", c.precision.dtype, ("float32", "float64"))
+    yield not (c.growth.shares and c.growth.kimg), "growth.shares and growth.kimg exclude each other"
+    yield min(c.growth.shares, default=1) > 0, f"growth.shares must be positive, got {c.growth.shares}"
+    yield min(c.growth.kimg, default=1) > 0, f"growth.kimg must be positive, got {c.growth.kimg}"
+
+
+def choice(what: str, name: str, known: Iterable[str]) -> tuple[bool, str]:
+    """(is it known, the message that names the nearest ones if it is not)."""
+    return name in known, f"{what}={name} is unknown; {nearest(name, known)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'did you mean a or b?' or, where nothing is near, the list of names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+
+
+def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """Replace fields by dotted key ("regularizer.gamma"). Raises UserError for unknown keys and wrong types."""
+    sections: dict[str, dict[str, Any]] = {"": {}}
+    known = keys(config)
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"--set {key}: no such key; {nearest(key, known)}")
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = _coerce(key, value, known[key])
+    top = sections.pop("")
+    return replace(config, **top, **{name: replace(getattr(config, name), **new) for name, new in sections.items()})
+
+
+def keys(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: type} of every field that can be set."""
+    hints = typing.get_type_hints(type(config))
+    found: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        found |= keys(value, f"{prefix}{f.name}.") if is_dataclass(value) else {prefix + f.name: hints[f.name]}
+    return found
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """ "key=value" -> (key, value), the value as TOML reads it, or the bare text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text}: write KEY=VALUE, as in --set regularizer.every=4")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables of a preset -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def trajectory(config: TrainConfig) -> dict[str, Any]:
+    """The part of the configuration that decides the weights; the schedule, resolved to images, belongs to it too."""
+    values = asdict(config)
+    del values["run"]
+    return values
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The inverse of `dataclasses.asdict`."""
+    return override(TrainConfig(), flatten(values))
+
+
+def _coerce(key: str, value: Any, kind: Any) -> Any:
+    """Accept int for float, 0/1 for bool, a list or "1,2" for a tuple; anything else of another type is an error."""
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else _split(value)
+        item_kind, *rest = typing.get_args(kind)
+        if rest != [Ellipsis] and len(items) != 1 + len(rest):
+            raise UserError(f"--set {key}: wants {1 + len(rest)} values, got {value!r}")
+        return tuple(_coerce(key, item, item_kind) for item in items)
+    if kind is str:
+        return str(value)
+    if kind is bool and value in (0, 1):
+        return bool(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f"--set {key}: wants {kind.__name__}, got {value!r}")
+    return value
+
+
+def _split(value: Any) -> list[Any]:
+    return [parse_assignment(f"item={part}")[1] for part in str(value).split(",")]

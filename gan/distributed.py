@@ -1,0 +1,114 @@
+"""`torch.distributed` under `torchrun`, and what is ours: who computes what, and the sum of gradients."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gan.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = CPU
+
+    @property
+    def first(self) -> bool:
+        """Does this rank write files and speak?"""
+        return self.rank == 0
+
+
+def start() -> Ranks:
+    """Join the group that torchrun's environment describes, or stand alone. NCCL on GPUs, gloo on CPUs."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" not in os.environ:
+        return Ranks(device=device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def stop() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(threads: int) -> int:
+    """Set the intra-op threads, 0 for an equal share of the host's cores; -> what was set. Part of bit-equality."""
+    threads = threads or max(cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def set_precision(ranks: Ranks, deterministic: bool) -> None:
+    """On CUDA: tf32 products, and deterministic algorithms if asked. On a CPU everything is so already."""
+    if ranks.device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def share(count: int, ranks: Ranks) -> range:
+    """The contiguous run of `count` coupling groups that this rank computes; runs differ by one at most.
+
+    Raises UserError when there are more ranks than groups.
+    """
+    if ranks.world > count:
+        raise UserError(
+            f"{ranks.world} ranks but only {count} coupling groups in a batch; raise --batch, lower distributed.group "
+            f"or use at most {count} ranks"
+        )
+    return range(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
+
+
+def sum_gradients(module: nn.Module, batch: int) -> Tensor:
+    """Replace each .grad by its sum over ranks / global batch, through one flat all-reduce.
+
+    Divided by the batch and not by the ranks, so ranks may hold unequal shares. -> 0-dim float32 tensor, 1 where any
+    gradient on any rank is not finite, else 0: the sum carries it, so all ranks read the same without another message.
+    """
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    if dist.is_initialized():
+        dist.all_reduce(flat)
+    flat /= batch
+    torch._foreach_copy_(gradients, [g.view_as(old) for g, old in zip(_split(flat, gradients), gradients, strict=True)])
+    return 1 - torch.isfinite(flat).all().float()
+
+
+def _split(flat: Tensor, like: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    return flat.split([g.numel() for g in like])
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """In place, where there are ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """What rank 0 passes, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,39 @@
+"""Every random number of a run, as a pure function of (seed, purpose, global coupling group).
+
+One counter-based generator per group (Philox, Salmon et al. 2011): the key is the run's seed and the purpose, the
+group is the counter's highest word, so a rank draws its own groups only and no state has to be saved or moved.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def group_generator(seed: int, purpose: str, group: int) -> np.random.Generator:
+    """The generator of one coupling group for one purpose."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"), counter=[0, 0, 0, group]))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of the coupling groups `groups`, each of `size` samples."""
+
+    seed: int
+    groups: range
+    size: int
+
+    def latents(self, purpose: str, z_dim: int) -> Tensor:
+        """float32 [len(groups) * size, z_dim], standard normal."""
+        return self._each(purpose, lambda rng: rng.standard_normal((self.size, z_dim), dtype=np.float32))
+
+    def coins(self, purpose: str) -> Tensor:
+        """bool [len(groups) * size], fair."""
+        return self._each(purpose, lambda rng: rng.integers(0, 2, self.size, dtype=np.uint8)).bool()
+
+    def _each(self, purpose: str, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate([draw(group_generator(self.seed, purpose, g)) for g in self.groups]))

@@ -1,0 +1,73 @@
+"""The layers that both networks are made of. Weights are drawn from N(0, 1) and scaled at run time by 1 / sqrt(fan-in):
+the equalized learning rate of Karras et al. 2018, section 4.1. The leaky ReLU's gain of sqrt(2) keeps the variance."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ops import bias_leaky_relu
+
+
+class Linear(nn.Module):
+    """[N, in] -> [N, out]; with `activate`, through bias + leaky ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, activate: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.scale = 1 / math.sqrt(inputs)
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(x, self.weight * self.scale)
+        return bias_leaky_relu(x, self.bias) if self.activate else x + self.bias
+
+
+class Conv2d(nn.Module):
+    """[N, in, H, W] -> [N, out, H, W], odd kernels, zero padding; bias and activation as asked."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, activate: bool = False, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.scale = 1 / math.sqrt(inputs * kernel**2)
+        self.padding = kernel // 2
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight * self.scale
+        if self.activate:
+            return bias_leaky_relu(F.conv2d(x, weight, padding=self.padding), self.bias)
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
+
+
+class Embedding(nn.Module):
+    """Class labels [N] -> [N, dim], entries of variance one."""
+
+    def __init__(self, classes: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, dim))
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.weight[labels]
+
+
+def pixel_norm(x: Tensor) -> Tensor:
+    """Scale each row of [N, C] to mean square one (Karras et al. 2018, section 4.2)."""
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+
+
+def minibatch_stddev(x: Tensor, group: int) -> Tensor:
+    """Append one channel: the standard deviation over a coupling group, averaged over channels and pixels.
+
+    [N, C, H, W] -> [N, C + 1, H, W] (Karras et al. 2018, section 3). A group is `group` samples in a row, whatever
+    the batch, so that the result does not depend on how a global batch is shared out. Raises ValueError if N is not
+    a multiple of the group.
+    """
+    n, _, h, w = x.shape
+    if n % group:
+        raise ValueError(f"minibatch_stddev: a batch of {n} is not made of groups of {group}")
+    deviation = (x.unflatten(0, (-1, group)).var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
+    return torch.cat([x, deviation.repeat_interleave(group).view(n, 1, 1, 1).expand(n, 1, h, w)], 1)

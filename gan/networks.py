@@ -1,0 +1,199 @@
+"""One residual generator and one residual discriminator for every resolution, growing or not.
+
+Stage s works at base * 2**s. `blocks[s]`, `to_image[s]` and `from_image[s]` belong to stage s; whatever has no index
+belongs to stage 0. `stage` and whether it fades are Python constants, `alpha` may be a 0-dim tensor.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gan.layers import Conv2d, Embedding, Linear, minibatch_stddev, pixel_norm
+from ops import bias_leaky_relu, downsample2d, setup_filter, upsample2d
+
+Alpha = Tensor | float
+SQRT_HALF = math.sqrt(0.5)
+
+
+def stage_of(name: str) -> int:
+    """The stage a parameter belongs to, by its name."""
+    match = re.search(r"\b(?:blocks|to_image|from_image)\.(\d+)\.", name)
+    return int(match[1]) if match else 0
+
+
+def is_fading(alpha: Alpha) -> bool:
+    """A tensor alpha means that the stage fades in; a plain 1 that it does not."""
+    return isinstance(alpha, Tensor) or alpha < 1
+
+
+def fade(old: Tensor, new: Tensor, alpha: Alpha) -> Tensor:
+    """(1 - alpha) * old + alpha * new."""
+    return old + (new - old) * alpha
+
+
+class Stem(nn.Module):
+    """[N, width * h * w] -> [N, width, h, w]: the generator's stage 0."""
+
+    def __init__(self, width: int, base: tuple[int, int]):
+        super().__init__()
+        self.shape = (width, *base)
+        self.conv = Conv2d(width, width, 3, activate=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(bias_leaky_relu(x.unflatten(1, self.shape)))
+
+
+class GrowBlock(nn.Module):
+    """[N, in, H, W] -> [N, out, 2H, 2W];  (up(x) + conv(conv(up(x)))) / sqrt(2)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv0 = Conv2d(inputs, outputs, 3, activate=True)
+        self.conv1 = Conv2d(outputs, outputs, 3, activate=True)
+        self.skip = Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, filter: Tensor) -> Tensor:
+        skip = upsample2d(self.skip(x), filter)  # a 1x1 convolution commutes with resampling: cheaper below
+        return (skip + self.conv1(self.conv0(upsample2d(x, filter)))) * SQRT_HALF
+
+
+class ShrinkBlock(nn.Module):
+    """[N, in, 2H, 2W] -> [N, out, H, W];  (down(x) + down(conv(conv(x)))) / sqrt(2)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        hidden = min(inputs, outputs)
+        self.conv0 = Conv2d(inputs, hidden, 3, activate=True)
+        self.conv1 = Conv2d(hidden, outputs, 3, activate=True)
+        self.skip = Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, filter: Tensor) -> Tensor:
+        skip = self.skip(downsample2d(x, filter))
+        return (skip + downsample2d(self.conv1(self.conv0(x)), filter)) * SQRT_HALF
+
+
+class Head(nn.Module):
+    """[N, width, h, w] -> features [N, width]: the discriminator's stage 0."""
+
+    def __init__(self, width: int, base: tuple[int, int], stddev_group: int):
+        super().__init__()
+        self.stddev_group = stddev_group
+        self.conv = Conv2d(width + (stddev_group > 0), width, 3, activate=True)
+        self.linear = Linear(width * math.prod(base), width, activate=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = minibatch_stddev(x, self.stddev_group) if self.stddev_group else x
+        return self.linear(self.conv(x).flatten(1))
+
+
+class ResNetGenerator(nn.Module):
+    """Latents [N, z_dim] (and labels [N] where classes > 0) -> images [N, channels, H, W], about in [-1, 1]."""
+
+    filter: Tensor
+    latent_mean: Tensor
+
+    def __init__(
+        self,
+        z_dim: int,
+        widths: Sequence[int],
+        channels: int = 3,
+        base: tuple[int, int] = (4, 4),
+        classes: int = 0,
+        filter: Sequence[float] = (1, 3, 3, 1),
+    ):
+        super().__init__()
+        self.z_dim, self.channels, self.base, self.classes = z_dim, channels, tuple(base), classes
+        self.embedding = Embedding(classes, z_dim) if classes else None
+        self.first = Linear(z_dim * (2 if classes else 1), widths[0] * math.prod(base))
+        self.blocks = nn.ModuleList([Stem(widths[0], base)])
+        self.blocks.extend(GrowBlock(a, b) for a, b in pairwise(widths))
+        self.to_image = nn.ModuleList(Conv2d(width, channels, 1) for width in widths)
+        self.register_buffer("filter", setup_filter(filter), persistent=False)
+        self.register_buffer("latent_mean", mean_latent(z_dim), persistent=False)
+
+    def first_layer(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z: [N, z_dim], labels: int64 [N] iff classes -> [N, F], what truncation moves."""
+        return self._first(pixel_norm(z.to(self.first.weight.dtype)), labels)
+
+    def mean_first_layer(self, labels: Tensor | None = None) -> Tensor:
+        """Mean of `first_layer` over latents, per class: [N, F] or [1, F]. The layer is linear, so it is its value at
+        the mean normalized latent."""
+        return self._first(self.latent_mean.expand(1 if labels is None else len(labels), -1), labels)
+
+    def _first(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        if (labels is None) == bool(self.classes):
+            raise ValueError(
+                f"ResNetGenerator: {'needs' if self.classes else 'takes no'} labels ({self.classes} classes)"
+            )
+        if self.embedding is not None:
+            z = torch.cat([z, pixel_norm(self.embedding(labels))], 1)
+        return self.first(z)
+
+    def synthesize(self, w: Tensor, stage: int, alpha: Alpha = 1.0) -> Tensor:
+        """w: [N, F] from `first_layer` -> [N, channels, base * 2**stage]; alpha < 1 blends in the stage before."""
+        old = x = self.blocks[0](w)
+        for block in self.blocks[1 : stage + 1]:
+            old, x = x, block(x, self.filter)
+        image = self.to_image[stage](x)
+        if stage == 0 or not is_fading(alpha):
+            return image
+        return fade(upsample2d(self.to_image[stage - 1](old), self.filter), image, alpha)
+
+    def forward(self, z: Tensor, stage: int, alpha: Alpha = 1.0, labels: Tensor | None = None) -> Tensor:
+        return self.synthesize(self.first_layer(z, labels), stage, alpha)
+
+
+class ResNetDiscriminator(nn.Module):
+    """Images [N, channels, H, W] (and labels [N] where classes > 0) -> logits [N], by projection for classes
+    (Miyato & Koyama 2018)."""
+
+    filter: Tensor
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        channels: int = 3,
+        base: tuple[int, int] = (4, 4),
+        classes: int = 0,
+        filter: Sequence[float] = (1, 3, 3, 1),
+        stddev_group: int = 4,
+    ):
+        super().__init__()
+        self.classes = classes
+        self.blocks = nn.ModuleList([Head(widths[0], base, stddev_group)])
+        self.blocks.extend(ShrinkBlock(b, a) for a, b in pairwise(widths))
+        self.from_image = nn.ModuleList(Conv2d(channels, width, 1, activate=True) for width in widths)
+        self.logit = Linear(widths[0], 1)
+        self.embedding = Embedding(classes, widths[0]) if classes else None
+        self.register_buffer("filter", setup_filter(filter), persistent=False)
+
+    def forward(self, images: Tensor, stage: int, alpha: Alpha = 1.0, labels: Tensor | None = None) -> Tensor:
+        """images: [N, channels, base * 2**stage] -> [N]; alpha < 1 blends in the stage before it."""
+        if (labels is None) == bool(self.classes):
+            raise ValueError(f"ResNetDiscriminator: {'needs' if self.classes else 'takes no'} labels")
+        x = self.from_image[stage](images)
+        for index in range(stage, 0, -1):
+            x = self.blocks[index](x, self.filter)
+            if index == stage and is_fading(alpha):
+                x = fade(self.from_image[stage - 1](downsample2d(images, self.filter)), x, alpha)
+        x = self.blocks[0](x)
+        logits = self.logit(x).squeeze(1)
+        if self.embedding is not None:
+            logits = logits + (self.embedding(labels) * x).sum(1) / math.sqrt(x.shape[1])
+        return logits
+
+
+def mean_latent(z_dim: int, count: int = 10_000) -> Tensor:
+    """Mean of `count` pixel-normalized latents, the same for everyone: [z_dim]."""
+    z = np.random.RandomState(0).randn(count, z_dim)
+    return torch.from_numpy((z / np.sqrt((z**2).mean(1, keepdims=True) + 1e-8)).mean(0).astype(np.float32))
+
+
+def default_widths(base: tuple[int, int], last: int, channel_base: int, channel_max: int) -> tuple[int, ...]:
+    """Channels per stage: min(channel_base / longer side, channel_max), coarsest first."""
+    return tuple(max(min(channel_base // (max(base) * 2**s), channel_max), 1) for s in range(last + 1))

@@ -1,0 +1,152 @@
+"""Everything that changes during a run, as pure functions of `images_seen`, the only clock (Karras et al. 2018).
+
+A step is one D update on the samples [images_seen, images_seen + batch). Stages begin and end on step boundaries.
+"""
+
+import math
+from dataclasses import dataclass
+
+from gan.config import TrainConfig
+from gan.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A resolution: base * 2 ** index. All lengths in images."""
+
+    index: int
+    start: int
+    fade: int  # images during which it fades in; 0 for the first
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The run, resolved to images."""
+
+    stages: tuple[Stage, ...]
+    total: int  # images at which the run ends
+    batch: int
+    decay_start: int
+    decay_end: int
+    decay_to: float
+
+    @property
+    def last(self) -> int:
+        """Index of the stage at which training ends."""
+        return self.stages[-1].index
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What holds for the step that begins at `images_seen`."""
+
+    images_seen: int
+    step: int
+    stage: int
+    alpha: float  # in (0, 1] while the stage fades in, 1 otherwise
+    lr_scale: float  # multiplies the learning rates
+
+    @property
+    def fading(self) -> bool:
+        return self.alpha < 1
+
+
+def moment(schedule: Schedule, images_seen: int) -> Moment:
+    """Stage, alpha and learning rate at a point of the clock."""
+    stage = [s for s in schedule.stages if s.start <= images_seen][-1]
+    # The step that ends the fade is its last: alpha counts the images that will have been seen after the step.
+    progress = (images_seen - stage.start + schedule.batch) / (stage.fade + schedule.batch)
+    return Moment(
+        images_seen=images_seen,
+        step=images_seen // schedule.batch,
+        stage=stage.index,
+        alpha=min(progress, 1.0),
+        lr_scale=linear_decay(images_seen, schedule.decay_start, schedule.decay_end, schedule.decay_to),
+    )
+
+
+def stage_start(schedule: Schedule, index: int) -> int:
+    """Images seen when a stage's parameters began to train; 0 for those that were there from the start."""
+    return max((s.start for s in schedule.stages if s.index == index), default=0)
+
+
+def linear_decay(images_seen: int, start: int, end: int, to: float) -> float:
+    """1 up to `start`, then linearly to `to` at `end`, then `to`."""
+    if images_seen <= start or to == 1:
+        return 1.0
+    return 1.0 + (to - 1.0) * min((images_seen - start) / max(end - start, 1), 1.0)
+
+
+def ema_beta(images: int, since: int, half_life: float, rampup: float) -> float:
+    """Weight of the old average after `images` more, `since` images into its life; half-lives in images.
+
+    The half-life is min(half_life, rampup * since): a young average forgets its random start quickly.
+    """
+    life = min(half_life, rampup * since) if rampup > 0 else half_life
+    return 0.5 ** (images / life) if life > 0 else 0.0
+
+
+def build_schedule(config: TrainConfig, last: int) -> Schedule:
+    """Resolve fractions and kimg to step boundaries; `last` is the stage of the final resolution.
+
+    Raises UserError when the stages do not fit the run.
+    """
+    batch = config.batch
+    total = _steps(config.run.kimg * 1000, batch) * batch
+    decays = config.optimizer.decay_to != 1
+    return Schedule(
+        stages=_stages(config, last, total),
+        total=total,
+        batch=batch,
+        decay_start=round(total * config.optimizer.decay_from) if decays else 0,
+        decay_end=total if decays else 0,
+        decay_to=config.optimizer.decay_to,
+    )
+
+
+def _stages(config: TrainConfig, last: int, total: int) -> tuple[Stage, ...]:
+    if config.growth.mode == "none":
+        return (Stage(last, 0, 0),)
+    lengths, fades = _lengths(config, last, total)
+    _expect(
+        all(fade <= length for length, fade in zip(lengths[1:-1], fades[1:-1], strict=True)),
+        f"growth.fade_kimg={config.growth.fade_kimg:g} is longer than a stage of growth.kimg",
+    )
+    stages, start = [], 0
+    for index, (length, fade) in enumerate(zip(lengths, fades, strict=True)):
+        stages.append(Stage(index, start, _steps(fade, config.batch, round) * config.batch if index else 0))
+        start += _steps(length, config.batch, round) * config.batch
+    final = stages[-1]
+    if final.start + final.fade >= total:
+        raise UserError(
+            f"a run of {total / 1000:g} kimg ends before its last stage is faded in "
+            f"({(final.start + final.fade) / 1000:g} kimg); raise --kimg or shorten growth.kimg and growth.fade_kimg"
+        )
+    return tuple(stages)
+
+
+def _lengths(config: TrainConfig, last: int, total: int) -> tuple[list[float], list[float]]:
+    """Length and fade of every stage, in images."""
+    growth = config.growth
+    if growth.kimg:
+        _expect(
+            len(growth.kimg) == last, f"growth.kimg has {len(growth.kimg)} values but {last} stages precede the last"
+        )
+        lengths = [1000 * k for k in growth.kimg]
+        return [*lengths, total - sum(lengths)], [1000 * growth.fade_kimg] * (last + 1)
+    shares = growth.shares or [0.5 / max(last, 1)] * last + [0.5]
+    _expect(len(shares) == last + 1, f"growth.shares has {len(shares)} values but there are {last + 1} stages")
+    lengths = [total * share / sum(shares) for share in shares]
+    _expect(
+        min(lengths) >= config.batch, f"a run of {total / 1000:g} kimg is too short for {last + 1} stages; raise --kimg"
+    )
+    return lengths, [growth.fade * length for length in lengths]
+
+
+def _steps(images: float, batch: int, rounding=math.ceil) -> int:
+    return max(int(rounding(images / batch)), 1)
+
+
+def _expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)

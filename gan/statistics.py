@@ -1,0 +1,33 @@
+"""Sums of what a run reports, kept on the device and reduced over ranks once per tick."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gan.distributed import sum_over_ranks
+
+
+class Statistics:
+    """Means by name. Every rank adds the same names in the same order, so one flat sum over ranks serves them all."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}  # name -> [sum, count]
+
+    @torch.no_grad()
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add every element of each tensor."""
+        for name, value in values.items():
+            # float64 costs nothing at this size and keeps long sums exact; MPS has none, but we do not run there.
+            total = value.detach().double().sum()
+            new = torch.stack([total, torch.full_like(total, value.numel())])
+            self.sums[name] = self.sums[name] + new if name in self.sums else new
+
+    def take(self) -> dict[str, float]:
+        """Means over all ranks since the last call; waits for the device."""
+        if not self.sums:
+            return {}
+        table = sum_over_ranks(torch.stack(list(self.sums.values()))).tolist()
+        means = {name: total / count for name, (total, count) in zip(self.sums, table, strict=True)}
+        self.sums.clear()
+        return means

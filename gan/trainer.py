@@ -1,0 +1,244 @@
+"""Training: the step, on one screen, and the state it changes. `gan.loop` goes round it.
+
+The weights are a function of (configuration, seed, dataset, images seen) and of nothing else: not of the ranks, not of
+interruptions, not of how often the run logs or saves.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gan.checkpoint import ImageFormat, build_networks, flat_optimizer, load_flat_optimizer
+from gan.config import TrainConfig, choice
+from gan.distributed import Ranks, share, sum_gradients
+from gan.draws import Draws
+from gan.errors import UserError
+from gan.networks import Alpha, ResNetDiscriminator, ResNetGenerator, fade, stage_of
+from gan.objectives import OBJECTIVES, Objective
+from gan.regularizers import REGULARIZERS, Penalty, Regularizer
+from gan.schedules import Moment, Schedule, ema_beta, stage_start
+from gan.statistics import Statistics
+from ops import downsample2d, upsample2d
+
+Feed = Callable[[Iterator[tuple[int, int, int]]], Iterator[tuple[np.ndarray, np.ndarray | None]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What does not change during a run."""
+
+    config: TrainConfig
+    schedule: Schedule
+    images: ImageFormat
+    ranks: Ranks
+    objective: Objective
+    regularizer: Regularizer
+
+    @property
+    def groups(self) -> range:
+        """This rank's coupling groups, counted inside a batch."""
+        return share(self.config.batch // self.config.distributed.group, self.ranks)
+
+    def draws(self, images_seen: int) -> Draws:
+        """This rank's draws for the step that begins at `images_seen`."""
+        size = self.config.distributed.group
+        return Draws(
+            self.config.seed,
+            range(images_seen // size + self.groups.start, images_seen // size + self.groups.stop),
+            size,
+        )
+
+    def samples(self, images_seen: int) -> tuple[int, int]:
+        """(first, count) of this rank's share of the global samples [images_seen, images_seen + batch)."""
+        size = self.config.distributed.group
+        return images_seen + self.groups.start * size, len(self.groups) * size
+
+
+def look_up(config: TrainConfig) -> tuple[Objective, Regularizer]:
+    """The rows that the configuration names. Raises UserError, naming the nearest, for names that do not exist."""
+    for what, name, table in (
+        ("--objective", config.objective.name, OBJECTIVES),
+        ("--regularizer", config.regularizer.name, REGULARIZERS),
+    ):
+        known, message = choice(what, name, table)
+        if not known:
+            raise UserError(message)
+    return OBJECTIVES[config.objective.name], REGULARIZERS[config.regularizer.name]
+
+
+def build_task(config: TrainConfig, schedule: Schedule, images: ImageFormat, ranks: Ranks) -> Task:
+    """Everything a step needs. Raises UserError where the ranks are more than the coupling groups."""
+    task = Task(config, schedule, images, ranks, *look_up(config))
+    assert task.groups
+    return task
+
+
+@dataclass
+class TrainState:
+    """Everything that changes, and nothing else."""
+
+    G: ResNetGenerator
+    D: ResNetDiscriminator
+    G_ema: ResNetGenerator
+    g_optimizer: torch.optim.Optimizer
+    d_optimizer: torch.optim.Optimizer
+    skipped: Tensor  # [2] steps voided by non-finite values: in all, and in a row
+    images_seen: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A flat copy for a training state, by name."""
+        flat = {f"{name}/{k}": v for name in ("G", "D", "G_ema") for k, v in getattr(self, name).state_dict().items()}
+        flat |= flat_optimizer(self.g_optimizer, self.G, "g_optimizer")
+        flat |= flat_optimizer(self.d_optimizer, self.D, "d_optimizer")
+        return flat | {"skipped": self.skipped}
+
+    def load_tensors(self, tensors: dict[str, Tensor], images_seen: int) -> None:
+        """The inverse of `tensors`, in place."""
+        for name in ("G", "D", "G_ema"):
+            getattr(self, name).load_state_dict(
+                {k.removeprefix(name + "/"): v for k, v in tensors.items() if k.startswith(name + "/")}
+            )
+        load_flat_optimizer(self.g_optimizer, self.G, "g_optimizer", tensors)
+        load_flat_optimizer(self.d_optimizer, self.D, "d_optimizer", tensors)
+        self.skipped.copy_(tensors["skipped"])
+        self.images_seen = images_seen
+
+
+def initial_state(task: Task) -> TrainState:
+    """Networks at their random start on the task's device, equal on all ranks."""
+    config, device = task.config, task.ranks.device
+    dtype = getattr(torch, config.precision.dtype)
+    G, D = build_networks(config, task.images)
+    G.to(device, dtype), D.to(device, dtype)
+    G_ema = build_networks(config, task.images)[0].to(device, dtype).requires_grad_(False)
+    options: dict[str, Any] = {"betas": config.optimizer.betas, "eps": config.optimizer.eps, "fused": True}
+    return TrainState(
+        G,
+        D,
+        G_ema,
+        torch.optim.Adam(G.parameters(), lr=torch.tensor(config.optimizer.g_lr, device=device), **options),
+        torch.optim.Adam(D.parameters(), lr=torch.tensor(config.optimizer.d_lr, device=device), **options),
+        torch.zeros(2, device=device),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train_step(
+    state: TrainState, task: Task, now: Moment, images: Tensor, labels: Tensor | None, stats: Statistics
+) -> None:
+    """One D update, and after every n_critic-th one G update and one of the average.
+
+    images: uint8 [n, H, W, C], labels: int64 [n] or None: this rank's share of the samples from `now.images_seen`.
+    The losses are summed over this rank's samples and divided by the global batch after the sum over ranks.
+    """
+    G, D, draws, config = state.G, state.D, task.draws(now.images_seen), task.config
+    alpha: Alpha = state.skipped.new_tensor(now.alpha) if now.fading else 1.0
+    due = task.regularizer if now.step % config.regularizer.every == 0 else REGULARIZERS["none"]
+
+    real = prepare_reals(images, draws if config.data.mirror else None, alpha, G)
+    with torch.no_grad():
+        fake = G(draws.latents("latents of the D step", G.z_dim).to(real.device), now.stage, alpha, labels)
+    real.requires_grad_(due.on_real is not None)
+    fake.requires_grad_(due.on_fake is not None)
+    real_logits, fake_logits = D(real, now.stage, alpha, labels), D(fake, now.stage, alpha, labels)
+    d_loss = task.objective.discriminator(real_logits, fake_logits)
+    penalties = [p(x, y) for p, x, y in _due(due, (real_logits, real), (fake_logits, fake))]
+    weight = config.regularizer.gamma / 2 * config.regularizer.every
+    total = total_over_samples(d_loss, len(real)) + sum(weight * penalty.sum() for penalty in penalties)
+    bad = update(D, state.d_optimizer, config.optimizer.d_lr * now.lr_scale, total, config.batch)
+
+    if (now.step + 1) % config.optimizer.n_critic == 0:
+        z = draws.latents("latents of the G step", G.z_dim).to(real.device)
+        with frozen(D):
+            paired = D(real.detach(), now.stage, alpha, labels) if task.objective.paired else real_logits.detach()
+            g_loss = task.objective.generator(paired, D(G(z, now.stage, alpha, labels), now.stage, alpha, labels))
+            total = total_over_samples(g_loss, len(real))
+            bad = update(G, state.g_optimizer, config.optimizer.g_lr * now.lr_scale, total, config.batch, bad)
+        update_average(state.G_ema, G, task, now, bad)
+        stats.add({"Loss/G/loss": g_loss})
+
+    stats.add({"Loss/scores/real": real_logits, "Loss/scores/fake": fake_logits, "Loss/D/loss": d_loss})
+    stats.add({"Loss/signs/real": real_logits.sign(), "Loss/signs/fake": fake_logits.sign()})
+    if penalties:
+        stats.add({f"Loss/{config.regularizer.name}_penalty": torch.stack(penalties).sum(0)})
+    state.skipped.copy_(torch.stack([state.skipped[0] + bad, (state.skipped[1] + 1) * bad]))
+    state.images_seen = now.images_seen + config.batch
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _due(
+    regularizer: Regularizer, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]
+) -> Iterator[tuple[Penalty, Tensor, Tensor]]:
+    if regularizer.on_real is not None:
+        yield regularizer.on_real, *real
+    if regularizer.on_fake is not None:
+        yield regularizer.on_fake, *fake
+
+
+def prepare_reals(images: Tensor, mirror: Draws | None, alpha: Alpha, G: ResNetGenerator) -> Tensor:
+    """uint8 [n, H, W, C] -> [n, C, H, W] in [-1, 1], flipped by the draws, faded as the generator's images are."""
+    real = images.permute(0, 3, 1, 2).to(G.filter.dtype, memory_format=torch.contiguous_format) / 127.5 - 1
+    if mirror is not None:
+        real = torch.where(mirror.coins("mirror").to(real.device).view(-1, 1, 1, 1), real.flip(3), real)
+    if isinstance(alpha, Tensor):
+        real = fade(upsample2d(downsample2d(real, G.filter), G.filter), real, alpha)
+    return real
+
+
+def total_over_samples(loss: Tensor, samples: int) -> Tensor:
+    """Sum of a loss over samples, whether it comes as [samples] or as [groups]."""
+    return loss.sum() * (samples / len(loss))
+
+
+def update(
+    module: nn.Module, optimizer: torch.optim.Optimizer, lr: float, total: Tensor, batch: int, bad: Tensor | None = None
+) -> Tensor:
+    """Backward, sum over ranks, step. -> 0-dim, 1 where a gradient (or `bad` before it) was not finite, else 0.
+
+    A bad step changes nothing: the fused Adam reads `found_inf` on the device, so nobody waits for the answer.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(total, inputs=list(module.parameters()))  # not into the images a penalty looked at
+    found = sum_gradients(module, batch)
+    found = found if bad is None else torch.maximum(found, bad)
+    for group in optimizer.param_groups:
+        group["lr"].fill_(lr)
+    optimizer.found_inf, optimizer.grad_scale = found, None  # type: ignore[attr-defined]
+    optimizer.step()
+    return found
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients for a module's parameters inside."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, task: Task, now: Moment, bad: Tensor) -> None:
+    """average <- beta * average + (1 - beta) * model for the parameters of the stages that train, unless `bad`.
+
+    beta ramps up from the beginning of each parameter's own stage.
+    """
+    images = task.config.batch * task.config.optimizer.n_critic
+    weights = {}
+    for stage in range(now.stage + 1):
+        since = now.images_seen + task.config.batch - stage_start(task.schedule, stage)
+        beta = ema_beta(images, since, 1000 * task.config.ema.kimg, task.config.ema.rampup)
+        weights[stage] = (1 - beta) * (1 - bad)
+    for (name, a), p in zip(average.named_parameters(), model.parameters(), strict=True):
+        if stage_of(name) <= now.stage:
+            a.lerp_(p, weights[stage_of(name)].to(a.dtype))

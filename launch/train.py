@@ -1,0 +1,348 @@
+"""`saddle train`: join a dataset and the trainer, alone, by `--gpus=N`, or as a rank under torchrun."""
+
+import os
+import platform
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from data.dataset import ImageDataset
+from data.loader import load
+from gan.config import TrainConfig, choice, flatten, override, parse_assignment, trajectory
+from gan.errors import UserError
+from launch.cli import run as run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = Path(__file__).resolve().parent / "presets"
+FLAGS = {  # flag -> key of the configuration
+    "batch": "batch",
+    "kimg": "run.kimg",
+    "seed": "seed",
+    "resolution": "data.resolution",
+    "objective": "objective.name",
+    "regularizer": "regularizer.name",
+    "gamma": "regularizer.gamma",
+    "cond": "data.cond",
+    "mirror": "data.mirror",
+    "init_from": "init_from",
+    "tick": "run.tick",
+    "snap": "run.snap",
+    "workers": "run.workers",
+    "desc": "run.desc",
+}
+# glibc gives large tensors fresh pages again and again; keeping them is worth up to a factor of five on a CPU.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--data", required=True, type=click.Path(), help="Dataset made by `saddle prepare`.")
+@click.option("--outdir", required=True, type=click.Path(), help="Where runs are kept, numbered.")
+@click.option("--preset", default="default", help="A name in launch/presets, or a .toml file.")
+@click.option("--resolution", type=int, help="Side at which training ends. [default: the dataset's largest]")
+@click.option("--batch", type=int, help="Global batch, over all ranks.")
+@click.option("--kimg", type=float, help="Length of the run in thousands of real images shown to D.")
+@click.option("--objective", help="nonsaturating | relativistic.")
+@click.option("--regularizer", help="none | r1 | r1_r2.")
+@click.option("--gamma", type=float, help="Weight of the penalty: D's loss adds gamma / 2 * penalty.")
+@click.option("--cond", type=bool, help="Condition on the class labels.")
+@click.option("--mirror", type=bool, help="Flip reals left-right at random.")
+@click.option(
+    "--gpus", type=click.IntRange(min=1), default=1, help="Ranks on this host (processes where it has no GPU)."
+)
+@click.option("--workers", type=int, help="Read batches ahead in a thread (1) or in the step (0).")
+@click.option("--seed", type=int, help="Of the weights, the data order and every draw.")
+@click.option("--tick", type=float, help="kimg between status lines.")
+@click.option("--snap", type=int, help="Ticks between snapshots, grids and training states.")
+@click.option(
+    "--resume", default="latest", help="latest (the newest run like this one) | none (a new run) | a run's PATH."
+)
+@click.option("--init-from", type=click.Path(), help="Start from the weights of a snapshot or a training state.")
+@click.option("--desc", help="Added to the name of the run's directory.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set any key of gan/config.py; repeatable."
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Print what would be done, and stop.")
+@click.pass_context
+def main(ctx: click.Context, **flags: Any) -> int:
+    """Train a GAN on a dataset. The same command again goes on where the run was stopped.
+
+    On many GPUs: --gpus=N, or torchrun ... -m launch.train with the same flags.
+    """
+    plan = make_plan(flags)
+    if flags["dry_run"]:
+        return dry_run(plan)
+    if flags["gpus"] > 1 and "WORLD_SIZE" not in os.environ:
+        return spawn(plan, flags)
+    return work(plan, flags["resume"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked command: everything that can be wrong is found before the first rank starts."""
+
+    config: TrainConfig
+    schedule: Any
+    images: Any
+    dataset: ImageDataset
+    outdir: Path
+    name: str
+    options: dict[str, Any]  # what training_options.json holds
+
+
+def make_plan(flags: Mapping[str, Any]) -> Plan:
+    """Read preset, flags and dataset; raises UserError or DataError for whatever does not fit together."""
+    from gan.runs import fingerprint
+    from gan.schedules import build_schedule
+    from gan.trainer import look_up
+
+    config = read_config(flags)
+    look_up(config)
+    dataset = ImageDataset(flags["data"])
+    images = image_format(dataset, config)
+    if config.batch > len(dataset):
+        raise UserError(
+            f"{flags['data']} holds {len(dataset)} image{'s' * (len(dataset) != 1)}, fewer than one batch of "
+            f"{config.batch}; add images or lower --batch"
+        )
+    schedule = build_schedule(config, images.last)
+    options = {
+        "data": str(Path(flags["data"]).absolute()),
+        "preset": flags["preset"],
+        "config": asdict(config),
+        "images": asdict(images),
+        "schedule": asdict(schedule),
+    }
+    # A schedule made of shares of the run moves with --kimg, so its length belongs to the trajectory; one made of
+    # kimg does not, and the run can be made longer.
+    resolved = {k: v for k, v in options["schedule"].items() if k != "total"}
+    options["trajectory_hash"] = fingerprint([trajectory(config), resolved, options["images"]])
+    height, width = (side * 2**images.last for side in images.base)
+    size = str(width) if height == width else f"{height}x{width}"
+    parts = [Path(flags["preset"]).stem, dataset.path.stem, config.objective.name, config.regularizer.name, size]
+    name = "-".join([*parts, f"b{config.batch}", *filter(None, [config.run.desc])])
+    return Plan(config, schedule, images, dataset, Path(flags["outdir"]), name, options)
+
+
+def read_config(flags: Mapping[str, Any]) -> TrainConfig:
+    """Defaults < preset < flags < --set."""
+    values = read_preset(flags["preset"])
+    values |= {key: flags[flag] for flag, key in FLAGS.items() if flags[flag] is not None}
+    values |= dict(parse_assignment(text) for text in flags["assignments"])
+    return override(TrainConfig(), values)
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The dotted keys of a preset, by name or by path."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        known, message = choice("--preset", name, [p.stem for p in PRESETS.glob("*.toml")])
+        if not known:
+            raise UserError(message)
+        path = PRESETS / f"{name}.toml"
+    try:
+        return flatten(tomllib.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--preset={name} cannot be read: {error}") from error
+
+
+def image_format(dataset: ImageDataset, config: TrainConfig) -> Any:
+    """What the networks must know of the dataset; refuses resolutions and labels that it does not have."""
+    from gan.checkpoint import ImageFormat
+
+    manifest = dataset.manifest
+    sides = {max(manifest.size(level)): level for level in manifest.levels}
+    wanted = config.data.resolution or max(sides)
+    stored = ", ".join(str(side) for side in sorted(sides))
+    if wanted not in sides:
+        raise UserError(f"--resolution={wanted}: {dataset.path} holds {stored}; choose one or prepare it anew")
+    last = sides[wanted]
+    if config.growth.mode == "progressive" and set(range(last)) - set(manifest.levels):
+        raise UserError(
+            f"{dataset.path} holds {stored} only, and growing starts at {max(manifest.base)}; "
+            "prepare it with all levels, or --set growth.mode=none"
+        )
+    classes = tuple(manifest.classes or ())
+    if config.data.cond and not classes:
+        raise UserError(
+            f"--cond=1 needs class labels and {dataset.path} has none; put each class in a folder of its own"
+        )
+    return ImageFormat(manifest.channels, manifest.base, last, classes, manifest.content_hash)
+
+
+def dry_run(plan: Plan) -> int:
+    """Print the options, and where the run would go."""
+    import json
+
+    from gan.runs import find
+
+    click.echo(json.dumps(plan.options, indent=2))
+    found = find(plan.outdir, plan.options["trajectory_hash"])
+    click.echo(f"would {f'go on with {found}' if found else f'start {plan.outdir}/NNNNN-{plan.name}'}")
+    return 0
+
+
+def resolve(plan: Plan, resume: str) -> Path:
+    """The directory of the run to go on with, or a new one. Leaves both the lock and the contents alone."""
+    import json
+
+    from gan.runs import OPTIONS, create, find
+
+    trajectory_hash = plan.options["trajectory_hash"]
+    if resume in ("latest", "none"):
+        found = find(plan.outdir, trajectory_hash) if resume == "latest" else None
+        return found or create(plan.outdir, plan.name, plan.options)
+    try:
+        options = json.loads((Path(resume) / OPTIONS).read_text())
+    except (OSError, ValueError):
+        raise UserError(f"--resume={resume} is not the directory of a run (it has no {OPTIONS})") from None
+    if options["trajectory_hash"] != trajectory_hash:
+        old, new = (flatten({k: o[k] for k in ("config", "images", "schedule")}) for o in (options, plan.options))
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in new.items()}
+        names = [k for k in old if plain.get(k) != old[k] and not k.startswith("config.run.") and k != "schedule.total"]
+        raise UserError(
+            f"--resume={resume} is a run with another {', '.join(names)}; give the same, or use --init-from"
+        )
+    return Path(resume)
+
+
+def spawn(plan: Plan, flags: Mapping[str, Any]) -> int:
+    """Run the same command on N local ranks through torchrun, and take the exit code from what rank 0 left."""
+    from gan.runs import EXIT, hold, read_exit
+
+    if plan.config.batch // plan.config.distributed.group < flags["gpus"]:
+        raise UserError(
+            f"--gpus={flags['gpus']}: only {plan.config.batch // plan.config.distributed.group} coupling groups in a "
+            f"batch of {plan.config.batch}; use fewer ranks or raise --batch"
+        )
+    run = resolve(plan, flags["resume"])
+    with hold(run):  # in use? say so now, in one line
+        (run / EXIT).unlink(missing_ok=True)
+    code = subprocess.call(
+        torchrun(flags["gpus"], [*arguments(flags), f"--resume={run}"]), env=environment(flags["gpus"])
+    )
+    ended = read_exit(run)
+    return ended["code"] if ended else (code or 1)
+
+
+def torchrun(ranks: int, command: list[str]) -> list[str]:
+    """The command line that runs `launch.train` on local ranks."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*start, "-m", "launch.train", *command]
+
+
+def arguments(flags: Mapping[str, Any]) -> list[str]:
+    """The flags of this command again, as arguments."""
+    single = {k: v for k, v in flags.items() if k not in ("assignments", "dry_run", "resume") and v is not None}
+    return [f"--{k.replace('_', '-')}={v}" for k, v in single.items()] + [f"--set={a}" for a in flags["assignments"]]
+
+
+def environment(ranks: int) -> dict[str, str]:
+    """For child processes: our packages first whatever the working directory holds, threads shared out, pages kept."""
+    from gan.distributed import cores
+
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+    return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1)), **MALLOC, **os.environ, **ours}
+
+
+def work(plan: Plan, resume: str) -> int:
+    """One rank: find or make the run, load its newest state, train to the end."""
+    from gan import distributed
+
+    ranks = distributed.start()
+    try:
+        run = distributed.from_first(attempt(resolve, plan, resume) if ranks.first else None)
+        if isinstance(run, UserError):
+            raise run
+        code = go_on(plan, run, ranks)
+    finally:
+        distributed.stop()
+    return 0 if "WORLD_SIZE" in os.environ else code
+
+
+def attempt(function: Any, *args: Any) -> Any:
+    """Its result, or the UserError it raised: what rank 0 found must reach the others before anyone stops."""
+    try:
+        return function(*args)
+    except UserError as error:
+        return error
+
+
+def go_on(plan: Plan, run: Path, ranks: Any) -> int:
+    """Hold the run, restore its newest sound state (or start), and train."""
+    import torch
+
+    from gan import distributed, loop, trainer
+    from gan.checkpoint import initial_weights, load_state, newest_state
+    from gan.runs import EXIT, OPTIONS, hold, write_json
+
+    held = attempt(hold, run) if ranks.first else None
+    trouble = distributed.from_first(held if isinstance(held, UserError) else None)
+    if trouble:
+        raise trouble
+    found = distributed.from_first(newest_state(run) if ranks.first else None)
+    path, passed_over = found
+    tensors, about = load_state(path) if path else ({}, {"images_seen": 0})
+    if about["images_seen"] >= plan.schedule.total:
+        if ranks.first:
+            click.echo(
+                f"{run} is finished ({about['images_seen'] / 1000:g} kimg); --kimg for more, --resume=none for another"
+            )
+        return 0
+    now = {
+        "world_size": ranks.world,
+        "threads": distributed.set_threads(plan.config.run.threads or about.get("threads", 0)),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()} {ranks.device.type}",
+    }
+    distributed.set_precision(ranks, plan.config.distributed.deterministic)
+    task = trainer.build_task(plan.config, plan.schedule, plan.images, ranks)
+    state = trainer.initial_state(task)
+    if path:
+        state.load_tensors(tensors, about["images_seen"])
+    elif plan.config.init_from:
+        initial_weights(plan.config.init_from, state)
+    if ranks.first:
+        (run / EXIT).unlink(missing_ok=True)
+        write_json(run / OPTIONS, plan.options)
+        announce(plan, run, now, about, path, passed_over)
+    feed = partial(load, plan.dataset, seed=plan.config.seed, depth=2 * plan.config.run.workers)
+    return loop.train(state, task, lambda requests: feed(requests), run, now)
+
+
+def announce(
+    plan: Plan, run: Path, now: dict[str, Any], about: dict[str, Any], path: Path | None, passed_over: list[str]
+) -> None:
+    """What a person should know before the first tick."""
+    click.echo(f"run {run}")
+    for line in passed_over:
+        click.echo(f"passed over: {line}")
+    click.echo(
+        f"{len(plan.dataset)} images of {plan.dataset.path}, "
+        f"{plan.schedule.total / 1000:g} kimg, batch {plan.config.batch}"
+    )
+    click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in now.items()))
+    if plan.images.class_names and not plan.config.data.cond:
+        click.echo(
+            f"note: the dataset has {len(plan.images.class_names)} classes and they are not used; --cond=1 uses them"
+        )
+    if path:
+        click.echo(f"going on from {path.name}")
+        changed = [f"{k} was {about[k]}" for k in now if about.get(k) != now[k]]
+        if changed:
+            click.echo(f"note: {', '.join(changed)}: same samples and draws, equal to rounding but not bit for bit")
+
+
+if __name__ == "__main__":
+    run_command(main, "saddle train")
