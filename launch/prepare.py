@@ -1,0 +1,122 @@
+"""`saddle prepare`: build a dataset, say what it will be before and what came of it after."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import click
+
+from data.errors import DataError
+from data.images import MODES, TRANSFORMS
+from data.prepare import Plan, Report, format_size, parse_size, prepare
+from launch.cli import run
+
+T = TypeVar("T")
+SHOWN = 10  # skipped images that are printed
+LOG_SECONDS = 10.0  # between two progress lines in a log
+
+
+def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """The same items, with their progress on standard error: a bar on a terminal, a line now and then in a log."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=label, mininterval=0.5)
+        return
+    started = shown = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - shown >= LOG_SECONDS:
+            shown, left = now, (now - started) / done * (total - done)
+            print(f"{label}: {done} of {total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+def show_plan(plan: Plan, dest: str) -> None:
+    """What is about to be built, in one line."""
+    levels = ", ".join(format_size((plan.base[0] << level, plan.base[1] << level)) for level in plan.levels)
+    classes = f"{len(plan.source.classes)} classes" if plan.source.classes else "no classes"
+    click.echo(
+        f"{plan.source.name} -> {dest}: {plan.source.count} images, {classes}, {format_size(plan.size)} {plan.mode} "
+        f"({plan.transform}), levels {levels}, about {megabytes(plan.estimated_bytes)}"
+    )
+
+
+def show_report(report: Report) -> None:
+    """What was built and what was left out."""
+    manifest = report.manifest
+    click.echo(f"stored   {manifest.count} of {report.found} images")
+    for reason, count in manifest.skipped.items():
+        click.echo(f"skipped  {count}: {reason}")
+    for name, reason in report.skipped[:SHOWN]:
+        click.echo(f"         {name}: {reason}")
+    if len(report.skipped) > SHOWN:
+        click.echo(f"         and {len(report.skipped) - SHOWN} more")
+    if report.skipped_file:
+        click.echo(f"         the whole list is in {report.skipped_file}")
+    if report.ignored:
+        click.echo(f"ignored  {report.ignored} files that are no images")
+    click.echo(f"classes  {len(manifest.classes) if manifest.classes else 'none'}")
+    click.echo(f"hash     {manifest.content_hash}")
+    click.echo(f"size     {megabytes(report.bytes)}, built in {report.seconds:.1f} s")
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e6:.1f} MB"
+
+
+def read_size(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """The (height, width) of a flag; click adds its name to the message of a wrong one."""
+    try:
+        return None if text is None else parse_size(text)
+    except DataError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command()
+@click.argument("source")
+@click.argument("dest", type=click.Path())
+@click.option(
+    "--resolution", metavar="SIDE|HxW", help="Size of the largest level.  [default: what the first image has]"
+)
+@click.option("--base", metavar="SIDE|HxW", default="4x4", show_default=True, help="Size of the smallest level.")
+@click.option("--levels", type=click.IntRange(min=1), help="Keep only so many of the largest levels.  [default: all]")
+@click.option("--transform", type=click.Choice(list(TRANSFORMS)), default="center-crop", show_default=True)
+@click.option("--mode", type=click.Choice(["auto", *MODES]), default="auto", show_default=True, help="Channels stored.")
+@click.option("--max-images", type=click.IntRange(min=1), help="Take only the first so many images of the source.")
+@click.option("--strict", is_flag=True, help="Refuse at the first image that cannot be read instead of skipping it.")
+def main(
+    source: str,
+    dest: str,
+    resolution: tuple[int, int] | None,
+    base: tuple[int, int],
+    levels: int | None,
+    transform: str,
+    mode: str,
+    max_images: int | None,
+    strict: bool,
+) -> None:
+    """Build the LMDB dataset DEST from SOURCE.
+
+    SOURCE is `digits`, `stacked-digits`, a folder of images (its sub-folders are classes) or a zip of one.
+    """
+    report = prepare(
+        source,
+        dest,
+        resolution=resolution,
+        base=base,
+        levels=levels,
+        transform=transform,
+        mode=mode,
+        max_images=max_images,
+        strict=strict,
+        progress=track,
+        announce=lambda plan: show_plan(plan, dest),
+    )
+    show_report(report)
+
+
+if __name__ == "__main__":
+    run(main, "saddle prepare")
