@@ -1,0 +1,28 @@
+"""Snapshots of untrained networks, small enough for a test."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from gan.checkpoint import ImageFormat, build_networks, save_snapshot
+from gan.config import TrainConfig, override
+
+NAMES = ("ape", "bee", "1")
+
+
+def write_snapshot(
+    path: Path,
+    *,
+    cond: bool = False,
+    channels: int = 1,
+    base: tuple[int, int] = (4, 4),
+    stage: int = 1,
+    seen: int = 1000,
+    seed: int = 0,
+) -> Path:
+    """A snapshot of an untrained network of two stages -> its path."""
+    config = override(TrainConfig(), {"seed": seed, "data.cond": cond, "network.z_dim": 8, "network.widths": [6, 4]})
+    images = ImageFormat(channels, base, 1, NAMES, "hash")
+    G, _ = build_networks(config, images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_snapshot(path, G, asdict(config), images, stage, 1.0, seen)
+    return path
