@@ -13,16 +13,6 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # (height, width)
 
 MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # channels of the modes that are stored, each able to hold those before it
-ORIENTATION = 0x0112  # the EXIF tag, and
-TRANSPOSED = (5, 6, 7, 8)  # its values that exchange height and width
-
-
-def shown_size(image: "Image | np.ndarray") -> Size:
-    """The size an image has once its EXIF orientation is applied."""
-    if isinstance(image, np.ndarray):
-        return image.shape[0], image.shape[1]
-    width, height = image.size
-    return (width, height) if image.getexif().get(ORIENTATION) in TRANSPOSED else (height, width)
 
 
 def natural_mode(image: "Image | np.ndarray") -> str:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from data.errors import DataError
-from data.images import MODES, TRANSFORMS, Size, decode, natural_mode, pyramid, shown_size
+from data.images import MODES, TRANSFORMS, Size, decode, natural_mode, pyramid
 from data.sources import Item, Source, open_source
 from data.store import Manifest, Writer, check_new, estimated_bytes
 
@@ -166,19 +166,25 @@ def make_plan(
 
 
 def scan(source: Source, mode: str, strict: bool, progress: Progress) -> tuple[tuple[str, Size], str]:
-    """((name, size) of the first readable image, the smallest mode that holds all of them), from headers alone.
+    """((name, size) of the first readable image, the smallest mode that holds all), from the headers of the others.
 
-    Only as many headers are read as it takes. DataError if no image is readable, or the first bad one if `strict`.
+    Only as many are read as it takes. DataError if no image is readable, or the first bad one if `strict`.
     """
     first, rank = None, 0
     failure = ("", "")
     for item in progress(source.read(), source.count, "scan"):
-        if isinstance(item.image, str):
-            _refuse(item, item.image, strict)
-            failure = failure if failure[0] else (item.name, item.image)
+        image = item.image
+        if first is None and not isinstance(image, str):
+            whole = decode(image, "RGBA")  # a header does not tell everything, and EXIF may turn the image
+            if isinstance(whole, str):
+                image = whole
+            else:
+                first = item.name, (whole.height, whole.width)
+        if isinstance(image, str):
+            _refuse(item, image, strict)
+            failure = failure if failure[0] else (item.name, image)
             continue
-        first = first or (item.name, shown_size(item.image))
-        rank = max(rank, list(MODES).index(natural_mode(item.image)))
+        rank = max(rank, list(MODES).index(natural_mode(image)))
         if mode != "auto" or rank == len(MODES) - 1:
             break
     if first is None:
@@ -233,7 +239,7 @@ def _build(plan: Plan, path: Path, strict: bool, progress: Progress) -> tuple[Ma
             source=source.name,
             labels=None if source.classes is None else np.array(labels),
             classes=source.classes,
-            skipped=Counter(summary(reason) for _, reason in skipped),
+            skipped=dict(Counter(summary(reason) for _, reason in skipped)),
         )
     return manifest, skipped
 

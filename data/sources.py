@@ -146,6 +146,8 @@ def _walk(root: Path) -> Iterator[tuple[str, Path | str]]:
             continue
         for entry in entries:
             name, path = f"{prefix}{entry}", folder / entry
+            if _hidden(entry):
+                continue
             if not os.path.isdir(path):
                 yield name, path
             elif path.is_symlink():
@@ -157,7 +159,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Path | str]]:
 def _members(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo | str]]:
     """(name, member) of every file in an archive; an image that it would be unwise to read is refused."""
     for member in archive.infolist():
-        if not member.is_dir():
+        if not member.is_dir() and not _hidden(member.filename):
             yield member.filename, (_refusal(member) if _claims_image(member.filename) else None) or member
 
 
@@ -177,7 +179,8 @@ def _claims_image(name: str) -> bool:
 
 
 def _hidden(name: str) -> bool:
-    return any(part == "__MACOSX" or (part[:1] == "." and part not in (".", "..")) for part in name.split("/"))
+    parts = name.replace("\\", "/").split("/")
+    return any(part == "__MACOSX" or (part[:1] == "." and part not in (".", "..")) for part in parts)
 
 
 def _printable(name: str) -> str:
@@ -188,10 +191,10 @@ def _printable(name: str) -> str:
 def _catalog(
     where: Path, files: Iterable[tuple[str, Path | zipfile.ZipInfo | str]], max_images: int | None
 ) -> tuple[list[Row], tuple[str, ...] | None, int]:
-    """(rows in order of their names, class names, how many files were ignored) of the visible files."""
-    visible = [(name, file) for name, file in files if not _hidden(name)]
-    images = [(_printable(name), file) for name, file in visible if isinstance(file, str) or _claims_image(name)]
-    ignored = len(visible) - len(images)
+    """(rows in order of their names, class names, how many other files there are) of files."""
+    listed = list(files)
+    images = [(_printable(name), file) for name, file in listed if isinstance(file, str) or _claims_image(name)]
+    ignored = len(listed) - len(images)
     if not images:
         looked = ", ".join(SUFFIXES)
         raise DataError(f"no images in {where}: looked for {looked} in it and below, and found {ignored} other files")

@@ -78,10 +78,8 @@ def read_size(context: click.Context, parameter: click.Parameter, text: str | No
 @click.command()
 @click.argument("source")
 @click.argument("dest", type=click.Path())
-@click.option(
-    "--resolution", metavar="SIDE|HxW", help="Size of the largest level.  [default: what the first image has]"
-)
-@click.option("--base", metavar="SIDE|HxW", default="4x4", show_default=True, help="Size of the smallest level.")
+@click.option("--resolution", metavar="SIZE", callback=read_size, help="Largest level; default: see below.")
+@click.option("--base", metavar="SIZE", callback=read_size, default="4x4", show_default=True, help="Smallest level.")
 @click.option("--levels", type=click.IntRange(min=1), help="Keep only so many of the largest levels.  [default: all]")
 @click.option("--transform", type=click.Choice(list(TRANSFORMS)), default="center-crop", show_default=True)
 @click.option("--mode", type=click.Choice(["auto", *MODES]), default="auto", show_default=True, help="Channels stored.")
@@ -101,6 +99,7 @@ def main(
     """Build the LMDB dataset DEST from SOURCE.
 
     SOURCE is `digits`, `stacked-digits`, a folder of images (its sub-folders are classes) or a zip of one.
+    A SIZE is one side or HxW. The default resolution is the largest that the first image fills.
     """
     report = prepare(
         source,

@@ -1,0 +1,166 @@
+"""`saddle prepare`, `inspect` and `verify` as a user meets them: what is printed, exit codes, one-line errors."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.dataset import ImageDataset
+from launch import cli, prepare
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def saddle(capsys, monkeypatch, tmp_path):
+    """Run `saddle ARGS` in an empty folder: (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["saddle", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def photos(root, names):
+    for seed, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+
+
+def test_the_road_from_digits(saddle):
+    code, output, errors = saddle("prepare", "digits", "d.lmdb", "--resolution=16")
+    assert code == 0 and errors == ""
+    plan, *report = output.splitlines()
+    assert plan.startswith(
+        "digits -> d.lmdb: 1797 images, 10 classes, 16x16 L (center-crop), levels 4x4, 8x8, 16x16, about"
+    )
+    assert report[0].split() == ["stored", "1797", "of", "1797", "images"]
+    code, output, _ = saddle("inspect", "d.lmdb", "--json")
+    facts = json.loads(output)
+    assert (facts["count"], facts["resolution"], facts["sizes"]) == (1797, [16, 16], [[4, 4], [8, 8], [16, 16]])
+    assert facts["images_per_class"][0] == 178 and facts["bytes"] == os.path.getsize("d.lmdb")
+    code, output, _ = saddle("inspect", "d.lmdb")
+    assert code == 0 and "0: 178" in output and facts["content_hash"] in output
+    code, output, errors = saddle("verify", "d.lmdb")
+    assert (code, output, errors) == (0, "d.lmdb: every record is good\n", "")
+
+
+def test_every_flag(saddle, tmp_path):
+    photos(tmp_path / "in", ["a/0.png", "b/1.png", "b/2.png"])
+    code, _, errors = saddle(
+        "prepare", "in", "x.lmdb", "--resolution=16x8", "--base=4x2", "--levels=2", "--transform=pad", "--mode=RGBA",
+        "--max-images=2", "--strict",
+    )  # fmt: skip
+    assert code == 0, errors
+    manifest = ImageDataset("x.lmdb").manifest
+    assert (manifest.count, manifest.channels, manifest.base) == (2, 4, (4, 2))
+    assert (manifest.levels, manifest.resolution, manifest.classes) == ((1, 2), (16, 8), ("a", "b"))
+
+
+def test_folder_and_zip_make_the_same_dataset(saddle, tmp_path):
+    names = ["cat/1.png", "cat/2.png", "dog/1.png"]
+    photos(tmp_path / "in", names)
+    with zipfile.ZipFile("in.zip", "w") as archive:
+        [archive.write(f"in/{name}", name) for name in names]
+    assert saddle("prepare", "in", "a.lmdb")[0] == saddle("prepare", "in.zip", "b.lmdb")[0] == 0
+    hashes = [ImageDataset(name).manifest.content_hash for name in ("a.lmdb", "b.lmdb")]
+    assert hashes[0] == hashes[1]
+
+
+def test_skipped_images_are_summed_up_and_listed(saddle, tmp_path):
+    photos(tmp_path / "in", ["good.png"])
+    (tmp_path / "in/notes.txt").write_text("x")
+    for number in range(12):
+        (tmp_path / f"in/bad{number:02d}.jpg").write_text("text")
+    code, output, _ = saddle("prepare", "in", "x.lmdb")
+    assert code == 0 and "stored   1 of 13 images" in output and "skipped  12: not an image" in output
+    assert "bad09.jpg: not an image" in output and "bad10.jpg" not in output and "and 2 more" in output
+    assert "ignored  1 files" in output and "x.lmdb.skipped.txt" in output
+    assert len(Path("x.lmdb.skipped.txt").read_text().splitlines()) == 12
+    assert "skipped  12: not an image" in saddle("inspect", "x.lmdb")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("prepare", "in", "x.lmdb", "--resolution=48"),
+            "--resolution=48 is not 4x4 times a power of two; nearest: 32, 64",
+        ),
+        (("prepare", "in", "x.lmdb", "--resolution=big"), "'--resolution': 'big' is not a size"),
+        (("prepare", "in", "x.lmdb", "--base=0"), "'--base': '0' is not a size"),
+        (("prepare", "in", "x.lmdb", "--levels=9"), "--levels=9: from 4x4 to 32x32 there are 4"),
+        (("prepare", "in", "x.lmdb", "--levels=0"), "--levels"),
+        (("prepare", "in", "x.lmdb", "--transform=crop"), "'center-crop', 'stretch', 'pad'"),
+        (("prepare", "in", "x.lmdb", "--resolutoin=8"), "No such option"),
+        (("prepare", "in"), "Missing argument 'DEST'"),
+        (("prepare", "nowhere", "x.lmdb"), "nowhere does not exist: a source is a folder"),
+        (("prepare", "empty", "x.lmdb"), "no images in empty"),
+        (("prepare", "bad", "x.lmdb", "--strict"), "0.jpg: not an image"),
+        (("prepare", "bad", "x.lmdb"), "none of the 1 images in bad can be read; the first, 0.jpg: not an image"),
+        (("prepare", "in", "empty"), "empty is a folder: name a file"),
+        (("prepare", "in", "old.lmdb"), "old.lmdb exists: remove it first"),
+        (("inspect", "old.lmdb"), "not a dataset"),
+        (("verify", "old.lmdb"), "not a dataset"),
+        (("inspect", "nowhere"), "no dataset at"),
+        (("verify", "nowhere"), "no dataset at nowhere: make one with saddle prepare"),
+        (("verify", "in"), "in is not a file"),
+    ],
+)
+def test_one_line_says_what_is_wrong_and_nothing_is_left(saddle, tmp_path, arguments, message):
+    photos(tmp_path / "in", ["0.png"])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/0.jpg").write_text("text")
+    (tmp_path / "old.lmdb").write_text("old")
+    code, output, errors = saddle(*arguments)
+    assert code == 2 and output == "" and len(errors.splitlines()) == 1 and message in errors, errors
+    assert sorted(os.listdir()) == ["bad", "empty", "in", "old.lmdb"] and Path("old.lmdb").read_text() == "old"
+
+
+def test_verify_names_bad_records(saddle):
+    saddle("prepare", "digits", "d.lmdb", "--max-images=40")
+    content = bytearray(Path("d.lmdb").read_bytes())
+    wanted = ImageDataset("d.lmdb").read(np.array([11]), 1).tobytes()
+    content[content.index(wanted)] ^= 4
+    Path("d.lmdb").write_bytes(content)
+    code, output, errors = saddle("verify", "d.lmdb")
+    assert code == 2 and output == ""
+    assert "image 11 at 8x8" in errors and "d.lmdb: 1 problems" in errors
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(prepare.time, "monotonic", lambda: next(clock))
+    assert list(prepare.track(range(6), 6, "build")) == list(range(6))
+    assert capsys.readouterr().err.splitlines() == [
+        "build: 3 of 6, about 12 s left",
+        "build: 6 of 6, about 0 s left",
+    ]
+
+
+@pytest.mark.parametrize("command", ["prepare", "inspect", "verify"])
+def test_commands_run_as_modules_from_any_folder(command, tmp_path):
+    (tmp_path / "data").mkdir()  # a user's own folder of that name
+    (tmp_path / "data/__init__.py").write_text("raise SystemExit('shadowed')")
+    done = subprocess.run(
+        [sys.executable, "-m", f"launch.{command}", "nowhere", *(["x"] if command == "prepare" else [])],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
+        timeout=60,
+    )
+    assert done.returncode == 2 and done.stderr.startswith(f"saddle {command}: error: "), done
+    assert len(done.stderr.splitlines()) == 1
