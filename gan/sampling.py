@@ -106,14 +106,14 @@ def grid_columns(count: int) -> int:
     return math.ceil(math.sqrt(count))
 
 
-def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """[N, H, W, C] -> [rows * H, columns * W, C], row by row; cells of the last row without an image are 0."""
+def tile(images: np.ndarray, columns: int, gap: int = 0) -> np.ndarray:
+    """[N, H, W, C] -> [rows * H, columns * W, C], row by row, `gap` pixels apart; where no image is, it is 0."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
-    cells = np.zeros((rows * columns, height, width, channels), images.dtype)
-    cells[:count] = images
-    grid = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return grid.reshape(rows * height, columns * width, channels)
+    cells = np.zeros((rows * columns, height + gap, width + gap, channels), images.dtype)
+    cells[:count, :height, :width] = images
+    grid = cells.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
+    return grid.reshape(rows * (height + gap), columns * (width + gap), channels)[: -gap or None, : -gap or None]
 
 
 def catmull_rom(keyframes: Tensor, times: Tensor) -> Tensor:

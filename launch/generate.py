@@ -243,16 +243,22 @@ def sample(snapshot: "Snapshot", seeds: Sequence[int], class_: int | None, trunc
 
 
 def grid_picture(
-    snapshot: "Snapshot", seeds: Sequence[int], class_: int | None, trunc: float, columns: int
+    snapshot: "Snapshot", seeds: Sequence[int], class_: int | None, trunc: float, columns: int, gap: int = 0
 ) -> np.ndarray:
-    """The images of seeds, row by row: uint8 [H, W, C]."""
+    """The images of seeds, row by row, `gap` pixels apart: uint8 [H, W, C]."""
     from gan.sampling import tile
 
-    return tile(np.stack(list(sample(snapshot, seeds, class_, trunc))), columns)
+    return tile(np.stack(list(sample(snapshot, seeds, class_, trunc))), columns, gap)
 
 
 def walk(
-    snapshot: "Snapshot", cells: list[list[int]], class_: int | None, trunc: float, columns: int, w_frames: int
+    snapshot: "Snapshot",
+    cells: list[list[int]],
+    class_: int | None,
+    trunc: float,
+    columns: int,
+    w_frames: int,
+    gap: int = 0,
 ) -> Iterator[np.ndarray]:
     """Yield the frames uint8 [H, W, C] of a loop through each cell's seeds [cells][keyframes]; few are in memory."""
     import torch
@@ -268,7 +274,7 @@ def walk(
         y = None if labels is None else labels.repeat(len(chunk))
         images = generate(G, torch.cat(chunk), y, stage=snapshot.stage, alpha=snapshot.alpha, trunc=trunc)
         for frame in to_uint8(images).reshape(len(chunk), len(cells), *images.shape[2:], G.channels):
-            yield tile(frame, columns)
+            yield tile(frame, columns, gap)
 
 
 def enlarge(picture: np.ndarray, scale: int | None) -> np.ndarray:

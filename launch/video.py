@@ -39,9 +39,9 @@ def command(binary: str, target: Path, width: int, height: int, fps: float) -> l
 
     frames = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
     # 4:2:0 needs even sides; colors are converted and tagged as BT.709 because untagged video is guessed by its size.
-    filters = "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709:out_range=tv"
-    tags = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
-    options = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 18, "movflags": "+faststart", "vf": filters, **tags}
+    even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
+    colors = "scale=out_color_matrix=bt709:out_range=tv,setparams=color_primaries=bt709:color_trc=bt709"
+    options = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 18, "movflags": "+faststart", "vf": f"{even},{colors}"}
     # The absolute path can be taken neither for an option (-x.mp4) nor for a protocol (concat:x.mp4).
     stream = ffmpeg.output(frames, str(target.absolute()), **options)
     return ffmpeg.compile(stream.global_args("-loglevel", "error"), cmd=binary, overwrite_output=True)

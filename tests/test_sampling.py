@@ -79,6 +79,13 @@ def test_tile_places_images_row_by_row():
     grid = tile(images, 3)
     assert grid.shape == (4, 9, 1)
     assert grid[::2, ::3, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
+    wide = tile(images, 3, gap=1)
+    assert wide.shape == (5, 11, 1)
+    assert wide[:, :, 0].tolist()[1:4] == [
+        [1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3],
+        [0] * 11,
+        [4, 4, 4, 0, 5, 5, 5, 0, 0, 0, 0],
+    ]
 
 
 def test_grid_columns_hold_all():

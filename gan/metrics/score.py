@@ -18,7 +18,7 @@ class Score:
     """One row of the table. Lower is better for the Fréchet distance and mode-KL, higher for the last two."""
 
     samples: int
-    frechet_distance: float | None  # to all reals; None where it would compare the reals with themselves
+    frechet_distance: float  # to all reals; for a half of them, to the other half
     mode_kl: float  # KL(predicted classes || uniform), nats
     mode_kl_floor: float  # what so few samples of an even source score by chance
     confidence: float  # mean probability of the predicted class; noise scores high too, so never the only figure
@@ -59,7 +59,7 @@ class Reference:
         half, rest = np.array_split(order, 2)
         between = frechet_distance(*gaussian_fit(features[half]), *gaussian_fit(features[rest]))
         return {
-            "all reals": summarize(probabilities, None, self.labels),
+            "all reals": summarize(probabilities, 0.0, self.labels),
             "half of the reals": summarize(probabilities[half], between, self.labels[half]),
             "blurred reals": score(self, [box_blur(self.images)], self.labels),
         }
@@ -72,7 +72,7 @@ def score(reference: Reference, batches: Iterable[np.ndarray], asked: np.ndarray
     return summarize(probabilities, frechet_distance(*gaussian_fit(features), *reference.moments), asked)
 
 
-def summarize(probabilities: np.ndarray, distance: float | None, asked: np.ndarray | None) -> Score:
+def summarize(probabilities: np.ndarray, distance: float, asked: np.ndarray | None) -> Score:
     """Class probabilities [N, K], a known distance and the classes asked for [N] -> a row."""
     samples, classes = probabilities.shape
     predicted = probabilities.argmax(1)

@@ -1,0 +1,165 @@
+"""`saddle evaluate`: scores of snapshots beside those of the real images."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from gan.errors import UserError
+from launch.cli import run
+from launch.generate import find_snapshot, load
+from launch.video import replacing
+
+if TYPE_CHECKING:
+    from data.dataset import ImageDataset
+    from gan.checkpoint import Snapshot
+    from gan.metrics.score import Reference, Score
+
+MOST_REALS = 50_000
+COLUMNS = {  # field of a row -> its heading and format
+    "samples": ("samples", "d"),
+    "frechet_distance": ("Fréchet", ".2f"),
+    "mode_kl": ("mode-KL", ".4f"),
+    "mode_kl_floor": ("(by chance)", ".4f"),
+    "confidence": ("confidence", ".3f"),
+    "accuracy_as_asked": ("as asked", ".3f"),
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--network", "networks", multiple=True, required=True, help="A snapshot, run or outdir; may be repeated.")
+@click.option("--data", "data", required=True, help="The labeled dataset to compare with.")
+@click.option("--samples", type=click.IntRange(100), default=10_000, show_default=True, help="Samples of each network.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of latents and classifier."
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+def main(networks: tuple[str, ...], data: str, samples: int, seed: int, json_path: Path | None) -> None:
+    """Score snapshots against a labeled dataset.
+
+    Fréchet distance and mode-KL in the features of one small classifier that is trained on the dataset first, beside
+    the scores of real images: read the distance as a multiple of that between two halves of the reals.
+    """
+    from data.dataset import ImageDataset
+
+    paths = [find_snapshot(network) for network in networks]
+    snapshots = [load(path) for path in paths]
+    dataset = ImageDataset(data)
+    level = max(check_match(path, snapshot, dataset) for path, snapshot in zip(paths, snapshots, strict=True))
+    click.echo(f"training a classifier on {data} ...")
+    reference = build_reference(dataset, level, seed)
+    click.echo(describe(reference))
+    rows = {str(path): score_network(one, reference, samples, seed) for path, one in zip(paths, snapshots, strict=True)}
+    rows |= reference.floors()
+    click.echo(table(rows))
+    if json_path:
+        write_json(json_path, report(reference, rows))
+        click.echo(f"wrote {json_path}")
+
+
+def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> int:
+    """The level of the dataset that a network makes. UserError if its images or classes are not the dataset's."""
+    manifest, G = dataset.manifest, snapshot.G
+    if (G.channels, tuple(G.base)) != (manifest.channels, manifest.base) or snapshot.stage not in manifest.levels:
+        height, width = (side << snapshot.stage for side in G.base)
+        raise UserError(
+            f"{path} makes images of {height}x{width} with {G.channels} channels, {dataset.path} has "
+            f"{'{}x{}'.format(*manifest.resolution)} with {manifest.channels}; give the dataset it was trained on"
+        )
+    if G.classes and snapshot.class_names != manifest.classes:
+        raise UserError(
+            f"{path} was trained on other classes than those of {dataset.path}; give the dataset of its run"
+        )
+    return snapshot.stage
+
+
+def build_reference(dataset: "ImageDataset", level: int, seed: int) -> "Reference":
+    """The reals of a labeled dataset at a level, at most MOST_REALS, and a classifier trained on them."""
+    import torch
+
+    from gan.metrics.classifier import shrink, train_classifier
+    from gan.metrics.score import Reference
+
+    if dataset.labels is None or dataset.manifest.classes is None:
+        raise UserError(
+            f"{dataset.path} has no labels, and scores need them: prepare a folder whose sub-folders are classes"
+        )
+    picks = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:MOST_REALS])
+    parts = [shrink(dataset.read(chunk, level)) for chunk in np.array_split(picks, -(-len(picks) // 500))]
+    images, labels = np.concatenate(parts), dataset.labels[picks]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifier = train_classifier(images, labels, len(dataset.manifest.classes), seed=seed, device=device)
+    return Reference(classifier, images, labels, seed)
+
+
+def score_network(snapshot: "Snapshot", reference: "Reference", samples: int, seed: int) -> "Score":
+    """Score samples of a network; a conditional one is asked for all classes in turn."""
+    import torch
+
+    from gan.metrics.score import score
+
+    classes = snapshot.G.classes
+    labels = torch.arange(samples) % classes if classes else None
+    batches = sample_batches(snapshot, labels, reference.images.shape[1:3], samples, seed)
+    return score(reference, batches, None if labels is None else labels.numpy())
+
+
+def sample_batches(
+    snapshot: "Snapshot", labels: Any, size: Sequence[int], samples: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Yield samples uint8 [n, H, W, C] as the classifier sees them; of an early stage, enlarged to the reals' size."""
+    import torch
+
+    from gan.metrics.classifier import shrink
+    from gan.sampling import generate_batches, to_uint8
+
+    z = torch.from_numpy(np.random.RandomState(seed).randn(samples, snapshot.G.z_dim).astype(np.float32))
+    for batch in generate_batches(snapshot.G, z, labels, stage=snapshot.stage, alpha=snapshot.alpha):
+        images = shrink(to_uint8(batch))
+        yield images.repeat(size[0] // images.shape[1], axis=1).repeat(size[1] // images.shape[2], axis=2)
+
+
+def describe(reference: "Reference") -> str:
+    """One line on the classifier behind the figures."""
+    one, (count, height, width, _) = reference.classifier, reference.images.shape
+    return (
+        f"classifier of {one.classes} classes at {height}x{width}: {one.accuracy:.1%} right on {one.held_out} held-out "
+        f"images of {count}"
+    )
+
+
+def table(rows: Mapping[str, "Score"]) -> str:
+    """Scores by name as lines of text; lower is better for Fréchet distance and mode-KL."""
+    used = [field for field in COLUMNS if any(getattr(row, field) is not None for row in rows.values())]
+    cells = [["", *(COLUMNS[field][0] for field in used)]]
+    for name, row in rows.items():
+        values = [getattr(row, field) for field in used]
+        texts = ["-" if v is None else format(v, COLUMNS[f][1]) for f, v in zip(used, values, strict=True)]
+        cells.append([name, *texts])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in cells)
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def report(reference: "Reference", rows: Mapping[str, "Score"]) -> dict[str, Any]:
+    """The same for programs."""
+    one = reference.classifier
+    return {
+        "classifier": {"accuracy": one.accuracy, "held_out": one.held_out, "classes": one.classes},
+        "rows": [{"name": name, **asdict(row)} for name, row in rows.items()],
+    }
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Never half-written. UserError where it cannot be written."""
+    part = path.with_name(path.name + ".part")
+    with replacing(path, part):
+        part.write_text(json.dumps(values, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run(main, "saddle evaluate")

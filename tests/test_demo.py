@@ -1,0 +1,80 @@
+"""launch.demo with untrained snapshots in place of a training: what it makes, twice, and what it does on failure."""
+
+import json
+from functools import partial
+
+import ffmpeg
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from snapshots import write_snapshot
+
+from gan.metrics.classifier import train_classifier
+from launch import demo
+from launch.video import find_ffmpeg
+
+
+def pretend_to_train(data, outdir, cond, seed, gpus):
+    """Leave what a run of 4, then 8 pixels leaves."""
+    for seen, stage in ((1000, 0), (2000, 1), (3000, 1)):
+        write_snapshot(outdir / "00000-run" / f"network-snapshot-{seen:010d}.safetensors", stage=stage, seen=seen)
+    return 0
+
+
+def saddle_demo(outdir):
+    result = CliRunner().invoke(demo.main, [f"--outdir={outdir}", "--gpus=1"], standalone_mode=False)
+    if result.exception:
+        raise result.exception
+    return result
+
+
+def test_demo_makes_pictures_video_and_figures_and_can_be_repeated(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(demo, "RESOLUTION", 8)
+    monkeypatch.setattr(demo, "WALK_FRAMES", 10)
+    monkeypatch.setattr(demo, "SAMPLES", 500)
+    monkeypatch.setattr(demo, "train", pretend_to_train)
+    monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=60))
+    out = tmp_path / "demo"
+    saddle_demo(out)
+    printed = saddle_demo(out).output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["frechet_distance"] > summary["floors"]["blurred reals"]["frechet_distance"]
+    assert summary["mode_kl"] >= 0
+    assert summary["images_seen"] == 3000
+    assert set(summary["seconds"]) == {"prepare", "train", "grid", "video", "progress", "score"}
+    cell = 8 + demo.GAP
+    ten_cells = (10 * cell - demo.GAP) * demo.SCALE
+    assert np.asarray(Image.open(summary["paths"]["grid"])).shape == (ten_cells, ten_cells)
+    strip = np.asarray(Image.open(summary["paths"]["progress"]))
+    assert strip.shape == (ten_cells, (3 * cell - demo.GAP) * demo.SCALE)
+    output = ffmpeg.input(summary["paths"]["video"]).output("pipe:", format="rawvideo", pix_fmt="gray")
+    raw, _ = output.global_args("-loglevel", "error").run(cmd=find_ffmpeg(), capture_stdout=True, capture_stderr=True)
+    width, height = ((n * cell - demo.GAP) * demo.SCALE for n in (demo.WALK_COLUMNS, demo.WALK_ROWS))
+    assert len(raw) == demo.WALK_KEYFRAMES * 10 * width * height
+    assert "half of the reals" in printed
+    assert all(path in printed for name, path in summary["paths"].items() if name in ("grid", "video", "progress"))
+
+
+def test_a_training_that_fails_gives_its_exit_code_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "prepare_digits", lambda path: None)
+    monkeypatch.setattr(demo, "train", lambda *arguments: 75)
+    assert saddle_demo(tmp_path / "demo").return_value == 75
+    assert not (tmp_path / "demo").exists()
+
+
+def test_progress_strip_has_a_row_per_latent_and_a_column_per_snapshot(tmp_path):
+    for seen, stage in ((1, 0), (2, 1)):
+        write_snapshot(tmp_path / f"network-snapshot-{seen}.safetensors", stage=stage)
+    strip = demo.progress_strip(tmp_path)
+    cell = 8 + demo.GAP
+    assert strip.shape == (10 * cell - demo.GAP, 2 * cell - demo.GAP, 1)
+    early = strip[:8, :8, 0]
+    assert np.array_equal(early, early[::2, ::2].repeat(2, 0).repeat(2, 1))
+
+
+def test_spread_keeps_first_and_last():
+    assert demo.spread(range(21), 5) == [0, 5, 10, 15, 20]
+    assert demo.spread(range(3), 10) == [0, 1, 2]
+    assert demo.spread([7], 10) == [7]

@@ -1,0 +1,79 @@
+"""launch.evaluate on a tiny dataset and untrained networks: the table, its JSON, and what it refuses."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from snapshots import write_snapshot
+
+from data.prepare import prepare
+from gan.errors import UserError
+from gan.metrics.classifier import train_classifier
+from gan.metrics.score import Score
+from launch import evaluate
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """60 grey images of 8x8 in three classes that differ in brightness."""
+    folder = tmp_path_factory.mktemp("source")
+    random = np.random.RandomState(0)
+    for label, name in enumerate(("1", "ape", "bee")):
+        (folder / name).mkdir()
+        for index in range(20):
+            pixels = random.randint(0, 80, (8, 8)) + 80 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.png")
+    path = tmp_path_factory.mktemp("data") / "tiny.lmdb"
+    prepare(str(folder), path)
+    return path
+
+
+def saddle_evaluate(*arguments):
+    return CliRunner().invoke(evaluate.main, [str(argument) for argument in arguments])
+
+
+def test_table_and_json_hold_a_row_per_network_beside_the_floors(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=60))
+    paths = [write_snapshot(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (0, 1)]
+    early = write_snapshot(tmp_path / "early.safetensors", stage=0)
+    networks = [f"--network={path}" for path in (*paths, early)]
+    out = tmp_path / "scores.json"
+    result = saddle_evaluate(*networks, f"--data={dataset}", "--samples=200", f"--json={out}")
+    assert result.exit_code == 0, (result.output, result.exception)
+    report = json.loads(out.read_text())
+    names = [str(path) for path in (*paths, early)] + ["all reals", "half of the reals", "blurred reals"]
+    assert [row["name"] for row in report["rows"]] == names
+    assert [row["samples"] for row in report["rows"]] == [200, 200, 200, 60, 30, 60]
+    assert report["rows"][3]["frechet_distance"] == 0
+    assert min(row["frechet_distance"] for row in report["rows"][:3]) > report["rows"][4]["frechet_distance"]
+    assert all(name in result.output for name in names)
+    assert report["classifier"]["classes"] == 3
+
+
+def test_unlabeled_data_and_strange_networks_are_refused(dataset, tmp_path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for index in range(12):
+        Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(folder / f"{index}.png")
+    prepare(str(folder), tmp_path / "flat.lmdb")
+    grey = write_snapshot(tmp_path / "grey.safetensors")
+    color = write_snapshot(tmp_path / "color.safetensors", channels=3)
+    other = write_snapshot(tmp_path / "other.safetensors", cond=True)
+    for network, data, message in (
+        (grey, tmp_path / "flat.lmdb", "has no labels"),
+        (color, dataset, "with 3 channels"),
+        (other, dataset, "other classes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            raise saddle_evaluate(f"--network={network}", f"--data={data}").exception
+
+
+def test_table_drops_columns_that_nobody_has():
+    row = Score(100, 1.5, 0.25, 0.045, 0.9, None)
+    lines = evaluate.table({"a": row, "longer": row}).splitlines()
+    assert "as asked" not in lines[0]
+    assert lines[1].split() == ["a", "100", "1.50", "0.2500", "0.0450", "0.900"]
+    assert len({len(line) for line in lines}) == 1
