@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
@@ -15,7 +15,7 @@ Batch = tuple[np.ndarray, np.ndarray | None]  # images uint8 [n, H, W, C], label
 
 def load(
     dataset: ImageDataset, requests: Iterator[Request], seed: int, depth: int = 2, check: bool = False
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batch of every request, in order, up to `depth` read ahead by a thread (0: read by the caller).
 
     The thread alone advances `requests`. What it raises is raised here; closing this generator ends and joins it.
@@ -31,7 +31,7 @@ def _fetch(dataset: ImageDataset, request: Request, seed: int, check: bool) -> B
     return dataset.read(indices, level, check), None if labels is None else labels[indices]
 
 
-def _read_ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def _read_ahead(batches: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
     """The same batches, computed by a daemon thread that stays at most `depth` ahead."""
     results: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
     slots, stopping = threading.Semaphore(depth), threading.Event()

@@ -94,6 +94,8 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
+    """Everything a run is told. Raises UserError on values that cannot be."""
+
     seed: int = 0
     batch: int = 32  # global batch: reals per D update over all ranks
     init_from: str = ""  # a snapshot or training state whose weights are the starting point

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,7 +25,7 @@ from gan.runs import EXIT, drop_after, write_json
 from gan.sampling import generate, grid_columns, seed_latents, tile, to_uint8
 from gan.schedules import Moment, moment
 from gan.statistics import Statistics
-from gan.trainer import Feed, Task, TrainState, train_step
+from gan.trainer import Batch, Feed, Task, TrainState, train_step
 
 DONE, NOT_FINITE = 0, 3
 GRID = 64  # most samples in a grid of fakes or reals
@@ -37,13 +37,14 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
     feed: maps requests (first sample, count, level) to batches of uint8 images and labels, reading ahead.
     about: plain values saved with every training state.
     """
-    report = Report(task, run, state.images_seen) if task.ranks.first else None
-    if report and state.images_seen == 0:
-        save_image(run / "reals.png", real_grid(task, feed))
-        save_image(run / "fakes_init.png", fake_grid(state, task, stage=task.schedule.last, alpha=1.0))
     stats, waited = Statistics(), 0.0
     plan = ((*task.samples(now.images_seen), now.stage) for now in steps(task, state.images_seen))
-    with closing(feed(plan)) as batches:  # type: ignore[type-var]
+    with ExitStack() as stack:
+        report = stack.enter_context(closing(Report(task, run, state.images_seen))) if task.ranks.first else None
+        if report and state.images_seen == 0:
+            save_image(run / "reals.png", real_grid(task, feed))
+            save_image(run / "fakes_init.png", fake_grid(state, task, stage=task.schedule.last, alpha=1.0))
+        batches = stack.enter_context(closing(feed(plan)))
         for now in steps(task, state.images_seen):
             begin = time.perf_counter()
             images, labels = to_device(next(batches), task)
@@ -78,7 +79,7 @@ def ticked(task: Task, now: Moment, images_seen: int) -> tuple[int, bool]:
     return tick, tick > math.floor(now.images_seen / every) or images_seen == task.schedule.total
 
 
-def to_device(batch: tuple[np.ndarray, np.ndarray | None], task: Task) -> tuple[Tensor, Tensor | None]:
+def to_device(batch: Batch, task: Task) -> tuple[Tensor, Tensor | None]:
     """Images as they are stored, labels where the run is conditional."""
     images, labels = batch
     device = task.ranks.device
@@ -123,7 +124,7 @@ def fake_grid(state: TrainState, task: Task, stage: int, alpha: float) -> np.nda
 def real_grid(task: Task, feed: Feed) -> np.ndarray:
     """The first reals of the run -> uint8 [H, W, C]."""
     count = _grid_count(task)
-    with closing(feed(iter([(0, count, task.schedule.last)]))) as batches:  # type: ignore[type-var]
+    with closing(feed(iter([(0, count, task.schedule.last)]))) as batches:
         return tile(next(batches)[0], grid_columns(count))
 
 
@@ -193,6 +194,11 @@ class Report:
             for name, value in values.items():
                 self.board.add_scalar(name, value, images_seen)
         self.last, self.last_images, self.maintenance = clock, images_seen, 0.0
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in filter(None, (self.log, self.jsonl, self.board)):
+            file.close()
 
     def saved(self) -> None:
         """What has passed since the tick was maintenance."""

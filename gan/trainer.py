@@ -4,7 +4,7 @@ The weights are a function of (configuration, seed, dataset, images seen) and of
 interruptions, not of how often the run logs or saves.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,9 @@ from gan.schedules import Moment, Schedule, ema_beta, stage_start
 from gan.statistics import Statistics
 from ops import downsample2d, upsample2d
 
-Feed = Callable[[Iterator[tuple[int, int, int]]], Iterator[tuple[np.ndarray, np.ndarray | None]]]
+Request = tuple[int, int, int]  # (first global sample, how many, stage)
+Batch = tuple[np.ndarray, np.ndarray | None]  # uint8 [n, H, W, C], int64 [n]
+Feed = Callable[[Iterator[Request]], Generator[Batch, None, None]]
 
 
 @dataclass(frozen=True)

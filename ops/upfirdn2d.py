@@ -102,7 +102,9 @@ def _reference(x: Tensor, filter: Tensor, up: list[int], down: list[int], paddin
     n, c, h, w = x.shape
     if up != [1, 1]:
         x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up[1] - 1, 0, 0, 0, up[0] - 1)).reshape(n, c, h * up[0], w * up[1])
-    x = F.pad(x, (padding[2], padding[3], padding[0], padding[1]))
+    top, bottom, left, right = padding
+    x = F.pad(x, [max(p, 0) for p in (left, right, top, bottom)])
+    x = x[:, :, max(-top, 0) : x.shape[2] - max(-bottom, 0), max(-left, 0) : x.shape[3] - max(-right, 0)]
     taps = filter.to(torch.promote_types(filter.dtype, x.dtype))
     taps = taps if flip else taps.flip(list(range(taps.dim())))
     if taps.dim() == 1:

@@ -1,0 +1,85 @@
+"""Precedence, types and names of the configuration."""
+
+from dataclasses import asdict, fields
+
+import pytest
+
+from gan.config import TrainConfig, flatten, from_dict, keys, override, parse_assignment, trajectory
+from gan.errors import UserError
+
+
+def test_overrides_reach_every_section_and_leave_the_rest():
+    config = override(TrainConfig(), {"batch": 64, "regularizer.gamma": 3, "network.widths": [8, 4]})
+    assert (config.batch, config.regularizer.gamma, config.network.widths) == (64, 3.0, (8, 4))
+    assert isinstance(config.regularizer.gamma, float)
+    assert config.optimizer == TrainConfig().optimizer
+
+
+def test_every_key_survives_the_way_through_a_file():
+    config = override(TrainConfig(), {"network.filter": [1, 1], "optimizer.betas": [0.5, 0.9], "data.cond": True})
+    assert from_dict(asdict(config)) == config
+    assert keys(config).keys() == flatten(asdict(config)).keys()
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("a.b=4", ("a.b", 4)),
+        ("a=0.5", ("a", 0.5)),
+        ("a=true", ("a", True)),
+        ("a=[1, 2]", ("a", [1, 2])),
+        ("a=r1", ("a", "r1")),
+        ("a=x=y", ("a", "x=y")),
+        ("a=", ("a", "")),
+    ],
+)
+def test_assignments_are_read_as_toml_or_text(text, expected):
+    assert parse_assignment(text) == expected
+
+
+def test_tuples_may_be_written_with_commas():
+    assert override(TrainConfig(), {"network.widths": "16,8"}).network.widths == (16, 8)
+    assert override(TrainConfig(), {"network.widths": "16"}).network.widths == (16,)
+
+
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        ({"regularizer.gama": 1}, "did you mean regularizer.gamma"),
+        ({"optimiser.g_lr": 1}, "did you mean optimizer.g_lr"),
+        ({"zzz": 1}, "known: batch"),
+        ({"batch": 30}, "not a multiple of the coupling group of 4.*--batch=32"),
+        ({"batch": 2}, "--batch=4"),
+        ({"batch": 0}, "not a multiple"),
+        ({"batch": "many"}, "wants int"),
+        ({"batch": 1.5}, "wants int"),
+        ({"data.cond": 2}, "wants bool"),
+        ({"optimizer.betas": [0.5]}, "wants 2 values"),
+        ({"run.kimg": 0}, "--kimg must be positive"),
+        ({"regularizer.gamma": -1}, "--gamma must not be negative"),
+        ({"regularizer.every": 0}, "regularizer.every must be positive"),
+        ({"growth.mode": "progresive"}, "did you mean progressive"),
+        ({"precision.dtype": "float16"}, "unknown"),
+        ({"distributed.group": 0}, "distributed.group must be positive"),
+        ({"seed": -1}, "--seed must not be negative"),
+        ({"growth.shares": [1, 1], "growth.kimg": [1]}, "exclude each other"),
+    ],
+)
+def test_bad_values_are_answered_in_one_line(values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        override(TrainConfig(), values)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_assignment_without_a_value_says_how_to_write_one():
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        parse_assignment("regularizer.gamma")
+
+
+def test_how_a_run_is_watched_is_no_part_of_its_trajectory():
+    config = TrainConfig()
+    for name in (f.name for f in fields(config.run)):
+        assert f"run.{name}" in keys(config)
+    watched = override(config, {"run.tick": 1.0, "run.snap": 3, "run.keep": 9, "run.threads": 3, "run.desc": "x"})
+    assert trajectory(watched) == trajectory(config)
+    assert trajectory(override(config, {"seed": 1})) != trajectory(config)

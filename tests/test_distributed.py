@@ -1,0 +1,95 @@
+"""1, 2, 3 (unequal shares) and 4 ranks at the same global batch compute the same step."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rank_worker import train_case
+
+from gan.distributed import Ranks, share, sum_gradients
+from gan.errors import UserError
+
+TESTS = Path(__file__).parent
+OBJECTIVES = {
+    "r1": "regularizer.name=r1",
+    "pair": "objective.name=relativistic:regularizer.name=r1_r2:data.cond=true:data.mirror=true",
+}
+CASES = {
+    f"{dtype}-{name}": f"{steps}:precision.dtype={dtype}:{row}"
+    for dtype, steps in (("float64", 30), ("float32", 5))
+    for name, row in OBJECTIVES.items()
+}
+CASES["float64-critic"] = "8:precision.dtype=float64:optimizer.n_critic=2:growth.mode=none"
+
+
+def launch(ranks: int, output: Path) -> dict:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    cases = [f"{name}:{case}" for name, case in CASES.items()]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(TESTS / "rank_worker.py"), str(output), *cases], env=env, check=True, timeout=300)
+    return torch.load(output, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    results = {}
+    for name, case in CASES.items():
+        count, *assignments = case.split(":")
+        results[name] = train_case(int(count), assignments, Ranks())
+    torch.set_num_threads(threads)
+    return results
+
+
+def relative(ours: dict, theirs: dict) -> float:
+    """||a - b|| / ||b|| over all of a network's parameters."""
+    assert ours.keys() == theirs.keys()
+    difference = sum((ours[k].double() - theirs[k].double()).square().sum() for k in ours)
+    return math.sqrt(difference / sum(t.double().square().sum() for t in theirs.values()))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_ranks_compute_the_same_step(ranks, alone, tmp_path):
+    together = launch(ranks, tmp_path / "result.pt")
+    for name, one in alone.items():
+        many, double = together[name], name.startswith("float64")
+        for net in ("G", "D"):
+            if net == "G" and name.endswith("critic"):
+                continue  # the first of two steps has no G update
+            assert one["gradients"][net]
+            assert relative(many["gradients"][net], one["gradients"][net]) < (1e-12 if double else 1e-6), (name, net)
+        for ours, theirs in zip(many["losses"], one["losses"], strict=True):
+            for key in theirs:
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-4), (name, key)
+        if double:
+            assert one["stage"] == 2  # where the run grows, two boundaries are behind us
+            for key, tensor in one["weights"].items():
+                torch.testing.assert_close(many["weights"][key], tensor, rtol=0, atol=1e-9, msg=f"{name} {key}")
+
+
+def test_shares_cover_all_groups_in_order():
+    for count in range(1, 20):
+        for world in range(1, count + 1):
+            shares = [share(count, Ranks(rank, world)) for rank in range(world)]
+            assert [g for s in shares for g in s] == list(range(count))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_more_ranks_than_groups_is_refused():
+    with pytest.raises(UserError, match="9 ranks but only 8 coupling groups"):
+        share(8, Ranks(0, 9))
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_sum_of_gradients_divides_by_the_batch_and_tells_what_is_not_finite(poison):
+    module = torch.nn.Linear(3, 2)
+    module.weight.grad, module.bias.grad = torch.full((2, 3), 6.0), torch.full((2,), 3.0)
+    assert sum_gradients(module, 3) == 0
+    assert module.weight.grad.eq(2).all() and module.bias.grad.eq(1).all()
+    module.weight.grad[1, 2] = poison
+    assert sum_gradients(module, 3) == 1

@@ -1,0 +1,145 @@
+"""Shapes for every size, fading that begins and ends without a jump, groups that do not leak, labels that matter."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from gan.layers import Conv2d, Linear, minibatch_stddev, pixel_norm
+from gan.networks import ResNetDiscriminator, ResNetGenerator, default_widths, stage_of
+
+
+def pair(last=2, base=(4, 4), channels=3, classes=0, width=6, **options):
+    torch.manual_seed(0)
+    widths = [width] * (last + 1)
+    G = ResNetGenerator(8, widths, channels, base, classes, **options)
+    return G, ResNetDiscriminator(widths, channels, base, classes, **options)
+
+
+SIZES = [(0, (4, 4), 1), (2, (4, 4), 4), (3, (3, 5), 2), (1, (7, 7), 1), (8, (4, 4), 3)]
+
+
+@pytest.mark.parametrize("last,base,channels", [*SIZES, pytest.param(9, (4, 4), 3, marks=pytest.mark.slow)])
+def test_shapes_up_to_2048_and_not_square(last, base, channels):
+    G, D = pair(last, base, channels, width=2 if last > 5 else 4)
+    with torch.no_grad():
+        images = G(torch.randn(4, 8), last)
+        assert images.shape == (4, channels, base[0] * 2**last, base[1] * 2**last)
+        assert D(images, last).shape == (4,)
+
+
+def test_the_start_keeps_variances_near_one():
+    G, D = pair(last=5, width=64)
+    with torch.no_grad():
+        x = G(torch.randn(8, 8), 5)
+        assert 0.1 < x.std() < 2
+        logits = D(torch.randn(8, 3, 128, 128), 5)
+        assert logits.isfinite().all() and logits.abs().max() < 10
+
+
+def test_a_fade_begins_at_the_old_stage_and_ends_at_the_new():
+    G, D = pair()
+    z, x = torch.randn(4, 8), torch.randn(4, 3, 16, 16)
+    up = torch.nn.functional.interpolate
+    G, D = pair(filter=(1, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(G(z, 2, torch.tensor(0.0)), up(G(z, 1), scale_factor=2))
+        torch.testing.assert_close(G(z, 2, torch.tensor(1.0)), G(z, 2, 1.0))
+        half = torch.nn.functional.avg_pool2d(x, 2)
+        torch.testing.assert_close(D(x, 2, torch.tensor(0.0)), D(half, 1))
+        torch.testing.assert_close(D(x, 2, torch.tensor(1.0)), D(x, 2, 1.0))
+
+
+def with_gradient(module: torch.nn.Module) -> set[str]:
+    return {name for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("fading", [False, True])
+def test_which_parameters_train_is_a_function_of_stage_and_fading(stage, fading):
+    G, D = pair()
+    alpha = torch.tensor(0.5) if fading else 1.0
+    D(G(torch.randn(4, 8), stage, alpha), stage, alpha).sum().backward()
+    rgb = {stage, stage - 1} if fading and stage else {stage}
+    for net in (G, D):
+        active = {stage_of(n) for n in with_gradient(net) if "_image" in n}
+        assert active == rgb
+        assert {stage_of(n) for n in with_gradient(net) if "blocks" in n} == set(range(stage + 1))
+
+
+def test_growing_by_a_stage_changes_nothing_below():
+    """The parameters of a stage keep their names: 'blocks.1' belongs to stage 1 in G and in D."""
+    G, D = pair()
+    assert stage_of("blocks.2.conv0.weight") == 2 and stage_of("from_image.1.bias") == 1
+    assert stage_of("first.weight") == stage_of("logit.bias") == stage_of("embedding.weight") == 0
+    assert {stage_of(n) for n, _ in G.named_parameters()} == {stage_of(n) for n, _ in D.named_parameters()} == {0, 1, 2}
+
+
+def test_minibatch_stddev_is_the_deviation_inside_each_group():
+    x = torch.randn(8, 3, 5, 5, dtype=torch.float64)
+    y = minibatch_stddev(x, 4)
+    for group in (slice(0, 4), slice(4, 8)):
+        expected = (x[group].var(0, unbiased=False) + 1e-8).sqrt().mean()
+        torch.testing.assert_close(y[group, 3], expected.expand(4, 5, 5))
+    assert torch.equal(y[:, :3], x)
+    with pytest.raises(ValueError, match="groups of 4"):
+        minibatch_stddev(x[:6], 4)
+
+
+def test_groups_do_not_see_each_other():
+    _, D = pair()
+    x = torch.randn(8, 3, 16, 16)
+    changed = torch.cat([x[:4], torch.randn(4, 3, 16, 16)])
+    with torch.no_grad():
+        torch.testing.assert_close(D(x, 2)[:4], D(changed, 2)[:4])
+        mixed = torch.cat([x[:2], changed[4:6], x[2:4], changed[6:]])
+        assert not torch.allclose(D(mixed, 2)[:2], D(x, 2)[:2])  # inside a group they do
+
+
+def test_equalized_learning_rate():
+    """Weights N(0, 1) and the scale 1 / sqrt(fan-in): outputs of variance one for inputs of variance one."""
+    torch.manual_seed(0)
+    for layer, x in ((Linear(400, 200), torch.randn(200, 400)), (Conv2d(50, 60, 3), torch.randn(8, 50, 20, 20))):
+        assert abs(layer.weight.std() - 1) < 0.05
+        inner = layer(x)[..., 1:-1, 1:-1] if x.dim() == 4 else layer(x)
+        assert abs(inner.std() - 1) < 0.1
+
+
+def test_pixel_norm():
+    z = torch.randn(5, 7, dtype=torch.float64)
+    torch.testing.assert_close(pixel_norm(z).square().mean(1), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(pixel_norm(3 * z), pixel_norm(z))
+
+
+def test_the_discriminator_can_be_differentiated_twice():
+    _, D = pair(last=1, channels=1, width=2)
+    D.double()
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: D(x, 1), (x,), fast_mode=True)
+    assert gradgradcheck(lambda x: D(x, 1), (x,), fast_mode=True)
+
+
+def test_labels_matter_and_must_match():
+    G, D = pair(classes=3)
+    z, x = torch.randn(1, 8).expand(4, -1), torch.randn(1, 3, 16, 16).expand(4, -1, -1, -1)
+    labels = torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        images, logits = G(z, 2, labels=labels), D(x, 2, labels=labels)
+    assert torch.allclose(images[0], images[3]) and not torch.allclose(images[0], images[1])
+    assert torch.isclose(logits[0], logits[3]) and not torch.isclose(logits[0], logits[2])
+    with pytest.raises(ValueError, match="needs labels"):
+        G(z, 2)
+    with pytest.raises(ValueError, match="takes no labels"):
+        pair()[0](z, 2, labels=labels)
+
+
+def test_the_truncation_mean_is_the_mean_over_latents():
+    G, _ = pair(classes=3)
+    z = torch.randn(20_000, 8)
+    for label in range(3):
+        many = G.first_layer(z, torch.full((len(z),), label)).mean(0)
+        torch.testing.assert_close(G.mean_first_layer(torch.tensor([label]))[0], many, rtol=0, atol=0.05)
+
+
+def test_default_widths():
+    assert default_widths((4, 4), 8, 16384, 512) == (512, 512, 512, 512, 256, 128, 64, 32, 16)
+    assert default_widths((4, 6), 1, 60, 512) == (10, 5)

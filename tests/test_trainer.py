@@ -1,0 +1,236 @@
+"""The step and its state: trajectories that saving, stopping and watching do not change, and what non-finite values do."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config, tiny_feed, tiny_task
+
+from gan import loop
+from gan.checkpoint import load_snapshot, load_state, newest_state
+from gan.schedules import ema_beta, moment
+from gan.statistics import Statistics
+from gan.trainer import initial_state, prepare_reals, train_step, update_average
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def advance(state, task, count: int, poison: range = range(0)) -> list[dict]:
+    """`count` steps from where the state is; images of the steps in `poison` are not finite."""
+    losses = []
+    for now in list(loop.steps(task, state.images_seen))[:count]:
+        images, labels = loop.to_device(next(tiny_feed(iter([(*task.samples(now.images_seen), now.stage)]))), task)
+        if now.step in poison:
+            images = torch.full(images.shape, math.nan)
+        stats = Statistics()
+        train_step(state, task, now, images, labels, stats)
+        losses.append(stats.take())
+    return losses
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    "cut", [5, 7, 8, 9, 12, 15, 18, 22], ids=lambda c: f"after{c}"
+)  # stage 1 is steps 6-14 and fades until 9, stage 2 is steps 15-29 and fades until 20; R1 is due on even steps
+@pytest.mark.parametrize(
+    "values", [{}, {"objective.name": "relativistic", "regularizer.name": "r1_r2", "data.cond": 1}]
+)
+def test_stopped_and_resumed_is_bit_equal(cut, values, tmp_path):
+    task = tiny_task(tiny_config(values))
+    whole = initial_state(task)
+    advance(whole, task, 24)
+
+    first = initial_state(task)
+    advance(first, task, cut)
+    from gan.checkpoint import save_state
+
+    save_state(tmp_path, first.images_seen, first.tensors(), {}, keep=1)
+    tensors, about = load_state(newest_state(tmp_path)[0])
+    second = initial_state(task)
+    with torch.no_grad():
+        for p in [*second.G.parameters(), *second.D.parameters()]:
+            p.zero_()
+    second.load_tensors(tensors, about["images_seen"])
+    advance(second, task, 24 - cut)
+    assert second.images_seen == whole.images_seen == 24 * 32
+    assert equal(second.tensors(), whole.tensors())
+
+
+def test_saving_and_reporting_do_not_change_the_trajectory(tmp_path):
+    weights = []
+    for name, values in {"quiet": {"run.tick": 100.0}, "loud": {"run.tick": 32 / 1000, "run.snap": 1}}.items():
+        (tmp_path / name).mkdir()
+        task = tiny_task(tiny_config(values))
+        state = initial_state(task)
+        assert loop.train(state, task, tiny_feed, tmp_path / name, {}) == 0
+        weights.append(state.tensors())
+    assert equal(*weights)
+
+
+def test_a_run_leaves_what_it_should(tmp_path):
+    task = tiny_task(tiny_config())
+    state = initial_state(task)
+    assert loop.train(state, task, tiny_feed, tmp_path, {"threads": 1}) == 0
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"reals.png", "fakes_init.png", "log.txt", "stats.jsonl", "exit.json"} <= names
+    assert {"fakes0000000960.png", "network-snapshot-0000000960.safetensors", "training-state-0000000960"} <= names
+    assert len([n for n in names if n.startswith("training-state-")]) == 2  # run.keep
+    assert not [n for n in names if n.endswith(".part")]
+    assert json.loads((tmp_path / "exit.json").read_text()) == {"code": 0, "reason": "finished", "images_seen": 960}
+    lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    assert [line["images_seen"] for line in lines] == [320, 640, 960]
+    assert all(math.isfinite(line[k]) for line in lines for k in ("Loss/D/loss", "Loss/G/loss", "Loss/r1_penalty"))
+
+    snapshot = load_snapshot(tmp_path / "network-snapshot-0000000960.safetensors")
+    assert (snapshot.stage, snapshot.alpha, snapshot.images_seen) == (2, 1.0, 960)
+    z = torch.randn(3, 16)
+    assert torch.equal(snapshot.G(z, 2), state.G_ema(z, 2))
+
+
+def test_statistics_are_means_of_what_was_added():
+    stats = Statistics()
+    stats.add({"a": torch.tensor([1.0, 2.0])})
+    stats.add({"a": torch.tensor([6.0]), "b": torch.tensor(4.0)})
+    assert stats.take() == {"a": 3.0, "b": 4.0} and stats.take() == {}
+
+
+def test_losses_reported_are_those_of_the_objective():
+    task = tiny_task(tiny_config())
+    (loss,) = advance(initial_state(task), task, 1)
+    assert loss["Loss/D/loss"] == pytest.approx(2 * math.log(2), abs=0.5)  # an untrained D knows nothing
+    assert loss["Loss/r1_penalty"] > 0
+    assert -1 <= loss["Loss/signs/real"] <= 1
+
+
+def test_the_regularizer_is_due_every_other_step_and_weighs_as_much():
+    task = tiny_task(tiny_config())
+    assert ["Loss/r1_penalty" in loss for loss in advance(initial_state(task), task, 4)] == [True, False, True, False]
+
+    # One lazy step has the gradient of loss + every * gamma / 2 * penalty.
+    grads = []
+    for values in (
+        {"regularizer.every": 2, "regularizer.gamma": 3.0},
+        {"regularizer.every": 1, "regularizer.gamma": 6.0},
+    ):
+        task = tiny_task(tiny_config(values))
+        state = initial_state(task)
+        advance(state, task, 1)
+        grads.append(torch.cat([p.grad.flatten() for p in state.D.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*grads)
+
+
+def test_n_critic_counts_d_updates_per_g_update():
+    task = tiny_task(tiny_config({"optimizer.n_critic": 3}))
+    state = initial_state(task)
+    assert ["Loss/G/loss" in loss for loss in advance(state, task, 7)] == [False, False, True] * 2 + [False]
+    steps = {int(s["step"]) for s in state.g_optimizer.state.values()}
+    assert max(steps) == 2 and max(int(s["step"]) for s in state.d_optimizer.state.values()) == 7
+
+
+def test_parameters_of_later_stages_keep_their_own_step_count():
+    task = tiny_task(tiny_config())
+    state = initial_state(task)
+    advance(state, task, 20)
+    counts = {n: int(state.g_optimizer.state[p]["step"]) for n, p in state.G.named_parameters()}
+    assert (
+        counts["first.weight"] == 20 and counts["blocks.1.conv0.weight"] == 14 and counts["blocks.2.conv0.weight"] == 5
+    )
+    assert counts["to_image.0.weight"] == 6 + 4  # its own stage, and the steps that fade it out
+    assert counts["to_image.1.weight"] == 9 + 5
+
+
+def test_the_first_step_is_adams():
+    """beta1 = 0 and bias correction: the first update is lr * g / (|g| + eps), whatever the gradient's size."""
+    task = tiny_task(tiny_config({"precision.dtype": "float64"}))
+    state = initial_state(task)
+    before = {n: p.detach().clone() for n, p in state.D.named_parameters()}
+    advance(state, task, 1)
+    for name, p in state.D.named_parameters():
+        if p.grad is not None:
+            expected = before[name] - 0.005 * p.grad / (p.grad.abs() + 1e-8)
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_clock():
+    task = tiny_task(tiny_config())
+    state = initial_state(task)
+    advance(state, task, 3)
+    before = copy.deepcopy(state.tensors())
+    advance(state, task, 2, poison=range(3, 5))
+    after = state.tensors()
+    assert state.images_seen == 5 * 32
+    assert after.pop("skipped").tolist() == [2, 2] and before.pop("skipped").tolist() == [0, 0]
+    assert equal(before, after)
+    advance(state, task, 1)
+    assert state.skipped.tolist() == [2, 0]
+    assert not equal(before, {k: v for k, v in state.tensors().items() if k != "skipped"})
+
+
+def test_many_such_steps_stop_the_run_with_the_layers_name(tmp_path, capsys):
+    task = tiny_task(tiny_config({"run.max_skipped": 5}))
+    state = initial_state(task)
+
+    def poisoned(requests):
+        for images, labels in tiny_feed(requests):
+            yield np.where(state.images_seen >= 320, np.nan, images.astype(np.float64)), labels
+
+    assert loop.train(state, task, poisoned, tmp_path, {}) == 3
+    ended = json.loads((tmp_path / "exit.json").read_text())
+    assert ended["code"] == 3 and "10 steps in a row not finite, in D." in ended["reason"]
+    tensors, about = load_state(newest_state(tmp_path)[0])
+    assert about["images_seen"] == 320 and all(t.isfinite().all() for t in tensors.values())
+
+
+def test_the_average_ramps_up_from_the_beginning_of_each_stage():
+    task = tiny_task(tiny_config())
+    state = initial_state(task)
+    now = moment(task.schedule, 16 * 32)
+    with torch.no_grad():
+        for p in state.G.parameters():
+            p.fill_(1)
+        for p in state.G_ema.parameters():
+            p.zero_()
+    update_average(state.G_ema, state.G, task, now, torch.zeros(()))
+    for name, start in (("first.weight", 0), ("blocks.1.conv0.weight", 6 * 32), ("to_image.2.weight", 15 * 32)):
+        weight = 1 - ema_beta(32, 17 * 32 - start, 10_000, 0.05)
+        torch.testing.assert_close(
+            state.G_ema.get_parameter(name), torch.full_like(state.G_ema.get_parameter(name), weight)
+        )
+    early = moment(task.schedule, 32)
+    update_average(state.G_ema, state.G, task, early, torch.ones(()))  # a bad step leaves it alone
+    assert state.G_ema.get_parameter("first.weight").max() < 1
+
+
+def test_reals_are_scaled_flipped_and_faded():
+    task = tiny_task(tiny_config({"data.mirror": 1, "network.filter": [1, 1]}))
+    G = initial_state(task).G
+    images = torch.from_numpy(tiny_feed(iter([(0, 8, 1)])).__next__()[0])
+    plain = prepare_reals(images, None, 1.0, G)
+    torch.testing.assert_close(plain, images.permute(0, 3, 1, 2) / 127.5 - 1)
+    assert plain.is_contiguous()
+    flipped, coins = prepare_reals(images, task.draws(0), 1.0, G), task.draws(0).coins("mirror")[:8]
+    for i in range(8):
+        assert torch.equal(flipped[i], plain[i].flip(2) if coins[i] else plain[i])
+    faded = prepare_reals(images, None, torch.tensor(0.25), G)
+    coarse = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(plain, 2), scale_factor=2)
+    torch.testing.assert_close(faded, 0.75 * coarse + 0.25 * plain)
+
+
+@pytest.mark.parametrize(
+    "seconds,text",
+    [(4.2, "4s"), (64, "1m 04s"), (7384, "2h 03m 04s"), (2 * 86400 + 3 * 3600 + 240, "2d 03h 04m"), (59.7, "1m 00s")],
+)
+def test_durations(seconds, text):
+    assert loop.duration(seconds) == text
