@@ -59,7 +59,7 @@ scale_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
 def main() -> None:
     """Make an image grid, single images or a video from a snapshot.
 
@@ -154,17 +154,19 @@ def video(
 
 
 def find_snapshot(network: str | Path) -> Path:
-    """A snapshot file itself, or the newest one of a run directory or of all runs of an outdir. UserError if none."""
+    """A snapshot file itself, or the newest one in a directory: a run, an outdir, or a folder of those. UserError if none."""
     path = Path(network)
     if not path.is_dir():
         return path  # load_snapshot says what is wrong with it
-    runs = [path, *(child for child in path.iterdir() if child.is_dir())]
-    latest = [max(found) for run in runs if (found := list(run.glob("network-snapshot-*.safetensors")))]
-    if not latest:
+    found = sorted(
+        snapshot for depth in ("", "*/", "*/*/") for snapshot in path.glob(f"{depth}network-snapshot-*.safetensors")
+    )
+    last_of_runs = {snapshot.parent: snapshot for snapshot in found}.values()
+    if not last_of_runs:
         raise UserError(
-            f"no network-snapshot-*.safetensors in {path} nor in the runs inside it; train first, or name a file"
+            f"no network-snapshot-*.safetensors in {path} and the runs inside it; train first, or name a file"
         )
-    return max(latest, key=lambda snapshot: (snapshot.stat().st_mtime, snapshot))
+    return max(last_of_runs, key=lambda snapshot: (snapshot.stat().st_mtime, snapshot))
 
 
 def load(network: str | Path) -> "Snapshot":

@@ -19,8 +19,11 @@ def by_definition(x, filter, up, down, padding, gain, flip):
     taps = taps if flip else taps.flip([0, 1])
     n, c, h, w = x.shape
     top, bottom, left, right = padding
-    at = lambda i, j: x[:, :, i // up[0], j // up[1]] if valid(i, j) else torch.zeros(n, c, dtype=x.dtype)
-    valid = lambda i, j: 0 <= i < h * up[0] and 0 <= j < w * up[1] and i % up[0] == 0 and j % up[1] == 0
+
+    def at(i, j):
+        inside = 0 <= i < h * up[0] and 0 <= j < w * up[1] and i % up[0] == 0 and j % up[1] == 0
+        return x[:, :, i // up[0], j // up[1]] if inside else torch.zeros(n, c, dtype=x.dtype)
+
     rows = (h * up[0] + top + bottom - taps.shape[0]) // down[0] + 1
     columns = (w * up[1] + left + right - taps.shape[1]) // down[1] + 1
     y = torch.zeros(n, c, rows, columns, dtype=x.dtype)
