@@ -154,13 +154,12 @@ def video(
 
 
 def find_snapshot(network: str | Path) -> Path:
-    """A snapshot file itself, or the newest one in a directory: a run, an outdir, or a folder of those. UserError if none."""
+    """A snapshot itself, or the newest one in a directory: a run, an outdir, a folder of these. UserError if none."""
     path = Path(network)
     if not path.is_dir():
         return path  # load_snapshot says what is wrong with it
-    found = sorted(
-        snapshot for depth in ("", "*/", "*/*/") for snapshot in path.glob(f"{depth}network-snapshot-*.safetensors")
-    )
+    patterns = (f"{depth}network-snapshot-*.safetensors" for depth in ("", "*/", "*/*/"))
+    found = sorted(snapshot for pattern in patterns for snapshot in path.glob(pattern))
     last_of_runs = {snapshot.parent: snapshot for snapshot in found}.values()
     if not last_of_runs:
         raise UserError(

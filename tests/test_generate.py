@@ -1,5 +1,6 @@
 """launch.generate on tiny snapshots: what lands on disk is read back and compared with the network's own images."""
 
+import os
 import subprocess
 import sys
 
@@ -121,7 +122,7 @@ def test_classes_of_an_unconditional_network_are_refused(network):
 @pytest.mark.parametrize(
     "arguments",
     [["grid", "--grid=0x2"], ["grid", "--grid=four"], ["grid", "--grid=2x2", "--seeds=0-4"], ["grid", "--trunc=-1"],
-     ["video", "--seeds=0-8"], ["video", "--w-frames=0"], ["video", "--fps=0"], ["images"], ["grid", "--scale=0"]],
+     ["video", "--seeds=0-8"], ["video", "--w-frames=0"], ["video", "--fps=0"], ["images"], ["grid", "--scale=0"], []],
 )  # fmt: skip
 def test_wrong_options_exit_2(network, arguments):
     assert saddle_generate(*arguments, f"--network={network}").exit_code == 2
@@ -137,18 +138,17 @@ def test_what_cannot_be_is_said(network, arguments, message):
 
 
 def test_a_directory_stands_for_its_newest_snapshot(tmp_path):
-    import os
-
-    old = write_snapshot(tmp_path / "00000-a" / "network-snapshot-0000009000.safetensors")
-    new = write_snapshot(tmp_path / "00001-b" / "network-snapshot-0000002000.safetensors", seed=1)
-    write_snapshot(tmp_path / "00001-b" / "network-snapshot-0000001000.safetensors")
+    out = tmp_path / "out"
+    old = write_snapshot(out / "00000-a" / "network-snapshot-0000009000.safetensors")
+    new = write_snapshot(out / "00001-b" / "network-snapshot-0000002000.safetensors", seed=1)
+    write_snapshot(out / "00001-b" / "network-snapshot-0000001000.safetensors")
     os.utime(old, (1, 1))
-    assert generate.find_snapshot(tmp_path) == new
-    assert generate.find_snapshot(tmp_path / "00001-b") == new
-    assert generate.find_snapshot(tmp_path / "00000-a") == old == generate.find_snapshot(old)
-    (tmp_path / "empty").mkdir()
+    assert generate.find_snapshot(out) == generate.find_snapshot(tmp_path) == new
+    assert generate.find_snapshot(out / "00001-b") == new
+    assert generate.find_snapshot(out / "00000-a") == old == generate.find_snapshot(old)
+    (out / "empty").mkdir()
     with pytest.raises(UserError, match="train first"):
-        generate.find_snapshot(tmp_path / "empty")
+        generate.find_snapshot(out / "empty")
 
 
 def test_video_is_a_loop_of_the_asked_length_and_size(network, tmp_path):
