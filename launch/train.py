@@ -5,7 +5,8 @@ import platform
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -257,48 +258,49 @@ def environment(ranks: int) -> dict[str, str]:
 
 
 def work(plan: Plan, resume: str) -> int:
-    """One rank: find or make the run, load its newest state, train to the end."""
+    """One rank: find or make the run, hold it, and train to the end."""
     from gan import distributed
+    from gan.runs import hold
 
     ranks = distributed.start()
-    try:
-        run = distributed.from_first(attempt(resolve, plan, resume) if ranks.first else None)
-        if isinstance(run, UserError):
-            raise run
+    with ExitStack() as stack:
+        stack.callback(distributed.stop)
+        run = on_first(ranks, lambda: resolve(plan, resume))
+        on_first(ranks, lambda: (stack.enter_context(hold(run)), None)[1])
         code = go_on(plan, run, ranks)
-    finally:
-        distributed.stop()
     return 0 if "WORLD_SIZE" in os.environ else code
 
 
-def attempt(function: Any, *args: Any) -> Any:
-    """Its result, or the UserError it raised: what rank 0 found must reach the others before anyone stops."""
-    try:
-        return function(*args)
-    except UserError as error:
-        return error
+def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
+    """What it returns on rank 0, or the UserError it raises there, on every rank: they stop together or not at all."""
+    from gan.distributed import from_first
+
+    result = None
+    if ranks.first:
+        try:
+            result = function()
+        except UserError as error:
+            result = error
+    result = from_first(result)
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
 def go_on(plan: Plan, run: Path, ranks: Any) -> int:
-    """Hold the run, restore its newest sound state (or start), and train."""
+    """Restore the newest sound state of a run, or start it, and train. -> the exit code."""
     import torch
 
     from gan import distributed, loop, trainer
     from gan.checkpoint import initial_weights, load_state, newest_state
-    from gan.runs import EXIT, OPTIONS, hold, write_json
+    from gan.runs import EXIT, OPTIONS, write_json
 
-    held = attempt(hold, run) if ranks.first else None
-    trouble = distributed.from_first(held if isinstance(held, UserError) else None)
-    if trouble:
-        raise trouble
-    found = distributed.from_first(newest_state(run) if ranks.first else None)
-    path, passed_over = found
+    path, passed_over = on_first(ranks, lambda: newest_state(run))
     tensors, about = load_state(path) if path else ({}, {"images_seen": 0})
     if about["images_seen"] >= plan.schedule.total:
         if ranks.first:
-            click.echo(
-                f"{run} is finished ({about['images_seen'] / 1000:g} kimg); --kimg for more, --resume=none for another"
-            )
+            click.echo(f"{run} is finished ({about['images_seen'] / 1000:g} kimg); --resume=none trains another")
+            write_json(run / EXIT, {"code": 0, "reason": "finished", "images_seen": about["images_seen"]})
         return 0
     now = {
         "world_size": ranks.world,
@@ -318,7 +320,7 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
         write_json(run / OPTIONS, plan.options)
         announce(plan, run, now, about, path, passed_over)
     feed = partial(load, plan.dataset, seed=plan.config.seed, depth=2 * plan.config.run.workers)
-    return loop.train(state, task, lambda requests: feed(requests), run, now)
+    return loop.train(state, task, feed, run, now)
 
 
 def announce(

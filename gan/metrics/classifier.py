@@ -1,5 +1,7 @@
 """A small classifier of the user's own labelled images: the eyes of the metrics, trained anew and alike each time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +84,7 @@ def train_classifier(
 ) -> Classifier:
     """Fit images uint8 [N, H, W, C] with labels int64 [N] in [0, classes): the same arguments give the same classifier.
 
+    On a CPU it is trained by one thread, so that the number of cores does not change the scores; it is small enough.
     The caller's random state is left as it was. UserError for fewer than two classes, ten images, or sides below 8.
     """
     check(images, classes)
@@ -92,11 +95,23 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(images.shape[3], classes).to(device)
-    fit(network, images, torch.as_tensor(labels), order[len(held_out) :], steps, generator)
+    with one_thread():
+        fit(network, images, torch.as_tensor(labels), order[len(held_out) :], steps, generator)
     network.eval().requires_grad_(False)
     _, probabilities = Classifier(network, classes, 0.0, 0)(images[held_out])
     accuracy = float((probabilities.argmax(1) == np.asarray(labels)[held_out]).mean())
     return Classifier(network, classes, accuracy, len(held_out))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums have one order, and no thread waits for another that a busy machine does not run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check(images: np.ndarray, classes: int) -> None:

@@ -1,0 +1,251 @@
+"""`saddle train` as its users meet it: from a prepared dataset to a run, stopped, gone on with, and refused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from data.prepare import prepare
+from gan.runs import hold
+from launch import cli
+from launch.train import ROOT, environment
+
+TINY = ["--set=run.threads=1", "--set=network.widths=[8,8,8]", "--set=network.z_dim=8", "--preset=digits", "--batch=16"]
+SHORT = [*TINY, "--kimg=0.8", "--tick=0.08", "--snap=1"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "digits.lmdb"
+    prepare("digits", path, resolution=(16, 16), max_images=200)
+    return path
+
+
+def saddle(monkeypatch, *arguments: object) -> int:
+    """The exit code of `saddle train ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["saddle", "train", *map(str, arguments)])
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    torch.set_num_threads(threads)
+    return ended.value.code
+
+
+def only_run(outdir: Path) -> Path:
+    (run,) = outdir.glob("0*")
+    return run
+
+
+def test_a_run_from_start_to_end_and_again(digits, tmp_path, monkeypatch, capsys):
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT]
+    assert saddle(monkeypatch, *command) == 0
+    run = only_run(tmp_path)
+    assert run.name == "00000-digits-digits-nonsaturating-r1-16-b16"
+    options = json.loads((run / "training_options.json").read_text())
+    assert options["config"]["batch"] == 16 and options["config"]["network"]["widths"] == [8, 8, 8]
+    assert "10 classes and they are not used; --cond=1" in capsys.readouterr().out
+
+    before = {p.name: p.stat().st_mtime_ns for p in run.iterdir()}
+    assert saddle(monkeypatch, *command) == 0
+    assert "is finished (0.8 kimg)" in capsys.readouterr().out
+    assert {
+        p.name: p.stat().st_mtime_ns for p in run.iterdir() if p.name not in (".lock", "exit.json")
+    }.items() <= before.items()
+
+    assert saddle(monkeypatch, *command, "--resume=none") == 0
+    assert sorted(p.name[:5] for p in tmp_path.iterdir()) == ["00000", "00001"]
+    assert saddle(monkeypatch, *command, "--gamma=2") == 0  # another trajectory
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_run_grown_in_kimg_can_be_made_longer(digits, tmp_path, monkeypatch, capsys):
+    flags = ["--set=growth.shares=[]", "--set=growth.kimg=[0.16,0.16]", "--set=growth.fade_kimg=0.08"]
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT, *flags, "--set=optimizer.decay_to=1.0"]
+    assert saddle(monkeypatch, *command) == 0
+    assert saddle(monkeypatch, *command, "--kimg=0.96") == 0
+    assert "going on from training-state-0000000800" in capsys.readouterr().out
+    run = only_run(tmp_path)
+    assert (run / "network-snapshot-0000000960.safetensors").exists()
+    seen = [json.loads(line)["images_seen"] for line in (run / "stats.jsonl").read_text().splitlines()]
+    assert seen == sorted(set(seen)) and seen[-1] == 960
+
+
+def test_a_dry_run_writes_nothing(digits, tmp_path, monkeypatch, capsys):
+    assert saddle(monkeypatch, f"--data={digits}", f"--outdir={tmp_path / 'runs'}", *SHORT, "-n") == 0
+    assert "would start" in capsys.readouterr().out and not (tmp_path / "runs").exists()
+
+
+def test_flags_win_over_the_preset_and_set_over_flags(digits, tmp_path, monkeypatch, capsys):
+    flags = [
+        "--gamma=3",
+        "--set=regularizer.gamma=4",
+        "--set",
+        "regularizer.every=2",
+        "--mirror=true",
+        "-n",
+    ]
+    assert saddle(monkeypatch, f"--data={digits}", f"--outdir={tmp_path}", *SHORT, *flags) == 0
+    text = capsys.readouterr().out
+    config = json.loads(text[: text.rindex("}") + 1])["config"]
+    assert config["regularizer"] == {"name": "r1", "gamma": 4.0, "every": 2}
+    assert config["data"]["mirror"] is True and config["optimizer"]["g_lr"] == 0.005
+
+
+def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
+    command = [f"--data={digits}", *SHORT]
+    assert saddle(monkeypatch, *command, f"--outdir={tmp_path / 'a'}") == 0
+    run = only_run(tmp_path / "a")
+    snapshot = run / "network-snapshot-0000000800.safetensors"
+    for source in (snapshot, run):
+        outdir = tmp_path / source.name
+        flags = [f"--outdir={outdir}", f"--init-from={source}", "--set=optimizer.g_lr=1e-9"]
+        assert saddle(monkeypatch, *command, *flags) == 0
+        ours = load_file(only_run(outdir) / "training-state-0000000800" / "tensors.safetensors")
+        theirs = load_file(run / "training-state-0000000800" / "tensors.safetensors")
+        wanted = theirs["G_ema/first.weight" if source == snapshot else "G/first.weight"]
+        torch.testing.assert_close(ours["G/first.weight"], wanted, rtol=1e-4, atol=1e-5)
+    assert saddle(monkeypatch, *command, f"--outdir={tmp_path}/x", f"--init-from={snapshot}", "--cond=1") == 2
+    assert "does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        (["--regulariser=r1"], "No such option"),
+        (["--batch=18"], "--batch=18 is not a multiple of the coupling group of 4"),
+        (["--batch=many"], "many"),
+        (["--batch=256"], "holds 200 images, fewer than one batch of 256"),
+        (["--resolution=48"], "--resolution=48.*holds 4, 8, 16"),
+        (["--objective=relativisitc"], "did you mean relativistic"),
+        (["--regularizer=r2d2"], "known: none, r1, r1_r2"),
+        (["--preset=digit"], "did you mean digits"),
+        (["--set=regularizer.gama=1"], "did you mean regularizer.gamma"),
+        (["--set=optimizer.g_lr=fast"], "wants float"),
+        (["--kimg=0.01"], "too short for 3 stages"),
+        (["--gpus=9"], "only 4 coupling groups"),
+        (["--gpus=0"], "0 is not in the range"),
+        (["--data=nowhere.lmdb"], "nowhere.lmdb"),
+        (["--resume=nowhere"], "is not the directory of a run"),
+        (["--init-from=nowhere"], "nowhere"),
+        (["--set=network.widths=[8,8]"], "must be 3 positive numbers"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch, capsys, flags, message):
+    outdir = tmp_path / "runs"
+    assert saddle(monkeypatch, f"--data={digits}", f"--outdir={outdir}", *SHORT, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("saddle train: error: ")
+    assert re.search(message, error), error
+    assert not outdir.exists()
+
+
+def test_labels_that_are_not_there_cannot_be_asked_for(tmp_path, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((16, 16), i, np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    prepare(str(tmp_path / "images"), tmp_path / "plain.lmdb", resolution=(16, 16))
+    command = [f"--data={tmp_path / 'plain.lmdb'}", f"--outdir={tmp_path / 'runs'}", *SHORT, "--cond=1"]
+    assert saddle(monkeypatch, *command) == 2
+    assert "needs class labels" in capsys.readouterr().err
+    prepare(str(tmp_path / "images"), tmp_path / "top.lmdb", resolution=(16, 16), levels=1)
+    command = [f"--data={tmp_path / 'top.lmdb'}", f"--outdir={tmp_path / 'runs'}", *SHORT]
+    assert saddle(monkeypatch, *command) == 2
+    assert "prepare it with all levels, or --set growth.mode=none" in capsys.readouterr().err
+    assert saddle(monkeypatch, *command, "--set=growth.mode=none", "--kimg=0.032", "--set=growth.shares=[]") == 0
+
+
+def test_a_run_in_use_is_refused(digits, tmp_path, monkeypatch, capsys):
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT]
+    assert saddle(monkeypatch, *command) == 0
+    capsys.readouterr()
+    with hold(only_run(tmp_path)):
+        for extra in ([], ["--gpus=2"]):
+            assert saddle(monkeypatch, *command, *extra) == 2
+            assert "is in use by another run" in capsys.readouterr().err
+
+
+def test_another_trajectory_cannot_be_resumed_into(digits, tmp_path, monkeypatch, capsys):
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT]
+    assert saddle(monkeypatch, *command) == 0
+    run = only_run(tmp_path)
+    assert saddle(monkeypatch, *command, f"--resume={run}", "--gamma=7") == 2
+    assert "another config.regularizer.gamma" in capsys.readouterr().err
+    assert saddle(monkeypatch, *command, f"--resume={run}") == 0
+
+
+def test_a_damaged_state_is_passed_over(digits, tmp_path, monkeypatch, capsys):
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT]
+    assert saddle(monkeypatch, *command) == 0
+    run = only_run(tmp_path)
+    newest = run / "training-state-0000000800" / "tensors.safetensors"
+    whole = newest.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    for damage in (bytes(flipped), whole[: len(whole) // 2]):
+        newest.write_bytes(damage)
+        capsys.readouterr()
+        assert saddle(monkeypatch, *command) == 0
+        out = capsys.readouterr().out
+        assert "SHA-256" in out and "going on from training-state-0000000720" in out
+        assert newest.read_bytes() == whole  # trained again from the state before, bit for bit
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, by what /proc says."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        parents[int(stat.parent.name)] = int(fields[1])
+    found, last = {pid}, set()
+    while found != last:
+        last, found = found, found | {p for p, parent in parents.items() if parent in found}
+    return sorted(found)
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "launch.train", *command], env=environment(2), cwd=ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds child processes in /proc")
+def test_killed_in_mid_fade_the_same_command_ends_bit_equal(digits, tmp_path):
+    """Two ranks; SIGKILL to all of them while the last stage fades in."""
+    flags = [f"--data={digits}", *TINY, "--kimg=4", "--tick=0.16", "--snap=1", "--set=run.keep=99", "--gpus=2"]
+    commands = {name: [*flags, f"--outdir={tmp_path / name}"] for name in ("whole", "killed")}
+    assert start(commands["whole"]).wait(timeout=300) == 0
+
+    process = start(commands["killed"])
+    fading = range(2000, 2200)  # the last stage starts at 1.88 kimg and is faded in at 2.3
+    deadline = time.time() + 300
+    while process.poll() is None and time.time() < deadline:
+        states = (tmp_path / "killed").glob("*/training-state-*")
+        if any(int(s.name[-10:]) in fading for s in states):
+            break
+        time.sleep(0.02)
+    for pid in descendants(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    last = max(int(s.name[-10:]) for s in (tmp_path / "killed").glob("*/training-state-*"))
+    assert last < 2300, "it was not killed in time to be in mid-fade"
+
+    assert start(commands["killed"]).wait(timeout=300) == 0
+    ends = [only_run(tmp_path / name) / "training-state-0000004000" for name in ("whole", "killed")]
+    whole, killed = (load_file(end / "tensors.safetensors") for end in ends)
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[k], killed[k]) for k in whole)
+    logs = [(only_run(tmp_path / name) / "stats.jsonl").read_text().splitlines() for name in ("whole", "killed")]
+    losses = [[(json.loads(x)["images_seen"], json.loads(x)["Loss/D/loss"]) for x in log] for log in logs]
+    assert losses[0] == losses[1]
