@@ -143,7 +143,11 @@ def test_classifier_is_deterministic_and_leaves_the_random_state_alone():
     first = train_classifier(images, labels, 3, steps=3)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
     second = train_classifier(images, labels, 3, steps=3)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
     assert np.array_equal(first(images)[0], second(images)[0])
     assert not np.array_equal(first(images)[0], train_classifier(images, labels, 3, steps=3, seed=1)(images)[0])
 
