@@ -133,8 +133,9 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
     half, blurred = (floors[name].frechet_distance for name in ("half of the reals", "blurred reals"))
     click.echo(f"\n{describe(reference)}\n{table({'this network': row, **floors})}")
     click.echo(
-        f"\nIts Fréchet distance is {row.frechet_distance / half:.1f} times that between two halves of the reals (which "
-        f"few samples make larger), and {row.frechet_distance / blurred:.2f} times that of blurred reals."
+        f"\nIts Fréchet distance is {row.frechet_distance / half:.1f} times that between two halves of the reals, and "
+        f"{row.frechet_distance / blurred:.2f} times that of blurred reals. (Halves are small samples, which by itself "
+        "makes their distance larger.)"
     )
     return {
         **asdict(row),
