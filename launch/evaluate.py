@@ -46,18 +46,18 @@ def main(networks: tuple[str, ...], data: str, samples: int, seed: int, json_pat
     """
     from data.dataset import ImageDataset
 
-    paths = [find_snapshot(network) for network in networks]
-    snapshots = [load(path) for path in paths]
+    paths = {network: find_snapshot(network) for network in networks}
+    snapshots = {network: load(path) for network, path in paths.items()}
     dataset = ImageDataset(data)
-    level = max(check_match(path, snapshot, dataset) for path, snapshot in zip(paths, snapshots, strict=True))
+    level = max(check_match(paths[network], snapshot, dataset) for network, snapshot in snapshots.items())
     click.echo(f"training a classifier on {data} ...")
     reference = build_reference(dataset, level, seed)
     click.echo(describe(reference))
-    rows = {str(path): score_network(one, reference, samples, seed) for path, one in zip(paths, snapshots, strict=True)}
+    rows = {network: score_network(snapshot, reference, samples, seed) for network, snapshot in snapshots.items()}
     rows |= reference.floors()
     click.echo(table(rows))
     if json_path:
-        write_json(json_path, report(reference, rows))
+        write_json(json_path, report(reference, rows, paths))
         click.echo(f"wrote {json_path}")
 
 
@@ -145,12 +145,15 @@ def table(rows: Mapping[str, "Score"]) -> str:
     return "\n".join("  ".join(line) for line in lines)
 
 
-def report(reference: "Reference", rows: Mapping[str, "Score"]) -> dict[str, Any]:
-    """The same for programs."""
+def report(reference: "Reference", rows: Mapping[str, "Score"], paths: Mapping[str, Path]) -> dict[str, Any]:
+    """The same for programs; `network` is the snapshot that was scored, null in the rows of reals."""
     one = reference.classifier
     return {
         "classifier": {"accuracy": one.accuracy, "held_out": one.held_out, "classes": one.classes},
-        "rows": [{"name": name, **asdict(row)} for name, row in rows.items()],
+        "rows": [
+            {"name": name, "network": str(paths[name]) if name in paths else None, **asdict(row)}
+            for name, row in rows.items()
+        ],
     }
 
 

@@ -46,6 +46,7 @@ def test_table_and_json_hold_a_row_per_network_beside_the_floors(dataset, tmp_pa
     report = json.loads(out.read_text())
     names = [str(path) for path in (*paths, early)] + ["all reals", "half of the reals", "blurred reals"]
     assert [row["name"] for row in report["rows"]] == names
+    assert [row["network"] for row in report["rows"]] == [*names[:3], None, None, None]
     assert [row["samples"] for row in report["rows"]] == [200, 200, 200, 60, 30, 60]
     assert report["rows"][3]["frechet_distance"] == 0
     assert min(row["frechet_distance"] for row in report["rows"][:3]) > report["rows"][4]["frechet_distance"]
