@@ -36,12 +36,18 @@ class ImageFormat:
     dataset_hash: str
 
 
-def build_networks(config: TrainConfig, images: ImageFormat) -> tuple[ResNetGenerator, ResNetDiscriminator]:
-    """G and D at their random start, a function of the configuration alone. The global random state is untouched."""
+def network_widths(config: TrainConfig, images: ImageFormat) -> tuple[int, ...]:
+    """Channels per stage, as configured or by default. Raises UserError where they are not one per stage."""
     n = config.network
     widths = n.widths or default_widths(images.base, images.last, n.channel_base, n.channel_max)
     if len(widths) != images.last + 1 or min(widths) < 1:
         raise UserError(f"network.widths {list(widths)} must be {images.last + 1} positive numbers, one per stage")
+    return widths
+
+
+def build_networks(config: TrainConfig, images: ImageFormat) -> tuple[ResNetGenerator, ResNetDiscriminator]:
+    """G and D at their random start, a function of the configuration alone. The global random state is untouched."""
+    n, widths = config.network, network_widths(config, images)
     classes = len(images.class_names) if config.data.cond else 0
     group = config.distributed.group if n.minibatch_stddev else 0
     with torch.random.fork_rng(devices=[]):
@@ -160,26 +166,30 @@ def newest_state(run_dir: Path) -> tuple[Path | None, list[str]]:
     return None, passed
 
 
-def initial_weights(source: str, state: Any) -> None:
-    """Copy the weights of a snapshot, a training state or a run's newest state into the networks of `state`, in place.
+def initial_weights(source: str, networks: Mapping[str, nn.Module]) -> None:
+    """Copy the weights of a snapshot, a training state or a run's newest state into `networks`, named G, D and G_ema.
 
     A snapshot holds the averaged generator only: G and G_ema start from it, D from its random start. Raises UserError
     where names or shapes differ.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path if (path / "manifest.json").exists() else newest_state(path)[0] or path
-        tensors = load_state(path)[0]
-    else:
-        weights = {k: v for k, v in load_snapshot(path).G.state_dict().items()}
-        tensors = {f"{name}/{k}": v for name in ("G", "G_ema") for k, v in weights.items()}
-    for name in ("G", "D", "G_ema"):
+    tensors = _weights(Path(source))
+    for name, network in networks.items():
         part = {k.removeprefix(name + "/"): v for k, v in tensors.items() if k.startswith(name + "/")}
         try:
             if part:
-                getattr(state, name).load_state_dict(part)
+                network.load_state_dict(part)
         except RuntimeError as error:
             raise UserError(f"--init-from={source} does not fit {name}: {error}") from error
+
+
+def _weights(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_dir():
+        weights = load_snapshot(path).G.state_dict()
+        return {f"{name}/{k}": v for name in ("G", "G_ema") for k, v in weights.items()}
+    state = path if (path / "manifest.json").exists() else newest_state(path)[0]
+    if state is None:
+        raise UserError(f"--init-from={path}: no sound training state there")
+    return load_state(state)[0]
 
 
 def flat_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -103,6 +103,7 @@ class Plan:
 
 def make_plan(flags: Mapping[str, Any]) -> Plan:
     """Read preset, flags and dataset; raises UserError or DataError for whatever does not fit together."""
+    from gan.checkpoint import build_networks, initial_weights, network_widths
     from gan.runs import fingerprint
     from gan.schedules import build_schedule
     from gan.trainer import look_up
@@ -117,6 +118,9 @@ def make_plan(flags: Mapping[str, Any]) -> Plan:
             f"{config.batch}; add images or lower --batch"
         )
     schedule = build_schedule(config, images.last)
+    network_widths(config, images)
+    if config.init_from:
+        initial_weights(config.init_from, dict(zip(("G", "D"), build_networks(config, images), strict=True)))
     options = {
         "data": str(Path(flags["data"]).absolute()),
         "preset": flags["preset"],
@@ -314,7 +318,7 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
     if path:
         state.load_tensors(tensors, about["images_seen"])
     elif plan.config.init_from:
-        initial_weights(plan.config.init_from, state)
+        initial_weights(plan.config.init_from, {"G": state.G, "D": state.D, "G_ema": state.G_ema})
     if ranks.first:
         (run / EXIT).unlink(missing_ok=True)
         write_json(run / OPTIONS, plan.options)
