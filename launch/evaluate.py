@@ -70,6 +70,11 @@ def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> in
             f"{path} makes images of {height}x{width} with {G.channels} channels, {dataset.path} has "
             f"{'{}x{}'.format(*manifest.resolution)} with {manifest.channels}; give the dataset it was trained on"
         )
+    if snapshot.alpha < 1:
+        raise UserError(
+            f"{path} was saved while its last stage was fading in (alpha {snapshot.alpha:.2f}), and scores are taken at "
+            "alpha 1 only; give a later snapshot"
+        )
     if G.classes and snapshot.class_names != manifest.classes:
         raise UserError(
             f"{path} was trained on other classes than those of {dataset.path}; give the dataset of its run"

@@ -18,11 +18,12 @@ def write_snapshot(
     stage: int = 1,
     seen: int = 1000,
     seed: int = 0,
+    alpha: float = 1.0,
 ) -> Path:
     """A snapshot of an untrained network of two stages -> its path."""
     config = override(TrainConfig(), {"seed": seed, "data.cond": cond, "network.z_dim": 8, "network.widths": [6, 4]})
     images = ImageFormat(channels, base, 1, NAMES, "hash")
     G, _ = build_networks(config, images)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_snapshot(path, G, asdict(config), images, stage, 1.0, seen)
+    save_snapshot(path, G, asdict(config), images, stage, alpha, seen)
     return path
