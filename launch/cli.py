@@ -14,7 +14,7 @@ COMMANDS = {
     "verify": "Check every record of a dataset.",
     "train": "Train a GAN.",
     "generate": "Make an image grid, single images or a video from a snapshot.",
-    "evaluate": "Score snapshots against a labelled dataset.",
+    "evaluate": "Score snapshots against a labeled dataset.",
     "demo": "Train on real digits in a few minutes and show the results.",
 }
 
@@ -33,9 +33,12 @@ class Saddle(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Saddle, context_settings={"help_option_names": ["-h", "--help"]})
-def saddle() -> None:
+@click.group(cls=Saddle, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.pass_context
+def saddle(ctx: click.Context) -> None:
     """Saddlepoint: progressive ResNet GANs, from one CPU to many GPU nodes."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def run(command: click.Command, name: str) -> None:

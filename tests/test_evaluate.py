@@ -72,6 +72,12 @@ def test_unlabeled_data_and_strange_networks_are_refused(dataset, tmp_path):
             raise saddle_evaluate(f"--network={network}", f"--data={data}").exception
 
 
+def test_a_snapshot_in_mid_fade_is_not_scored(dataset, tmp_path):
+    path = write_snapshot(tmp_path / "fading.safetensors", alpha=0.4)
+    result = saddle_evaluate(f"--network={path}", f"--data={dataset}")
+    assert isinstance(result.exception, UserError) and "alpha 0.40" in str(result.exception)
+
+
 def test_table_drops_columns_that_nobody_has():
     row = Score(100, 1.5, 0.25, 0.045, 0.9, None)
     lines = evaluate.table({"a": row, "longer": row}).splitlines()
