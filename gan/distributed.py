@@ -52,8 +52,9 @@ def cores() -> int:
 
 
 def set_threads(threads: int) -> int:
-    """Set the intra-op threads, 0 for an equal share of the host's cores; -> what was set. Part of bit-equality."""
-    threads = threads or max(cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
+    """Set the intra-op threads, 0 for an equal share of rank 0's cores; -> what was set. Sums depend on it, so it is
+    the same on all ranks, and saved."""
+    threads = from_first(threads or max(cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
     torch.set_num_threads(threads)
     return threads
 

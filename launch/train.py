@@ -306,9 +306,10 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
             click.echo(f"{run} is finished ({about['images_seen'] / 1000:g} kimg); --resume=none trains another")
             write_json(run / EXIT, {"code": 0, "reason": "finished", "images_seen": about["images_seen"]})
         return 0
+    recorded = about.get("threads", 0) if about.get("world_size") == ranks.world else 0
     now = {
         "world_size": ranks.world,
-        "threads": distributed.set_threads(plan.config.run.threads or about.get("threads", 0)),
+        "threads": distributed.set_threads(plan.config.run.threads or recorded),
         "torch": torch.__version__,
         "machine": f"{platform.machine()} {ranks.device.type}",
     }

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from data.prepare import prepare
 from gan.runs import hold
 from launch import cli
-from launch.train import ROOT, environment
+from launch.train import environment
 
 TINY = ["--set=run.threads=1", "--set=network.widths=[8,8,8]", "--set=network.z_dim=8", "--preset=digits", "--batch=16"]
 SHORT = [*TINY, "--kimg=0.8", "--tick=0.08", "--snap=1"]
@@ -215,8 +215,12 @@ def descendants(pid: int) -> list[int]:
     return sorted(found)
 
 
-def start(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "launch.train", *command], env=environment(2), cwd=ROOT)
+def start(command: list[str], folder: Path) -> subprocess.Popen:
+    """From a folder where people keep their own data/ and ops.py, which must not shadow ours."""
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data" / "__init__.py").write_text("raise RuntimeError('the wrong data')")
+    (folder / "ops.py").write_text("raise RuntimeError('the wrong ops')")
+    return subprocess.Popen([sys.executable, "-m", "launch.train", *command], env=environment(2), cwd=folder)
 
 
 @pytest.mark.slow
@@ -225,9 +229,9 @@ def test_killed_in_mid_fade_the_same_command_ends_bit_equal(digits, tmp_path):
     """Two ranks; SIGKILL to all of them while the last stage fades in."""
     flags = [f"--data={digits}", *TINY, "--kimg=4", "--tick=0.16", "--snap=1", "--set=run.keep=99", "--gpus=2"]
     commands = {name: [*flags, f"--outdir={tmp_path / name}"] for name in ("whole", "killed")}
-    assert start(commands["whole"]).wait(timeout=300) == 0
+    assert start(commands["whole"], tmp_path).wait(timeout=300) == 0
 
-    process = start(commands["killed"])
+    process = start(commands["killed"], tmp_path)
     fading = range(2000, 2200)  # the last stage starts at 1.88 kimg and is faded in at 2.3
     deadline = time.time() + 300
     while process.poll() is None and time.time() < deadline:
@@ -241,7 +245,7 @@ def test_killed_in_mid_fade_the_same_command_ends_bit_equal(digits, tmp_path):
     last = max(int(s.name[-10:]) for s in (tmp_path / "killed").glob("*/training-state-*"))
     assert last < 2300, "it was not killed in time to be in mid-fade"
 
-    assert start(commands["killed"]).wait(timeout=300) == 0
+    assert start(commands["killed"], tmp_path).wait(timeout=300) == 0
     ends = [only_run(tmp_path / name) / "training-state-0000004000" for name in ("whole", "killed")]
     whole, killed = (load_file(end / "tensors.safetensors") for end in ends)
     assert whole.keys() == killed.keys()
