@@ -72,8 +72,8 @@ def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> in
         )
     if snapshot.alpha < 1:
         raise UserError(
-            f"{path} was saved while its last stage was fading in (alpha {snapshot.alpha:.2f}); scores are taken at alpha "
-            "1 only: give a later snapshot"
+            f"{path} was saved while its last stage was fading in (alpha {snapshot.alpha:.2f}); "
+            "scores are taken at alpha 1 only: give a later snapshot"
         )
     if G.classes and snapshot.class_names != manifest.classes:
         raise UserError(

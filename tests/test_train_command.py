@@ -198,6 +198,8 @@ def test_a_damaged_state_is_passed_over(digits, tmp_path, monkeypatch, capsys):
         out = capsys.readouterr().out
         assert "SHA-256" in out and "going on from training-state-0000000720" in out
         assert newest.read_bytes() == whole  # trained again from the state before, bit for bit
+        seen = [json.loads(line)["images_seen"] for line in (run / "stats.jsonl").read_text().splitlines()]
+        assert seen == list(range(80, 801, 80))
 
 
 def descendants(pid: int) -> list[int]:
