@@ -51,7 +51,7 @@ def build_networks(config: TrainConfig, images: ImageFormat) -> tuple[ResNetGene
     classes = len(images.class_names) if config.data.cond else 0
     group = config.distributed.group if n.minibatch_stddev else 0
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         G = ResNetGenerator(n.z_dim, widths, images.channels, images.base, classes, n.filter)
         D = ResNetDiscriminator(widths, images.channels, images.base, classes, n.filter, group)
     return G, D
@@ -124,7 +124,10 @@ def load_snapshot(path: str | Path) -> Snapshot:
 def save_state(
     run_dir: Path, images_seen: int, tensors: Mapping[str, Tensor], about: dict[str, Any], keep: int
 ) -> Path:
-    """Write `training-state-<images>/` into a run by one rename, then remove all but the last `keep`."""
+    """Write `training-state-<images>/` into a run by one rename, then remove all but `keep` up to it.
+
+    Later ones, which can only be damaged, are left to be written over: they must not crowd out what is sound.
+    """
     final = run_dir / f"{STATE}{images_seen:010d}"
     part = run_dir / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
@@ -137,7 +140,7 @@ def save_state(
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)
     _sync(run_dir)
-    for old in sorted(run_dir.glob(f"{STATE}*"))[:-keep]:
+    for old in [path for path in sorted(run_dir.glob(f"{STATE}*")) if path <= final][:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -175,11 +178,16 @@ def initial_weights(source: str, networks: Mapping[str, nn.Module]) -> None:
     tensors = _weights(Path(source))
     for name, network in networks.items():
         part = {k.removeprefix(name + "/"): v for k, v in tensors.items() if k.startswith(name + "/")}
-        try:
-            if part:
-                network.load_state_dict(part)
-        except RuntimeError as error:
-            raise UserError(f"--init-from={source} does not fit {name}: {error}") from error
+        ours = {k: list(v.shape) for k, v in network.state_dict().items()}
+        theirs = {k: list(v.shape) for k, v in part.items()}
+        differ = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+        if part and differ:
+            first = differ[0]
+            raise UserError(
+                f"--init-from={source} does not fit: {name} has {first} {ours.get(first, 'nowhere')}, it has "
+                f"{theirs.get(first, 'none')} ({len(differ)} tensors differ); train with its network.* and --cond"
+            )
+        network.load_state_dict(part or network.state_dict())
 
 
 def _weights(path: Path) -> Mapping[str, Tensor]:

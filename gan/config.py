@@ -5,6 +5,7 @@ how often a run writes.
 """
 
 import difflib
+import math
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from gan.errors import UserError
+
+TRAJECTORY_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,20 +128,55 @@ def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
         c.batch > 0 and c.batch % group == 0,
         f"--batch={c.batch} is not a multiple of the coupling group of {group} (distributed.group); try --batch={near}",
     )
-    yield c.run.kimg > 0, f"--kimg must be positive, got {c.run.kimg}"
-    yield c.run.tick > 0 and c.run.snap > 0, f"--tick and --snap must be positive, got {c.run.tick} and {c.run.snap}"
-    yield c.run.keep > 0, f"run.keep must be at least 1, got {c.run.keep}"
-    yield c.seed >= 0, f"--seed must not be negative, got {c.seed}"
-    yield c.regularizer.gamma >= 0, f"--gamma must not be negative, got {c.regularizer.gamma}"
-    yield c.regularizer.every > 0, f"regularizer.every must be positive, got {c.regularizer.every}"
-    yield c.optimizer.n_critic > 0, f"optimizer.n_critic must be positive, got {c.optimizer.n_critic}"
-    yield min(c.optimizer.g_lr, c.optimizer.d_lr) > 0, "learning rates must be positive"
-    yield 0 <= c.growth.fade <= 1, f"growth.fade is a share between 0 and 1, got {c.growth.fade}"
+    for key, value, low, high in _ranges(c):
+        yield low <= value <= high, f"{key} must be {_interval(low, high)}, got {value}"
+    taps = c.network.filter
+    yield all(map(math.isfinite, taps)) and sum(taps) != 0, f"network.filter {list(taps)} must be finite, with a sum"
+    yield not set(c.run.desc) & set("/\\\0"), f"--desc={c.run.desc} becomes part of a folder's name: leave out slashes"
     yield choice("growth.mode", c.growth.mode, ("progressive", "none"))
     yield choice("precision.dtype", c.precision.dtype, ("float32", "float64"))
     yield not (c.growth.shares and c.growth.kimg), "growth.shares and growth.kimg exclude each other"
-    yield min(c.growth.shares, default=1) > 0, f"growth.shares must be positive, got {c.growth.shares}"
-    yield min(c.growth.kimg, default=1) > 0, f"growth.kimg must be positive, got {c.growth.kimg}"
+
+
+def _ranges(c: TrainConfig) -> Iterable[tuple[str, float, float, float]]:
+    """(key, value, lowest, highest): numbers outside would crash a run or quietly spoil it."""
+    tiny, huge, whole = 1e-30, 1e30, 2**31 - 1
+    yield "--seed", c.seed, 0, 2**63 - 1
+    yield "--kimg", c.run.kimg, tiny, 1e9
+    yield "--tick", c.run.tick, tiny, 1e9
+    yield "--gamma", c.regularizer.gamma, 0, huge
+    yield "--workers", c.run.workers, 0, 64
+    yield "--snap", c.run.snap, 1, whole
+    yield "--resolution", c.data.resolution, 0, whole
+    yield "run.keep", c.run.keep, 1, whole
+    yield "run.threads", c.run.threads, 0, 4096
+    yield "run.max_skipped", c.run.max_skipped, 1, whole
+    yield "regularizer.every", c.regularizer.every, 1, whole
+    yield "optimizer.n_critic", c.optimizer.n_critic, 1, whole
+    yield "optimizer.g_lr", c.optimizer.g_lr, tiny, huge
+    yield "optimizer.d_lr", c.optimizer.d_lr, tiny, huge
+    yield "optimizer.eps", c.optimizer.eps, 0, 1
+    yield "optimizer.decay_from", c.optimizer.decay_from, 0, 1
+    yield "optimizer.decay_to", c.optimizer.decay_to, 0, 1
+    yield "ema.kimg", c.ema.kimg, 0, 1e9
+    yield "ema.rampup", c.ema.rampup, 0, 1e9
+    yield "network.z_dim", c.network.z_dim, 1, 65536
+    yield "network.channel_base", c.network.channel_base, 1, whole
+    yield "network.channel_max", c.network.channel_max, 1, 65536
+    yield "growth.fade", c.growth.fade, 0, 1
+    yield "growth.fade_kimg", c.growth.fade_kimg, 0, 1e9
+    for beta in c.optimizer.betas:
+        yield "optimizer.betas", beta, 0, 1 - 1e-9
+    for share in c.growth.shares:
+        yield "growth.shares", share, tiny, huge
+    for kimg in c.growth.kimg:
+        yield "growth.kimg", kimg, tiny, 1e9
+
+
+def _interval(low: float, high: float) -> str:
+    """The interval in words; bounds that nobody comes near are not said."""
+    above = "positive" if 0 < low < 1e-9 else f"at least {low}"
+    return above if high >= 1e9 or high == 2**31 - 1 else f"{above} and at most {high:g}"
 
 
 def choice(what: str, name: str, known: Iterable[str]) -> tuple[bool, str]:
@@ -159,7 +197,7 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     known = keys(config)
     for key, value in values.items():
         if key not in known:
-            raise UserError(f"--set {key}: no such key; {nearest(key, known)}")
+            raise UserError(f"{key}: no such key; {nearest(key, known)}")
         section, _, name = key.rpartition(".")
         sections.setdefault(section, {})[name] = _coerce(key, value, known[key])
     top = sections.pop("")
@@ -196,10 +234,11 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def trajectory(config: TrainConfig) -> dict[str, Any]:
-    """The part of the configuration that decides the weights; the schedule, resolved to images, belongs to it too."""
-    values = asdict(config)
-    del values["run"]
-    return values
+    """What decides the weights: the keys outside `run` that differ from their defaults, so that a key added later
+    leaves the runs of today what they are. Whoever changes a default raises TRAJECTORY_FORMAT."""
+    default = flatten(asdict(TrainConfig()))
+    changed = {k: v for k, v in flatten(asdict(config)).items() if v != default[k] and not k.startswith("run.")}
+    return {"format": TRAJECTORY_FORMAT, **changed}
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
@@ -214,7 +253,7 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
         items = value if isinstance(value, list | tuple) else _split(value)
         item_kind, *rest = typing.get_args(kind)
         if rest != [Ellipsis] and len(items) != 1 + len(rest):
-            raise UserError(f"--set {key}: wants {1 + len(rest)} values, got {value!r}")
+            raise UserError(f"{key}: wants {1 + len(rest)} values, got {value!r}")
         return tuple(_coerce(key, item, item_kind) for item in items)
     if kind is str:
         return str(value)
@@ -223,7 +262,7 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise UserError(f"--set {key}: wants {kind.__name__}, got {value!r}")
+        raise UserError(f"{key}: wants {kind.__name__}, got {value!r}")
     return value
 
 

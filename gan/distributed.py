@@ -46,6 +46,13 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def check_devices(local_ranks: int) -> None:
+    """Raises UserError where a host with GPUs has fewer of them than ranks; without GPUs ranks are processes."""
+    count = torch.cuda.device_count()
+    if 0 < count < local_ranks:
+        raise UserError(f"{local_ranks} ranks on this host but {count} GPUs; use --gpus={count}")
+
+
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -59,7 +59,10 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
                 report.tick(tick, now, state.images_seen, means, waited, skipped)
             waited = 0.0
             if in_a_row >= task.config.run.max_skipped:
-                return finish(task, run, state, NOT_FINITE, f"{in_a_row} steps in a row not finite, in {blame(state)}")
+                reason = f"{in_a_row} steps in a row not finite, in {blame(state)}"
+                if report:
+                    report.say(f"stopped: {reason}; lower optimizer.d_lr and optimizer.g_lr, or raise --gamma")
+                return finish(task, run, state, NOT_FINITE, reason)
             if report and (tick % task.config.run.snap == 0 or state.images_seen == task.schedule.total):
                 save(state, task, now, run, about)
                 report.saved()
@@ -106,10 +109,10 @@ def blame(state: TrainState) -> str:
 def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str, Any]) -> None:
     """A training state, a snapshot and a grid of the same moment."""
     seen = state.images_seen
+    save_state(run, seen, state.tensors(), about, task.config.run.keep)
     snapshot = run / f"{SNAPSHOT}{seen:010d}.safetensors"
     save_snapshot(snapshot, state.G_ema, asdict(task.config), task.images, now.stage, now.alpha, seen)
     save_image(run / f"fakes{seen:010d}.png", fake_grid(state, task, now.stage, now.alpha))
-    save_state(run, seen, state.tensors(), about, task.config.run.keep)
 
 
 def fake_grid(state: TrainState, task: Task, stage: int, alpha: float) -> np.ndarray:
@@ -150,7 +153,7 @@ class Report:
         drop_after(run / "stats.jsonl", images_seen)
         self.jsonl: TextIO = (run / "stats.jsonl").open("a")
         self.log: TextIO = (run / "log.txt").open("a")
-        self.board = tensorboard(run)
+        self.board = tensorboard(run, images_seen)
 
     def say(self, line: str) -> None:
         """To standard output and log.txt."""
@@ -205,13 +208,13 @@ class Report:
         self.maintenance = time.time() - self.last
 
 
-def tensorboard(run: Path) -> Any:
+def tensorboard(run: Path, images_seen: int) -> Any:
     """A SummaryWriter, or None where tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(run)
+    return SummaryWriter(run, purge_step=images_seen + 1)
 
 
 def duration(seconds: float) -> str:

@@ -95,6 +95,7 @@ class ResNetGenerator(nn.Module):
     """Latents [N, z_dim] (and labels [N] where classes > 0) -> images [N, channels, H, W], about in [-1, 1]."""
 
     filter: Tensor
+    box: Tensor
     latent_mean: Tensor
 
     def __init__(
@@ -114,6 +115,7 @@ class ResNetGenerator(nn.Module):
         self.blocks.extend(GrowBlock(a, b) for a, b in pairwise(widths))
         self.to_image = nn.ModuleList(Conv2d(width, channels, 1) for width in widths)
         self.register_buffer("filter", setup_filter(filter), persistent=False)
+        self.register_buffer("box", setup_filter([1, 1]), persistent=False)  # images fade by 2x2 means, as the data
         self.register_buffer("latent_mean", mean_latent(z_dim), persistent=False)
 
     def first_layer(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -142,7 +144,7 @@ class ResNetGenerator(nn.Module):
         image = self.to_image[stage](x)
         if stage == 0 or not is_fading(alpha):
             return image
-        return fade(upsample2d(self.to_image[stage - 1](old), self.filter), image, alpha)
+        return fade(upsample2d(self.to_image[stage - 1](old), self.box), image, alpha)
 
     def forward(self, z: Tensor, stage: int, alpha: Alpha = 1.0, labels: Tensor | None = None) -> Tensor:
         return self.synthesize(self.first_layer(z, labels), stage, alpha)
@@ -153,6 +155,7 @@ class ResNetDiscriminator(nn.Module):
     (Miyato & Koyama 2018)."""
 
     filter: Tensor
+    box: Tensor
 
     def __init__(
         self,
@@ -171,6 +174,7 @@ class ResNetDiscriminator(nn.Module):
         self.logit = Linear(widths[0], 1)
         self.embedding = Embedding(classes, widths[0]) if classes else None
         self.register_buffer("filter", setup_filter(filter), persistent=False)
+        self.register_buffer("box", setup_filter([1, 1]), persistent=False)
 
     def forward(self, images: Tensor, stage: int, alpha: Alpha = 1.0, labels: Tensor | None = None) -> Tensor:
         """images: [N, channels, base * 2**stage] -> [N]; alpha < 1 blends in the stage before it."""
@@ -180,7 +184,7 @@ class ResNetDiscriminator(nn.Module):
         for index in range(stage, 0, -1):
             x = self.blocks[index](x, self.filter)
             if index == stage and is_fading(alpha):
-                x = fade(self.from_image[stage - 1](downsample2d(images, self.filter)), x, alpha)
+                x = fade(self.from_image[stage - 1](downsample2d(images, self.box)), x, alpha)
         x = self.blocks[0](x)
         logits = self.logit(x).squeeze(1)
         if self.embedding is not None:

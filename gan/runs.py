@@ -77,7 +77,9 @@ def drop_after(path: Path, images_seen: int) -> None:
     if not path.exists():
         return
     lines = [line for line in path.read_text().splitlines() if _images(line) <= images_seen]
-    path.write_text("".join(line + "\n" for line in lines))
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(line + "\n" for line in lines))
+    part.replace(path)
 
 
 def _images(line: str) -> float:

@@ -54,7 +54,7 @@ class Moment:
 def moment(schedule: Schedule, images_seen: int) -> Moment:
     """Stage, alpha and learning rate at a point of the clock."""
     stage = [s for s in schedule.stages if s.start <= images_seen][-1]
-    # The step that ends the fade is its last: alpha counts the images that will have been seen after the step.
+    # A fade of n steps has alpha 1/(n+1), ..., n/(n+1), and the step after it is whole.
     progress = (images_seen - stage.start + schedule.batch) / (stage.fade + schedule.batch)
     return Moment(
         images_seen=images_seen,
@@ -92,7 +92,7 @@ def build_schedule(config: TrainConfig, last: int) -> Schedule:
     Raises UserError when the stages do not fit the run.
     """
     batch = config.batch
-    total = _steps(config.run.kimg * 1000, batch) * batch
+    total = math.ceil(config.run.kimg * 1000 / batch) * batch
     decays = config.optimizer.decay_to != 1
     return Schedule(
         stages=_stages(config, last, total),
@@ -114,8 +114,8 @@ def _stages(config: TrainConfig, last: int, total: int) -> tuple[Stage, ...]:
     )
     stages, start = [], 0
     for index, (length, fade) in enumerate(zip(lengths, fades, strict=True)):
-        stages.append(Stage(index, start, _steps(fade, config.batch, round) * config.batch if index else 0))
-        start += _steps(length, config.batch, round) * config.batch
+        stages.append(Stage(index, start, round(fade / config.batch) * config.batch if index else 0))
+        start += max(round(length / config.batch), 1) * config.batch
     final = stages[-1]
     if final.start + final.fade >= total:
         raise UserError(
@@ -141,10 +141,6 @@ def _lengths(config: TrainConfig, last: int, total: int) -> tuple[list[float], l
         min(lengths) >= config.batch, f"a run of {total / 1000:g} kimg is too short for {last + 1} stages; raise --kimg"
     )
     return lengths, [growth.fade * length for length in lengths]
-
-
-def _steps(images: float, batch: int, rounding=math.ceil) -> int:
-    return max(int(rounding(images / batch)), 1)
 
 
 def _expect(condition: bool, message: str) -> None:

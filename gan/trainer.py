@@ -4,6 +4,7 @@ The weights are a function of (configuration, seed, dataset, images seen) and of
 interruptions, not of how often the run logs or saves.
 """
 
+import copy
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,10 +75,8 @@ def look_up(config: TrainConfig) -> tuple[Objective, Regularizer]:
 
 
 def build_task(config: TrainConfig, schedule: Schedule, images: ImageFormat, ranks: Ranks) -> Task:
-    """Everything a step needs. Raises UserError where the ranks are more than the coupling groups."""
-    task = Task(config, schedule, images, ranks, *look_up(config))
-    assert task.groups
-    return task
+    """Everything a step needs. Raises UserError for names that do not exist."""
+    return Task(config, schedule, images, ranks, *look_up(config))
 
 
 @dataclass
@@ -117,7 +116,7 @@ def initial_state(task: Task) -> TrainState:
     dtype = getattr(torch, config.precision.dtype)
     G, D = build_networks(config, task.images)
     G.to(device, dtype), D.to(device, dtype)
-    G_ema = build_networks(config, task.images)[0].to(device, dtype).requires_grad_(False)
+    G_ema = copy.deepcopy(G).requires_grad_(False)
     options: dict[str, Any] = {"betas": config.optimizer.betas, "eps": config.optimizer.eps, "fused": True}
     return TrainState(
         G,
@@ -139,9 +138,10 @@ def train_step(
 
     images: uint8 [n, H, W, C], labels: int64 [n] or None: this rank's share of the samples from `now.images_seen`.
     The losses are summed over this rank's samples and divided by the global batch after the sum over ranks.
+    A gradient that is not finite voids the update it belongs to and those after it in the step.
     """
     G, D, draws, config = state.G, state.D, task.draws(now.images_seen), task.config
-    alpha: Alpha = state.skipped.new_tensor(now.alpha) if now.fading else 1.0
+    alpha: Alpha = torch.full((), now.alpha, device=state.skipped.device) if now.fading else 1.0
     due = task.regularizer if now.step % config.regularizer.every == 0 else REGULARIZERS["none"]
 
     real = prepare_reals(images, draws if config.data.mirror else None, alpha, G)
@@ -192,7 +192,7 @@ def prepare_reals(images: Tensor, mirror: Draws | None, alpha: Alpha, G: ResNetG
     if mirror is not None:
         real = torch.where(mirror.coins("mirror").to(real.device).view(-1, 1, 1, 1), real.flip(3), real)
     if isinstance(alpha, Tensor):
-        real = fade(upsample2d(downsample2d(real, G.filter), G.filter), real, alpha)
+        real = fade(upsample2d(downsample2d(real, G.box), G.box), real, alpha)
     return real
 
 

@@ -1,7 +1,9 @@
 """`saddle train`: join a dataset and the trainer, alone, by `--gpus=N`, or as a rank under torchrun."""
 
+import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tomllib
@@ -82,7 +84,7 @@ def main(ctx: click.Context, **flags: Any) -> int:
     """
     plan = make_plan(flags)
     if flags["dry_run"]:
-        return dry_run(plan)
+        return dry_run(plan, flags["resume"])
     if flags["gpus"] > 1 and "WORLD_SIZE" not in os.environ:
         return spawn(plan, flags)
     return work(plan, flags["resume"])
@@ -103,7 +105,8 @@ class Plan:
 
 def make_plan(flags: Mapping[str, Any]) -> Plan:
     """Read preset, flags and dataset; raises UserError or DataError for whatever does not fit together."""
-    from gan.checkpoint import build_networks, initial_weights, network_widths
+    from gan.checkpoint import network_widths
+    from gan.distributed import Ranks, check_devices, share
     from gan.runs import fingerprint
     from gan.schedules import build_schedule
     from gan.trainer import look_up
@@ -119,8 +122,8 @@ def make_plan(flags: Mapping[str, Any]) -> Plan:
         )
     schedule = build_schedule(config, images.last)
     network_widths(config, images)
-    if config.init_from:
-        initial_weights(config.init_from, dict(zip(("G", "D"), build_networks(config, images), strict=True)))
+    share(config.batch // config.distributed.group, Ranks(world=int(os.environ.get("WORLD_SIZE", flags["gpus"]))))
+    check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", flags["gpus"])))
     options = {
         "data": str(Path(flags["data"]).absolute()),
         "preset": flags["preset"],
@@ -141,10 +144,15 @@ def make_plan(flags: Mapping[str, Any]) -> Plan:
 
 def read_config(flags: Mapping[str, Any]) -> TrainConfig:
     """Defaults < preset < flags < --set."""
-    values = read_preset(flags["preset"])
-    values |= {key: flags[flag] for flag, key in FLAGS.items() if flags[flag] is not None}
+    values = {key: flags[flag] for flag, key in FLAGS.items() if flags[flag] is not None}
     values |= dict(parse_assignment(text) for text in flags["assignments"])
-    return override(TrainConfig(), values)
+    if values.get("init_from"):
+        values["init_from"] = str(Path(values["init_from"]).absolute())
+    try:
+        config = override(TrainConfig(), read_preset(flags["preset"]))
+    except UserError as error:
+        raise UserError(f"preset {flags['preset']}: {error}") from error
+    return override(config, values)
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -185,59 +193,85 @@ def image_format(dataset: ImageDataset, config: TrainConfig) -> Any:
     return ImageFormat(manifest.channels, manifest.base, last, classes, manifest.content_hash)
 
 
-def dry_run(plan: Plan) -> int:
+def dry_run(plan: Plan, resume: str) -> int:
     """Print the options, and where the run would go."""
-    import json
-
-    from gan.runs import find
-
     click.echo(json.dumps(plan.options, indent=2))
-    found = find(plan.outdir, plan.options["trajectory_hash"])
+    found = locate(plan, resume)
     click.echo(f"would {f'go on with {found}' if found else f'start {plan.outdir}/NNNNN-{plan.name}'}")
     return 0
 
 
-def resolve(plan: Plan, resume: str) -> Path:
-    """The directory of the run to go on with, or a new one. Leaves both the lock and the contents alone."""
-    import json
+def locate(plan: Plan, resume: str) -> Path | None:
+    """The directory of the run to go on with, None for a new one. Raises UserError for a path that is no such run."""
+    from gan.runs import OPTIONS, find
 
-    from gan.runs import OPTIONS, create, find
-
-    trajectory_hash = plan.options["trajectory_hash"]
     if resume in ("latest", "none"):
-        found = find(plan.outdir, trajectory_hash) if resume == "latest" else None
-        return found or create(plan.outdir, plan.name, plan.options)
+        return find(plan.outdir, plan.options["trajectory_hash"]) if resume == "latest" else None
     try:
         options = json.loads((Path(resume) / OPTIONS).read_text())
-    except (OSError, ValueError):
-        raise UserError(f"--resume={resume} is not the directory of a run (it has no {OPTIONS})") from None
-    if options["trajectory_hash"] != trajectory_hash:
-        old, new = (flatten({k: o[k] for k in ("config", "images", "schedule")}) for o in (options, plan.options))
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in new.items()}
-        names = [k for k in old if plain.get(k) != old[k] and not k.startswith("config.run.") and k != "schedule.total"]
-        raise UserError(
-            f"--resume={resume} is a run with another {', '.join(names)}; give the same, or use --init-from"
-        )
+        same = options["trajectory_hash"] == plan.options["trajectory_hash"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"--resume={resume} is not the directory of a run of Saddlepoint") from None
+    if not same:
+        names = ", ".join(differences(options, plan.options))
+        raise UserError(f"--resume={resume} is a run with another {names}; give the same, or use --init-from")
     return Path(resume)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The keys of two options files that make them different trajectories."""
+    flat = [flatten({k: json.loads(json.dumps(o[k])) for k in ("config", "images", "schedule")}) for o in (old, new)]
+    outside = ("config.run.", "schedule.total")
+    return [k for k in sorted(set().union(*flat)) if flat[0].get(k) != flat[1].get(k) and not k.startswith(outside)]
+
+
+def resolve(plan: Plan, resume: str) -> Path:
+    """The directory of the run to go on with, or a new one; a new one only if it can start."""
+    from gan.checkpoint import build_networks, initial_weights
+    from gan.runs import create
+
+    found = locate(plan, resume)
+    if found:
+        return found
+    if plan.config.init_from:
+        initial_weights(plan.config.init_from, dict(zip("GD", build_networks(plan.config, plan.images), strict=True)))
+    return create(plan.outdir, plan.name, plan.options)
 
 
 def spawn(plan: Plan, flags: Mapping[str, Any]) -> int:
     """Run the same command on N local ranks through torchrun, and take the exit code from what rank 0 left."""
     from gan.runs import EXIT, hold, read_exit
 
-    if plan.config.batch // plan.config.distributed.group < flags["gpus"]:
-        raise UserError(
-            f"--gpus={flags['gpus']}: only {plan.config.batch // plan.config.distributed.group} coupling groups in a "
-            f"batch of {plan.config.batch}; use fewer ranks or raise --batch"
-        )
     run = resolve(plan, flags["resume"])
     with hold(run):  # in use? say so now, in one line
         (run / EXIT).unlink(missing_ok=True)
-    code = subprocess.call(
-        torchrun(flags["gpus"], [*arguments(flags), f"--resume={run}"]), env=environment(flags["gpus"])
-    )
+    command = torchrun(flags["gpus"], [*arguments(flags), f"--resume={run}"])
+    with subprocess.Popen(command, env=environment(flags["gpus"]), preexec_fn=end_with_parent) as child:
+        code = wait_for(child)
     ended = read_exit(run)
     return ended["code"] if ended else (code or 1)
+
+
+def wait_for(child: subprocess.Popen) -> int:
+    """Its exit code. SIGTERM goes on to it, and Ctrl-C has reached it already: torchrun ends the ranks, then itself."""
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_with_parent() -> None:
+    """On Linux: end this process when its parent does, however that ends: no rank may train on unseen."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def torchrun(ranks: int, command: list[str]) -> list[str]:
@@ -266,6 +300,8 @@ def work(plan: Plan, resume: str) -> int:
     from gan import distributed
     from gan.runs import hold
 
+    if "WORLD_SIZE" in os.environ:
+        end_with_parent()
     ranks = distributed.start()
     with ExitStack() as stack:
         stack.callback(distributed.stop)
@@ -293,6 +329,7 @@ def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
 
 def go_on(plan: Plan, run: Path, ranks: Any) -> int:
     """Restore the newest sound state of a run, or start it, and train. -> the exit code."""
+    import numpy
     import torch
 
     from gan import distributed, loop, trainer
@@ -311,6 +348,7 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
         "world_size": ranks.world,
         "threads": distributed.set_threads(plan.config.run.threads or recorded),
         "torch": torch.__version__,
+        "numpy": numpy.__version__,
         "machine": f"{platform.machine()} {ranks.device.type}",
     }
     distributed.set_precision(ranks, plan.config.distributed.deterministic)

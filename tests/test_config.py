@@ -1,5 +1,6 @@
 """Precedence, types and names of the configuration."""
 
+import math
 from dataclasses import asdict, fields
 
 import pytest
@@ -56,12 +57,22 @@ def test_tuples_may_be_written_with_commas():
         ({"data.cond": 2}, "wants bool"),
         ({"optimizer.betas": [0.5]}, "wants 2 values"),
         ({"run.kimg": 0}, "--kimg must be positive"),
-        ({"regularizer.gamma": -1}, "--gamma must not be negative"),
-        ({"regularizer.every": 0}, "regularizer.every must be positive"),
+        ({"run.kimg": math.inf}, "--kimg must be positive"),
+        ({"run.max_skipped": 0}, "run.max_skipped must be at least 1"),
+        ({"run.workers": -1}, "--workers must be at least 0 and at most 64"),
+        ({"optimizer.d_lr": math.nan}, "optimizer.d_lr must be positive"),
+        ({"optimizer.betas": [2.0, 0.9]}, "optimizer.betas must be at least 0 and at most 1"),
+        ({"network.filter": [0]}, "network.filter .* with a sum"),
+        ({"network.filter": []}, "network.filter"),
+        ({"network.z_dim": 0}, "network.z_dim must be at least 1"),
+        ({"run.desc": "a/b"}, "leave out slashes"),
+        ({"seed": 2**64}, "--seed must be"),
+        ({"regularizer.gamma": -1}, "--gamma must be at least 0"),
+        ({"regularizer.every": 0}, "regularizer.every must be at least 1"),
         ({"growth.mode": "progresive"}, "did you mean progressive"),
         ({"precision.dtype": "float16"}, "unknown"),
         ({"distributed.group": 0}, "distributed.group must be positive"),
-        ({"seed": -1}, "--seed must not be negative"),
+        ({"seed": -1}, "--seed must be at least 0"),
         ({"growth.shares": [1, 1], "growth.kimg": [1]}, "exclude each other"),
     ],
 )

@@ -58,6 +58,12 @@ def test_growth_in_kimg_does_not_move_with_the_length_of_the_run():
     assert [(s.start, s.fade) for s in short.stages] == [(0, 0), (100, 50), (300, 50)]
 
 
+def test_no_fade_is_no_step_of_it():
+    s = schedule(growth__fade=0.0)
+    assert [x.fade for x in s.stages] == [0, 0, 0]
+    assert all(moment(s, i).alpha == 1 for i in range(0, 1000, 10))
+
+
 def test_growth_none_is_one_stage():
     s = schedule(growth__mode="none", growth__shares=[])
     assert [(x.index, x.start, x.fade) for x in s.stages] == [(2, 0, 0)]
