@@ -384,7 +384,7 @@ def announce(
         )
     if path:
         click.echo(f"going on from {path.name}")
-        changed = [f"{k} was {about[k]}" for k in now if about.get(k) != now[k]]
+        changed = [f"{k.replace('_', ' ')} was {about.get(k)}" for k in now if about.get(k) != now[k]]
         if changed:
             click.echo(f"note: {', '.join(changed)}: same samples and draws, equal to rounding but not bit for bit")
 
