@@ -215,7 +215,9 @@ def load_flat_optimizer(
     for key, value in tensors.items():
         if key.startswith(prefix + "/"):
             _, slot, name = key.split("/")
-            optimizer.state[parameters[name]][slot] = value.to(parameters[name].device)
+            optimizer.state[parameters[name]][slot] = value.to(
+                parameters[name].device, copy=True
+            )  # not the mapped file
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
