@@ -1,6 +1,5 @@
 """`saddle demo`: real digits, a few minutes of training, and everything that a trained network can show."""
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from launch.cli import run
 from launch.evaluate import build_reference, describe, score_network, table, write_json
 from launch.generate import enlarge, find_snapshot, grid_picture, keyframe_seeds, load, opaque, sample, save_png, walk
+from launch.ranks import call
 from launch.video import find_ffmpeg, write_video
 
 if TYPE_CHECKING:
@@ -76,12 +76,10 @@ def prepare_digits(path: Path) -> None:
 
 def train(data: Path, outdir: Path, cond: bool, seed: int, gpus: int) -> int:
     """Run `saddle train` as a user would -> its exit code."""
-    from launch.train import environment
-
     flags = [f"--data={data}", f"--outdir={outdir}", "--preset=digits", f"--gpus={gpus}", f"--seed={seed}"]
     click.echo(" ".join(["$ saddle train", *flags, *["--cond=1"] * cond]))
     command = [sys.executable, "-m", "launch.train", *flags, f"--cond={int(cond)}"]
-    return subprocess.call(command, env=environment(gpus))
+    return call(command, gpus)
 
 
 def show(outdir: Path, training: Path, seconds: dict[str, float]) -> dict[str, Path]:

@@ -3,11 +3,8 @@
 import json
 import os
 import platform
-import signal
-import subprocess
-import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,8 +18,8 @@ from data.loader import load
 from gan.config import TrainConfig, choice, flatten, override, parse_assignment, trajectory
 from gan.errors import UserError
 from launch.cli import run as run_command
+from launch.ranks import call, end_with_parent, on_first, torchrun
 
-ROOT = Path(__file__).resolve().parent.parent
 PRESETS = Path(__file__).resolve().parent / "presets"
 FLAGS = {  # flag -> key of the configuration
     "batch": "batch",
@@ -39,12 +36,6 @@ FLAGS = {  # flag -> key of the configuration
     "snap": "run.snap",
     "workers": "run.workers",
     "desc": "run.desc",
-}
-# glibc gives large tensors fresh pages again and again; keeping them is worth up to a factor of five on a CPU.
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
 }
 
 
@@ -245,54 +236,15 @@ def spawn(plan: Plan, flags: Mapping[str, Any]) -> int:
     run = resolve(plan, flags["resume"])
     with hold(run):  # in use? say so now, in one line
         (run / EXIT).unlink(missing_ok=True)
-    command = torchrun(flags["gpus"], [*arguments(flags), f"--resume={run}"])
-    with subprocess.Popen(command, env=environment(flags["gpus"]), preexec_fn=end_with_parent) as child:
-        code = wait_for(child)
+    code = call(torchrun(flags["gpus"], "launch.train", [*arguments(flags), f"--resume={run}"]), flags["gpus"])
     ended = read_exit(run)
     return ended["code"] if ended else (code or 1)
-
-
-def wait_for(child: subprocess.Popen) -> int:
-    """Its exit code. SIGTERM goes on to it, and Ctrl-C has reached it already: torchrun ends the ranks, then itself."""
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    try:
-        while True:
-            try:
-                return child.wait()
-            except KeyboardInterrupt:
-                continue
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def end_with_parent() -> None:
-    """On Linux: end this process when its parent does, however that ends: no rank may train on unseen."""
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def torchrun(ranks: int, command: list[str]) -> list[str]:
-    """The command line that runs `launch.train` on local ranks."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*start, "-m", "launch.train", *command]
 
 
 def arguments(flags: Mapping[str, Any]) -> list[str]:
     """The flags of this command again, as arguments."""
     single = {k: v for k, v in flags.items() if k not in ("assignments", "dry_run", "resume") and v is not None}
     return [f"--{k.replace('_', '-')}={v}" for k, v in single.items()] + [f"--set={a}" for a in flags["assignments"]]
-
-
-def environment(ranks: int) -> dict[str, str]:
-    """For child processes: our packages first whatever the working directory holds, threads shared out, pages kept."""
-    from gan.distributed import cores
-
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
-    return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1)), **MALLOC, **os.environ, **ours}
 
 
 def work(plan: Plan, resume: str) -> int:
@@ -305,26 +257,14 @@ def work(plan: Plan, resume: str) -> int:
     ranks = distributed.start()
     with ExitStack() as stack:
         stack.callback(distributed.stop)
-        run = on_first(ranks, lambda: resolve(plan, resume))
-        on_first(ranks, lambda: (stack.enter_context(hold(run)), None)[1])
-        code = go_on(plan, run, ranks)
+
+        def take() -> Path:
+            run = resolve(plan, resume)
+            stack.enter_context(hold(run))
+            return run
+
+        code = go_on(plan, on_first(ranks, take), ranks)
     return 0 if "WORLD_SIZE" in os.environ else code
-
-
-def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
-    """What it returns on rank 0, or the UserError it raises there, on every rank: they stop together or not at all."""
-    from gan.distributed import from_first
-
-    result = None
-    if ranks.first:
-        try:
-            result = function()
-        except UserError as error:
-            result = error
-    result = from_first(result)
-    if isinstance(result, UserError):
-        raise result
-    return result
 
 
 def go_on(plan: Plan, run: Path, ranks: Any) -> int:

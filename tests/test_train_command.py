@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from data.prepare import prepare
 from gan.runs import hold
 from launch import cli
-from launch.train import environment
+from launch.ranks import environment
 
 TINY = ["--set=run.threads=1", "--set=network.widths=[8,8,8]", "--set=network.z_dim=8", "--preset=digits", "--batch=16"]
 SHORT = [*TINY, "--kimg=0.8", "--tick=0.08", "--snap=1"]

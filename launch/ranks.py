@@ -1,0 +1,76 @@
+"""Processes that belong together: starting local ranks, ending with them, and stopping on the same word."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gan.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+# glibc gives large tensors fresh pages again and again; keeping them is worth up to a factor of five on a CPU.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+def call(command: list[str], ranks: int) -> int:
+    """Run a command that starts `ranks` ranks, to its end. -> its exit code.
+
+    SIGTERM goes on to it; Ctrl-C has reached it already. It ends its ranks, then itself, and we wait for that.
+    """
+    with subprocess.Popen(command, env=environment(ranks), preexec_fn=end_with_parent) as child:
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            while True:
+                try:
+                    return child.wait()
+                except KeyboardInterrupt:
+                    continue
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def end_with_parent() -> None:
+    """On Linux: end this process when its parent does, however that ends: no rank may train on unseen."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def torchrun(ranks: int, module: str, arguments: list[str]) -> list[str]:
+    """The command line that runs a module on so many local ranks."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*start, "-m", module, *arguments]
+
+
+def environment(ranks: int) -> dict[str, str]:
+    """For child processes: our packages first whatever the working directory holds, threads shared out, pages kept."""
+    from gan.distributed import cores
+
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+    return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1)), **MALLOC, **os.environ, **ours}
+
+
+def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
+    """What it returns on rank 0, or the UserError it raises there, on every rank: they stop together or not at all."""
+    from gan.distributed import from_first
+
+    result = None
+    if ranks.first:
+        try:
+            result = function()
+        except UserError as error:
+            result = error
+    result = from_first(result)
+    if isinstance(result, UserError):
+        raise result
+    return result
