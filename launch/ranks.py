@@ -11,6 +11,7 @@ from typing import Any
 from gan.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+PARENT = "SADDLE_PARENT"  # environment variable: the process that started this one and waits for it
 # glibc gives large tensors fresh pages again and again; keeping them is worth up to a factor of five on a CPU.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -24,7 +25,7 @@ def call(command: list[str], ranks: int) -> int:
 
     SIGTERM goes on to it; Ctrl-C has reached it already. It ends its ranks, then itself, and we wait for that.
     """
-    with subprocess.Popen(command, env=environment(ranks), preexec_fn=end_with_parent) as child:
+    with subprocess.Popen(command, env=environment(ranks)) as child:
         before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         try:
             while True:
@@ -36,8 +37,19 @@ def call(command: list[str], ranks: int) -> int:
             signal.signal(signal.SIGTERM, before)
 
 
+def torchrun(ranks: int, module: str, arguments: list[str]) -> list[str]:
+    """The command line that runs a module on so many local ranks: torchrun, but this module lets it end with us."""
+    start = [sys.executable, "-m", "launch.ranks", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*start, "-m", module, *arguments]
+
+
 def end_with_parent() -> None:
-    """On Linux: end this process when its parent does, however that ends: no rank may train on unseen."""
+    """If torchrun or `call` started this process: end when the parent does, however that ends. On Linux only.
+
+    No rank may train on unseen, holding the run.
+    """
+    if "WORLD_SIZE" not in os.environ and os.environ.get(PARENT) != str(os.getppid()):
+        return
     if sys.platform == "linux":
         import ctypes
 
@@ -45,18 +57,12 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def torchrun(ranks: int, module: str, arguments: list[str]) -> list[str]:
-    """The command line that runs a module on so many local ranks."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*start, "-m", module, *arguments]
-
-
 def environment(ranks: int) -> dict[str, str]:
     """For child processes: our packages first whatever the working directory holds, threads shared out, pages kept."""
     from gan.distributed import cores
 
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+    ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, PARENT: str(os.getpid())}
     return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1)), **MALLOC, **os.environ, **ours}
 
 
@@ -74,3 +80,10 @@ def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
     if isinstance(result, UserError):
         raise result
     return result
+
+
+if __name__ == "__main__":
+    from torch.distributed.run import main
+
+    end_with_parent()
+    main()

@@ -73,6 +73,7 @@ def main(ctx: click.Context, **flags: Any) -> int:
 
     On many GPUs: --gpus=N, or torchrun ... -m launch.train with the same flags.
     """
+    end_with_parent()
     plan = make_plan(flags)
     if flags["dry_run"]:
         return dry_run(plan, flags["resume"])
@@ -252,8 +253,6 @@ def work(plan: Plan, resume: str) -> int:
     from gan import distributed
     from gan.runs import hold
 
-    if "WORLD_SIZE" in os.environ:
-        end_with_parent()
     ranks = distributed.start()
     with ExitStack() as stack:
         stack.callback(distributed.stop)
