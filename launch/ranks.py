@@ -82,8 +82,18 @@ def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
     return result
 
 
-if __name__ == "__main__":
-    from torch.distributed.run import main
+def main() -> None:
+    """torchrun, ending with its parent, and quietly where a signal ends it."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.run import main as run
 
     end_with_parent()
+    try:
+        run()
+    except SignalException as stopped:
+        print("stopped by a signal; the same command goes on from the newest training state", file=sys.stderr)
+        sys.exit(128 + stopped.sigval)
+
+
+if __name__ == "__main__":
     main()
