@@ -154,17 +154,14 @@ def video(
 
 
 def find_snapshot(network: str | Path) -> Path:
-    """A snapshot itself, or the newest one in a directory: a run, an outdir, a folder of these. UserError if none."""
+    """A snapshot itself, or the newest one below a directory, such as a run or an outdir. UserError if none."""
     path = Path(network)
     if not path.is_dir():
         return path  # load_snapshot says what is wrong with it
-    patterns = (f"{depth}network-snapshot-*.safetensors" for depth in ("", "*/", "*/*/"))
-    found = sorted(snapshot for pattern in patterns for snapshot in path.glob(pattern))
+    found = sorted(path.rglob("network-snapshot-*.safetensors"))
     last_of_runs = {snapshot.parent: snapshot for snapshot in found}.values()
     if not last_of_runs:
-        raise UserError(
-            f"no network-snapshot-*.safetensors in {path} and the runs inside it; train first, or name a file"
-        )
+        raise UserError(f"no network-snapshot-*.safetensors in {path} or below it; train first, or name a file")
     return max(last_of_runs, key=lambda snapshot: (snapshot.stat().st_mtime, snapshot))
 
 
