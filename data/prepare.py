@@ -1,6 +1,7 @@
 """From a source of images to a dataset file: each image decoded once, fitted to one size, and its pyramid stored."""
 
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -35,7 +36,7 @@ def format_size(size: Size) -> str:
 def parse_size(text: str) -> Size:
     """(height, width) of "64" or "64x128"; DataError for anything else."""
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
+    if len(sides) > 2 or not all(re.fullmatch("[0-9]{1,6}", side) and int(side) for side in sides):
         raise DataError(f"{text!r} is not a size: write one side, such as 64, or HEIGHTxWIDTH, such as 64x128")
     return int(sides[0]), int(sides[-1])
 
@@ -90,6 +91,7 @@ class Report:
     ignored: int  # files of the source that do not claim to be images
     bytes: int
     seconds: float
+    empty_classes: int  # classes of the source of which nothing was stored
     skipped_file: Path | None  # where the whole list of skipped images is, if there are any
 
 
@@ -129,7 +131,7 @@ def prepare(
     )
     _check_space(path, plan.estimated_bytes)
     announce(plan)
-    manifest, skipped = _build(plan, path, strict, progress)
+    manifest, skipped, labels = _build(plan, path, strict, progress)
     return Report(
         manifest=manifest,
         found=opened.count,
@@ -137,6 +139,7 @@ def prepare(
         ignored=opened.ignored,
         bytes=path.stat().st_size,
         seconds=time.monotonic() - started,
+        empty_classes=max(len(manifest.classes or ()) - len(set(labels)), 0),
         skipped_file=_write_skipped(path, skipped),
     )
 
@@ -218,8 +221,10 @@ def _check_space(path: Path, needed: int) -> None:
         raise DataError(f"{path} needs about {needed >> 20} MB and {folder} has {free >> 20} MB free: make room")
 
 
-def _build(plan: Plan, path: Path, strict: bool, progress: Progress) -> tuple[Manifest, list[tuple[str, str]]]:
-    """Write the dataset; returns its manifest and the (name, reason) of every image that was skipped."""
+def _build(
+    plan: Plan, path: Path, strict: bool, progress: Progress
+) -> tuple[Manifest, list[tuple[str, str]], list[int]]:
+    """Write the dataset; returns its manifest, the (name, reason) of every image that was skipped, and the labels."""
     source, fit = plan.source, TRANSFORMS[plan.transform]
     skipped: list[tuple[str, str]] = []
     labels: list[int] = []
@@ -241,7 +246,7 @@ def _build(plan: Plan, path: Path, strict: bool, progress: Progress) -> tuple[Ma
             classes=source.classes,
             skipped=dict(Counter(summary(reason) for _, reason in skipped)),
         )
-    return manifest, skipped
+    return manifest, skipped, labels
 
 
 def summary(reason: str) -> str:
@@ -250,10 +255,16 @@ def summary(reason: str) -> str:
 
 
 def _write_skipped(path: Path, skipped: list[tuple[str, str]]) -> Path | None:
-    """Write `name<tab>reason` lines beside the dataset; the list of an earlier build of that name goes."""
+    """Write `name<tab>reason` lines beside the dataset; the list of an earlier build of that name goes.
+
+    None if nothing was skipped, or if the list cannot be written: the dataset stands, and its manifest has the counts.
+    """
     listing = path.with_name(path.name + ".skipped.txt")
-    listing.unlink(missing_ok=True)
-    if not skipped:
+    try:
+        listing.unlink(missing_ok=True)
+        if not skipped:
+            return None
+        listing.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped), encoding="utf-8")
+    except OSError:
         return None
-    listing.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped), encoding="utf-8")
     return listing

@@ -52,12 +52,14 @@ def open_source(source: str, max_images: int | None = None) -> Source:
     if source in BUILT_IN:
         return BUILT_IN[source](max_images)
     path = Path(source)
-    if path.is_dir():
+    if source and path.is_dir():
         return _folder(path, max_images)
     if path.is_file() and zipfile.is_zipfile(path):
         return _archive(path, max_images)
-    problem = "is neither a folder nor a whole zip" if path.exists() else "does not exist"
-    raise DataError(f"{source} {problem}: a source is a folder of images, a zip of one, or {' or '.join(BUILT_IN)}")
+    problem = "is neither a folder nor a whole zip" if source and path.exists() else "does not exist"
+    raise DataError(
+        f"{source or 'nothing'} {problem}: a source is a folder of images, a zip of one, or {' or '.join(BUILT_IN)}"
+    )
 
 
 # Built-in sources
@@ -118,8 +120,12 @@ def _folder(root: Path, max_images: int | None) -> Source:
 
 
 def _archive(path: Path, max_images: int | None) -> Source:
-    with zipfile.ZipFile(path) as archive:
-        rows, classes, ignored = _catalog(path, _members(archive), max_images)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = list(_members(archive))
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} is a damaged zip ({error}): copy it again") from error
+    rows, classes, ignored = _catalog(path, members, max_images)
 
     def read() -> Iterator[Item]:
         with zipfile.ZipFile(path) as archive:

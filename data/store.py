@@ -3,7 +3,7 @@
     b"LL/IIIIIIIIII"  one image: level LL (two digits), index (ten digits), so keys run by level, then index. Level l is
                       base * 2**l pixels large. The value is the encoded uint8 pixels [H, W, C] and their CRC.
     b"labels"         int32[N], little-endian, and its CRC. Absent if there are no classes.
-    b"manifest"       JSON of `Manifest`, written last: a file without one is an unfinished build.
+    b"manifest"       JSON of `Manifest` and its CRC, written last: a file without one is an unfinished build.
 
 A CRC is `zlib.crc32` of what precedes it in the value, as 4 little-endian bytes. Encoding "raw" is pixels in C order.
 The content hash is SHA-256 over the decoded pixels of the top level in index order, then the int32 labels: it does not
@@ -183,7 +183,7 @@ class Writer:
             skipped=skipped,
             lmdb=".".join(map(str, lmdb.version())),
         )
-        self._records.append((MANIFEST, manifest.to_json().encode()))
+        self._records.append((MANIFEST, with_crc(manifest.to_json().encode())))
         self._flush()
         with _explained(self.path):
             self._publish()
@@ -238,6 +238,14 @@ def with_crc(payload: bytes) -> bytes:
     return payload + zlib.crc32(payload).to_bytes(CRC_BYTES, "little")
 
 
+def without_crc(value: bytes) -> bytes:
+    """The payload of a stored value. ValueError if it is not what its checksum says."""
+    payload, crc = value[:-CRC_BYTES], value[-CRC_BYTES:]
+    if zlib.crc32(payload).to_bytes(CRC_BYTES, "little") != crc:
+        raise ValueError("its checksum differs")
+    return payload
+
+
 def _lock_part(part: Path) -> int:
     """An open, locked and empty `part`; what a killed build left there is dropped."""
     file = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
@@ -283,7 +291,7 @@ class Reader:
             if text is None:
                 raise DataError(f"{self.path} is unfinished (no manifest): remove it and run saddle prepare again")
             try:
-                return Manifest.from_json(bytes(text))
+                return Manifest.from_json(without_crc(bytes(text)))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"the manifest of {self.path} cannot be read ({error}): it is damaged or of another version; "

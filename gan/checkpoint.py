@@ -103,10 +103,15 @@ def load_snapshot(path: str | Path) -> Snapshot:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["saddle"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return _snapshot(about, tensors)
     except FileNotFoundError:
         raise UserError(f"no snapshot {path}") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no snapshot of Saddlepoint ({error}); use another one") from error
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{path} is damaged or of another version ({reason}); use another snapshot") from error
+
+
+def _snapshot(about: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:
     config = from_dict(about["config"])
     images = ImageFormat(
         about["channels"], tuple(about["base"]), about["last"], tuple(about["class_names"]), about["dataset_hash"]

@@ -33,7 +33,7 @@ class Saddle(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Saddle, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.group(cls=Saddle, invoke_without_command=True)
 @click.pass_context
 def saddle(ctx: click.Context) -> None:
     """Saddlepoint: progressive ResNet GANs, from one CPU to many GPU nodes."""
@@ -44,6 +44,7 @@ def saddle(ctx: click.Context) -> None:
 def run(command: click.Command, name: str) -> None:
     """Run a command and exit: 0 or the code it returns, 2 with one line for wrong usage or input, 130 for Ctrl-C."""
     try:
+        command.context_settings.setdefault("help_option_names", ["-h", "--help"])
         code = command.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else name

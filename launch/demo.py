@@ -27,7 +27,7 @@ SAMPLES = 10_000
 WALK_COLUMNS, WALK_ROWS, WALK_KEYFRAMES, WALK_FRAMES, WALK_FPS = 5, 2, 4, 60, 30
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings={"show_default": True})
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="runs/demo", help="Where all goes.")
 @click.option("--cond", type=bool, default=False, help="Train on the labels too: a column of the grid per digit.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the training and of the score.")
@@ -127,7 +127,7 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
 
     snapshot = load(find_snapshot(training))
     reference = build_reference(ImageDataset(data), snapshot.stage, seed)
-    row, floors = score_network(snapshot, reference, SAMPLES, seed), reference.floors()
+    row, floors = score_network(snapshot, reference, snapshot.stage, SAMPLES, seed), reference.floors()
     half, blurred = (floors[name].frechet_distance for name in ("half of the reals", "blurred reals"))
     click.echo(f"\n{describe(reference)}\n{table({'this network': row, **floors})}")
     click.echo(

@@ -1,7 +1,7 @@
 """`saddle evaluate`: scores of snapshots beside those of the real images."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ COLUMNS = {  # field of a row -> its heading and format
 }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command()
 @click.option("--network", "networks", multiple=True, required=True, help="A snapshot, run or outdir; may be repeated.")
 @click.option("--data", "data", required=True, help="The labeled dataset to compare with.")
 @click.option("--samples", type=click.IntRange(100), default=10_000, show_default=True, help="Samples of each network.")
@@ -50,10 +50,12 @@ def main(networks: tuple[str, ...], data: str, samples: int, seed: int, json_pat
     snapshots = {network: load(path) for network, path in paths.items()}
     dataset = ImageDataset(data)
     level = max(check_match(paths[network], snapshot, dataset) for network, snapshot in snapshots.items())
+    if dataset.labels is None:
+        raise UserError(f"{dataset.path} has no labels, and scores need them: prepare a folder with a folder per class")
     click.echo(f"training a classifier on {data} ...")
     reference = build_reference(dataset, level, seed)
     click.echo(describe(reference))
-    rows = {network: score_network(snapshot, reference, samples, seed) for network, snapshot in snapshots.items()}
+    rows = {name: score_network(snapshot, reference, level, samples, seed) for name, snapshot in snapshots.items()}
     rows |= reference.floors()
     click.echo(table(rows))
     if json_path:
@@ -89,10 +91,7 @@ def build_reference(dataset: "ImageDataset", level: int, seed: int) -> "Referenc
     from gan.metrics.classifier import shrink, train_classifier
     from gan.metrics.score import Reference
 
-    if dataset.labels is None or dataset.manifest.classes is None:
-        raise UserError(
-            f"{dataset.path} has no labels, and scores need them: prepare a folder whose sub-folders are classes"
-        )
+    assert dataset.labels is not None and dataset.manifest.classes
     picks = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:MOST_REALS])
     parts = [shrink(dataset.read(chunk, level)) for chunk in np.array_split(picks, -(-len(picks) // 500))]
     images, labels = np.concatenate(parts), dataset.labels[picks]
@@ -101,22 +100,20 @@ def build_reference(dataset: "ImageDataset", level: int, seed: int) -> "Referenc
     return Reference(classifier, images, labels, seed)
 
 
-def score_network(snapshot: "Snapshot", reference: "Reference", samples: int, seed: int) -> "Score":
-    """Score samples of a network; a conditional one is asked for all classes in turn."""
+def score_network(snapshot: "Snapshot", reference: "Reference", level: int, samples: int, seed: int) -> "Score":
+    """Score samples of a network against reals of a level; a conditional one is asked for all classes in turn."""
     import torch
 
     from gan.metrics.score import score
 
     classes = snapshot.G.classes
     labels = torch.arange(samples) % classes if classes else None
-    batches = sample_batches(snapshot, labels, reference.images.shape[1:3], samples, seed)
+    batches = sample_batches(snapshot, labels, level, samples, seed)
     return score(reference, batches, None if labels is None else labels.numpy())
 
 
-def sample_batches(
-    snapshot: "Snapshot", labels: Any, size: Sequence[int], samples: int, seed: int
-) -> Iterator[np.ndarray]:
-    """Yield samples uint8 [n, H, W, C] as the classifier sees them; of an early stage, enlarged to the reals' size."""
+def sample_batches(snapshot: "Snapshot", labels: Any, level: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield samples uint8 [n, H, W, C] as the classifier sees them; of an early stage, enlarged to the level first."""
     import torch
 
     from gan.metrics.classifier import shrink
@@ -124,8 +121,8 @@ def sample_batches(
 
     z = torch.from_numpy(np.random.RandomState(seed).randn(samples, snapshot.G.z_dim).astype(np.float32))
     for batch in generate_batches(snapshot.G, z, labels, stage=snapshot.stage, alpha=snapshot.alpha):
-        images = shrink(to_uint8(batch))
-        yield images.repeat(size[0] // images.shape[1], axis=1).repeat(size[1] // images.shape[2], axis=2)
+        scale = 2 ** (level - snapshot.stage)
+        yield shrink(to_uint8(batch).repeat(scale, axis=1).repeat(scale, axis=2))
 
 
 def describe(reference: "Reference") -> str:

@@ -23,7 +23,37 @@ if TYPE_CHECKING:
     from gan.checkpoint import Snapshot
 
 PNG_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MOST_CELLS = 100_000  # images in a picture, keyframes in a walk: more is a slip of the finger
+MOST_PIXELS = 1 << 28  # of a picture
 VISIBLE = 256  # pixels of a picture's shorter side below which small images are enlarged
+
+
+class Finite(click.FloatRange):
+    """A number in a range; `nan` is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """'0.7' -> 0.7."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+def ending(suffix: str) -> Callable[..., Path]:
+    """A callback that refuses an output of another kind before anything is made."""
+
+    def check(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
+        if path.suffix != suffix:
+            raise click.BadParameter(f"'{path}' does not end in {suffix}; write for example {path.stem or 'x'}{suffix}")
+        return path
+
+    return check
+
+
+def output_option(default: str) -> Callable[..., Any]:
+    """`--output`, of the same kind of file as its default."""
+    kind, check = click.Path(path_type=Path), ending(Path(default).suffix)
+    return click.option("--output", type=kind, callback=check, default=default, show_default=True)
 
 
 class GridSize(click.ParamType):
@@ -42,9 +72,7 @@ class GridSize(click.ParamType):
 def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that all three subcommands share."""
     for option in (
-        click.option(
-            "--trunc", type=click.FloatRange(0), default=1.0, show_default=True, help="1: all variety; 0: none."
-        ),
+        click.option("--trunc", type=Finite(0), default=1.0, show_default=True, help="1: all variety; 0: none."),
         click.option("--class", "class_", metavar="NAME|INDEX", help="One class for all images."),
         click.option(
             "--network", required=True, help="A snapshot, a run directory or an outdir (its newest snapshot)."
@@ -59,7 +87,7 @@ scale_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+@click.group(no_args_is_help=False)
 def main() -> None:
     """Make an image grid, single images or a video from a snapshot.
 
@@ -72,7 +100,9 @@ def main() -> None:
 @network_options
 @click.option("--seeds", metavar="0,1,4-6", help="[default: 0-63, or whole rows of all classes, or what --grid holds]")
 @click.option("--grid", "size", type=GridSize(), help="Columns x rows [default: nearly square, or a column per class].")
-@click.option("--output", type=click.Path(path_type=Path), default="grid.png", show_default=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path), callback=ending(".png"), default="grid.png", show_default=True
+)
 @scale_option
 def grid(
     network: str,
@@ -87,7 +117,7 @@ def grid(
     from gan.sampling import parse_seeds
 
     snapshot = load(network)
-    numbers = parse_seeds(seeds) if seeds else None
+    numbers = None if seeds is None else parse_seeds(seeds)
     columns, numbers = arrange(numbers, size, snapshot.G.classes if class_ is None else 0)
     picture = enlarge(grid_picture(snapshot, numbers, class_index(snapshot, class_), trunc, columns), scale)
     save_png(picture, output)
@@ -122,8 +152,10 @@ def images(network: str, seeds: str, class_: str | None, trunc: float, outdir: P
 @click.option("--grid", "size", type=GridSize(), default="4x2", show_default=True, help="Columns x rows of cells.")
 @click.option("--num-keyframes", type=click.IntRange(1), help="Keyframes of a cell [default: seeds / cells].")
 @click.option("--w-frames", type=click.IntRange(1), default=60, show_default=True, help="Frames per keyframe.")
-@click.option("--fps", type=click.FloatRange(0, min_open=True), default=30, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), default="walk.mp4", show_default=True)
+@click.option("--fps", type=Finite(0.1, 1000), default=30, show_default=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path), callback=ending(".mp4"), default="walk.mp4", show_default=True
+)
 @scale_option
 def video(
     network: str,
@@ -214,19 +246,34 @@ def arrange(seeds: list[int] | None, size: tuple[int, int] | None, classes: int)
         columns = by_class or grid_columns(len(seeds) if seeds else 64)
         return columns, seeds or list(range(64 // columns * columns))
     columns, rows = size
+    check_cells(columns * rows)
     if seeds and len(seeds) > columns * rows:
         raise click.UsageError(f"--grid={columns}x{rows} holds {columns * rows} images, --seeds are {len(seeds)}")
     return columns, seeds or list(range(columns * rows))
 
 
+def check_cells(count: int) -> None:
+    """click.UsageError for more images in one picture or walk than anyone means."""
+    if count > MOST_CELLS:
+        raise click.UsageError(f"{count} images in one picture or walk are too many: at most {MOST_CELLS}; see --grid")
+
+
+def check_pixels(height: int, width: int) -> None:
+    """click.UsageError for a picture that is too large to be held."""
+    if height * width > MOST_PIXELS:
+        raise click.UsageError(f"a picture of {width}x{height} pixels is too large; see --grid and --scale")
+
+
 def keyframe_seeds(seeds: list[int], cells: int, keyframes: int | None) -> list[list[int]]:
     """Seeds dealt to cells, `keyframes` in a row to each, from the start again when used up -> [cells][keyframes]."""
+    check_cells(cells)
     if keyframes is None:
         if len(seeds) % cells:
             raise click.UsageError(
                 f"{len(seeds)} --seeds do not divide among {cells} cells; see --grid, --num-keyframes"
             )
         keyframes = len(seeds) // cells
+    check_cells(cells * keyframes)
     return [[seeds[(cell * keyframes + k) % len(seeds)] for k in range(keyframes)] for cell in range(cells)]
 
 
@@ -246,6 +293,8 @@ def grid_picture(
     """The images of seeds, row by row, `gap` pixels apart: uint8 [H, W, C]."""
     from gan.sampling import tile
 
+    height, width = (side << snapshot.stage for side in snapshot.G.base)
+    check_pixels((height + gap) * -(-len(seeds) // columns), (width + gap) * columns)
     return tile(np.stack(list(sample(snapshot, seeds, class_, trunc))), columns, gap)
 
 
@@ -278,6 +327,7 @@ def walk(
 def enlarge(picture: np.ndarray, scale: int | None) -> np.ndarray:
     """Repeat every pixel of [H, W, C] `scale` times each way; by default until the shorter side is VISIBLE."""
     scale = scale or math.ceil(VISIBLE / min(picture.shape[:2]))
+    check_pixels(picture.shape[0] * scale, picture.shape[1] * scale)
     return picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
@@ -293,8 +343,6 @@ def save_png(picture: np.ndarray, path: Path) -> None:
     """Write uint8 [H, W, 1 or 3 or 4] as a PNG, never half-written. UserError where that is not possible."""
     from PIL import Image
 
-    if path.suffix != ".png":
-        raise UserError(f"{path}: a picture is written as .png; name it {path.with_suffix('.png').name}")
     image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
     part = path.with_suffix(".part.png")
     with replacing(path, part):

@@ -58,6 +58,8 @@ def show_report(report: Report) -> None:
     if report.ignored:
         click.echo(f"ignored  {report.ignored} files that are no images")
     click.echo(f"classes  {len(manifest.classes) if manifest.classes else 'none'}")
+    if report.empty_classes:
+        click.echo(f"note: {report.empty_classes} of the classes have no image; --max-images takes the first by name")
     click.echo(f"hash     {manifest.content_hash}")
     click.echo(f"size     {megabytes(report.bytes)}, built in {report.seconds:.1f} s")
 
@@ -78,12 +80,25 @@ def read_size(context: click.Context, parameter: click.Parameter, text: str | No
 @click.command()
 @click.argument("source")
 @click.argument("dest", type=click.Path())
-@click.option("--resolution", metavar="SIZE", callback=read_size, help="Largest level; default: see below.")
+@click.option(
+    "--resolution",
+    metavar="SIZE",
+    callback=read_size,
+    help="Largest level.  [default: the largest that the first image fills]",
+)
 @click.option("--base", metavar="SIZE", callback=read_size, default="4x4", show_default=True, help="Smallest level.")
 @click.option("--levels", type=click.IntRange(min=1), help="Keep only so many of the largest levels.  [default: all]")
-@click.option("--transform", type=click.Choice(list(TRANSFORMS)), default="center-crop", show_default=True)
+@click.option(
+    "--transform",
+    type=click.Choice(list(TRANSFORMS)),
+    default="center-crop",
+    show_default=True,
+    help="Cut to the aspect, change the aspect, or fill up with black or transparency.",
+)
 @click.option("--mode", type=click.Choice(["auto", *MODES]), default="auto", show_default=True, help="Channels stored.")
-@click.option("--max-images", type=click.IntRange(min=1), help="Take only the first so many images of the source.")
+@click.option(
+    "--max-images", type=click.IntRange(min=1), help="Take only the first so many images, in the order of their names."
+)
 @click.option("--strict", is_flag=True, help="Refuse at the first image that cannot be read instead of skipping it.")
 def main(
     source: str,
@@ -99,7 +114,7 @@ def main(
     """Build the LMDB dataset DEST from SOURCE.
 
     SOURCE is `digits`, `stacked-digits`, a folder of images (its sub-folders are classes) or a zip of one.
-    A SIZE is one side or HxW. The default resolution is the largest that the first image fills.
+    A SIZE is one side or HxW.
     """
     report = prepare(
         source,

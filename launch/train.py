@@ -39,7 +39,7 @@ FLAGS = {  # flag -> key of the configuration
 }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings={"show_default": True})
 @click.option("--data", required=True, type=click.Path(), help="Dataset made by `saddle prepare`.")
 @click.option("--outdir", required=True, type=click.Path(), help="Where runs are kept, numbered.")
 @click.option("--preset", default="default", help="A name in launch/presets, or a .toml file.")

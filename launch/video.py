@@ -54,7 +54,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> tuple[i
     be written and an encoder that fails.
     """
     if path.suffix != ".mp4":
-        raise UserError(f"{path}: a video is written as .mp4; name it {path.with_suffix('.mp4').name}")
+        raise UserError(f"{path}: a video is written as .mp4; name it {path.stem}.mp4")
     binary = find_ffmpeg()
     frames = iter(frames)
     first = next(frames)

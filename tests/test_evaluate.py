@@ -10,6 +10,7 @@ from PIL import Image
 from snapshots import write_snapshot
 
 from data.prepare import prepare
+from gan.checkpoint import load_snapshot
 from gan.errors import UserError
 from gan.metrics.classifier import train_classifier
 from gan.metrics.score import Score
@@ -70,6 +71,13 @@ def test_unlabeled_data_and_strange_networks_are_refused(dataset, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             raise saddle_evaluate(f"--network={network}", f"--data={data}").exception
+
+
+def test_samples_of_an_early_stage_are_enlarged_before_they_are_shrunk_as_the_reals_are(tmp_path):
+    """24x40 reals are seen at 24x32; a network that stands at 12x20 must be seen so too."""
+    snapshot = load_snapshot(write_snapshot(tmp_path / "x.safetensors", base=(6, 10), stage=1))
+    (batch,) = evaluate.sample_batches(snapshot, None, 2, 3, 0)
+    assert batch.shape == (3, 24, 32, 1)
 
 
 def test_a_snapshot_in_mid_fade_is_not_scored(dataset, tmp_path):

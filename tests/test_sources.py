@@ -240,3 +240,20 @@ def test_encrypted_oversized_and_damaged_members(tmp_path, monkeypatch):
     assert "unpacks to more than" in read["huge.png"]
     assert read["damaged.png"].startswith("cannot be opened: Bad CRC-32")
     assert read["unknown.png"].startswith("cannot be opened")
+
+
+def test_a_zip_with_a_damaged_directory_is_refused(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", b"not looked at")
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(b"PK\1\2") + 2] ^= 8
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match="damaged zip"):
+        open_source(str(path))
+
+
+def test_an_empty_name_is_no_source():
+    """An unset shell variable must not mean the current folder."""
+    with pytest.raises(DataError, match="does not exist"):
+        open_source("")

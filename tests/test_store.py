@@ -78,7 +78,9 @@ def test_the_format_is_the_one_documented(path):
             assert int.from_bytes(value[-4:], "little") == zlib.crc32(value[:-4])
     labels = (np.arange(COUNT) % 3).astype("<i4").tobytes()
     assert found[b"labels"] == labels + zlib.crc32(labels).to_bytes(4, "little")
-    manifest = json.loads(found[b"manifest"])
+    text, crc = found[b"manifest"][:-4], found[b"manifest"][-4:]
+    assert zlib.crc32(text).to_bytes(4, "little") == crc
+    manifest = json.loads(text)
     assert manifest["content_hash"] == hashlib.sha256(b"".join(p[-1].tobytes() for p in pyramids) + labels).hexdigest()
     assert (manifest["count"], manifest["base"], manifest["levels"], manifest["version"]) == (
         COUNT,
@@ -286,7 +288,17 @@ def test_verify_names_what_is_wrong(path, key, value, message):
 
 def test_looking_at_the_manifest_does_not_keep_the_file_open(path):
     dataset = ImageDataset(path)
-    assert contents(path)[b"manifest"] == dataset.manifest.to_json().encode()
+    assert contents(path)[b"manifest"][:-4] == dataset.manifest.to_json().encode()
+
+
+def test_a_damaged_manifest_is_not_believed(path):
+    """A name that a flipped bit has changed is still a name."""
+    whole = bytearray(path.read_bytes())
+    start = whole.index(b'"source": "') + len(b'"source": "')
+    whole[start] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match="checksum"):
+        ImageDataset(path)
 
 
 def test_opened_twice_pickled_and_shared_by_threads(path):
