@@ -150,16 +150,21 @@ def save_state(
     return final
 
 
-def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """-> (tensors, about). Raises UserError where the manifest and the files differ."""
+def check_state(path: Path) -> None:
+    """Raises UserError where a training state's files are not what its manifest says."""
     try:
         sums = json.loads((path / "manifest.json").read_text())
         damaged = [name for name, wanted in sums.items() if _sha256(path / name) != wanted]
-        if damaged:
-            raise UserError(f"{path} is damaged: the SHA-256 sum of {', '.join(damaged)} differs")
-        return load_file(path / "tensors.safetensors"), json.loads((path / "state.json").read_text())
-    except (OSError, ValueError, SafetensorError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path} is incomplete ({error})") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is incomplete ({error})") from error
+    if damaged:
+        raise UserError(f"{path} is damaged: the SHA-256 sum of {', '.join(damaged)} differs")
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """-> (tensors, about). Raises UserError as `check_state` does."""
+    check_state(path)
+    return load_file(path / "tensors.safetensors"), json.loads((path / "state.json").read_text())
 
 
 def newest_state(run_dir: Path) -> tuple[Path | None, list[str]]:
@@ -167,7 +172,7 @@ def newest_state(run_dir: Path) -> tuple[Path | None, list[str]]:
     passed: list[str] = []
     for path in sorted(run_dir.glob(f"{STATE}*"), reverse=True):
         try:
-            load_state(path)
+            check_state(path)
             return path, passed
         except UserError as error:
             passed.append(str(error))
@@ -183,16 +188,18 @@ def initial_weights(source: str, networks: Mapping[str, nn.Module]) -> None:
     tensors = _weights(Path(source))
     for name, network in networks.items():
         part = {k.removeprefix(name + "/"): v for k, v in tensors.items() if k.startswith(name + "/")}
+        if not part:
+            continue
         ours = {k: list(v.shape) for k, v in network.state_dict().items()}
         theirs = {k: list(v.shape) for k, v in part.items()}
         differ = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
-        if part and differ:
+        if differ:
             first = differ[0]
             raise UserError(
                 f"--init-from={source} does not fit: {name} has {first} {ours.get(first, 'nowhere')}, it has "
                 f"{theirs.get(first, 'none')} ({len(differ)} tensors differ); train with its network.* and --cond"
             )
-        network.load_state_dict(part or network.state_dict())
+        network.load_state_dict(part)
 
 
 def _weights(path: Path) -> Mapping[str, Tensor]:

@@ -7,6 +7,7 @@ belongs to stage 0. `stage` and whether it fades are Python constants, `alpha` m
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,7 @@ Alpha = Tensor | float
 SQRT_HALF = math.sqrt(0.5)
 
 
+@cache
 def stage_of(name: str) -> int:
     """The stage a parameter belongs to, by its name."""
     match = re.search(r"\b(?:blocks|to_image|from_image)\.(\d+)\.", name)

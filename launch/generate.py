@@ -100,9 +100,7 @@ def main() -> None:
 @network_options
 @click.option("--seeds", metavar="0,1,4-6", help="[default: 0-63, or whole rows of all classes, or what --grid holds]")
 @click.option("--grid", "size", type=GridSize(), help="Columns x rows [default: nearly square, or a column per class].")
-@click.option(
-    "--output", type=click.Path(path_type=Path), callback=ending(".png"), default="grid.png", show_default=True
-)
+@output_option("grid.png")
 @scale_option
 def grid(
     network: str,
@@ -153,9 +151,7 @@ def images(network: str, seeds: str, class_: str | None, trunc: float, outdir: P
 @click.option("--num-keyframes", type=click.IntRange(1), help="Keyframes of a cell [default: seeds / cells].")
 @click.option("--w-frames", type=click.IntRange(1), default=60, show_default=True, help="Frames per keyframe.")
 @click.option("--fps", type=Finite(0.1, 1000), default=30, show_default=True)
-@click.option(
-    "--output", type=click.Path(path_type=Path), callback=ending(".mp4"), default="walk.mp4", show_default=True
-)
+@output_option("walk.mp4")
 @scale_option
 def video(
     network: str,
