@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ops import squared_norm
+
 Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -19,7 +21,7 @@ def zero_centered(logits: Tensor, images: Tensor) -> Tensor:
     Where D couples samples (minibatch standard deviation) this is the gradient of the sum over a coupling group.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().flatten(1).sum(1)
+    return squared_norm(gradient)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,36 @@
-"""Fused ops that can be differentiated as often as wanted: resampling by FIR filters, and bias + leaky ReLU.
+"""Fused ops that can be differentiated as often as wanted: resampling by FIR filters, bias + leaky ReLU, and the norms
+and interpolations of gradient penalties.
 
 Each op is one file: the Python face (checks its arguments), the reference kernel, the schema, the fake kernel and
 the autograd rule. The dispatcher namespace is `gan_ops::`. The reference kernels are plain PyTorch and serve every
-device (`CompositeExplicitAutograd`); a compiled kernel registered for a device takes precedence over them.
+device (`CompositeExplicitAutograd`); the compiled kernels of csrc/, registered for a device, take precedence over them.
+They are compiled and loaded at the first call of an op (`ops.build`, `ops.choice`), never at import.
 """
 
 from ops.bias_leaky_relu import bias_leaky_relu
-from ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from ops.gradient_penalty import gradient_penalty, interpolate_samples, root, squared_norm
+from ops.memory import keep_pages
+from ops.upfirdn2d import (
+    downsample2d,
+    filter2d,
+    setup_filter,
+    upfirdn2d,
+    upfirdn2d_bias_leaky_relu,
+    upsample2d,
+)
 
-__all__ = ["bias_leaky_relu", "downsample2d", "filter2d", "setup_filter", "upfirdn2d", "upsample2d"]
+__all__ = [
+    "bias_leaky_relu",
+    "downsample2d",
+    "filter2d",
+    "gradient_penalty",
+    "interpolate_samples",
+    "root",
+    "setup_filter",
+    "squared_norm",
+    "upfirdn2d",
+    "upfirdn2d_bias_leaky_relu",
+    "upsample2d",
+]
+
+keep_pages()

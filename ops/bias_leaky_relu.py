@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ops.registry import register
+from ops.layout import check_tensor, dense, is_channels_last
+from ops.registry import kernels, register
 
 _BYTE_OF_EACH_BIT = 0x0102040810204080  # multiplying eight 0/1 bytes by it gathers them in the highest byte
 _COPY_TO_EACH_BYTE = 0x0101010101010101
@@ -27,24 +28,29 @@ def bias_leaky_relu(x: Tensor, bias: Tensor | None = None, slope: float = 0.2, g
 
     The derivative at exactly zero is slope * gain, as in torch. Raises ValueError naming the argument that is wrong.
     """
-    if not x.is_floating_point() or x.dim() < 2:
-        raise ValueError(f"bias_leaky_relu: x must be a floating [N, C, ...] tensor, got {x.dtype} {list(x.shape)}")
-    if bias is not None and (bias.shape != x.shape[1:2] or bias.dtype != x.dtype or bias.device != x.device):
-        raise ValueError(
-            f"bias_leaky_relu: bias must be {x.dtype} [{x.shape[1]}] on {x.device} like x, "
-            f"got {bias.dtype} {list(bias.shape)} on {bias.device}"
-        )
-    if not slope > 0 or not math.isfinite(slope) or not math.isfinite(gain):
-        raise ValueError(f"bias_leaky_relu: slope must be positive and finite, gain finite, got {slope} and {gain}")
+    check_tensor("bias_leaky_relu", "x", x, "[N, C, ...]")
+    check_activation("bias_leaky_relu", x, bias, slope, gain)
+    kernels()
     return torch.ops.gan_ops.bias_leaky_relu(x, bias, slope, gain)[0]
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+def check_activation(op: str, x: Tensor, bias: Tensor | None, slope: float, gain: float) -> None:
+    """Raise ValueError unless bias is None or one number per channel of x, and slope and gain are usable."""
+    if bias is not None and (bias.shape != x.shape[1:2] or bias.dtype != x.dtype or bias.device != x.device):
+        raise ValueError(
+            f"{op}: bias must be {x.dtype} [{x.shape[1]}] on {x.device} like x, "
+            f"got {bias.dtype} {list(bias.shape)} on {bias.device}"
+        )
+    if not slope > 0 or not math.isfinite(slope) or not math.isfinite(gain):
+        raise ValueError(f"{op}: slope must be positive and finite, gain finite, got {slope} and {gain}")
 
 
-def _dense(x: Tensor, channels_last: bool) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def bias_leaky_relu_reference(
+    x: Tensor, bias: Tensor | None = None, slope: float = 0.2, gain: float = math.sqrt(2)
+) -> Tensor:
+    """The same as a composition of torch's own functions: what the kernels are held against."""
+    shifted = x if bias is None else x + bias.view(-1, *[1] * (x.dim() - 2))
+    return F.leaky_relu(shifted, slope) * gain
 
 
 def _pack(mask: Tensor, channels_last: bool) -> Tensor:
@@ -65,8 +71,8 @@ def _unpack(bits: Tensor, like: Tensor, channels_last: bool) -> Tensor:
 
 
 def _forward_reference(x: Tensor, bias: Tensor | None, slope: float, gain: float) -> tuple[Tensor, Tensor]:
-    channels_last = _is_channels_last(x)
-    x = _dense(x, channels_last)
+    channels_last = is_channels_last(x)
+    x = dense(x, channels_last)
     shifted = x if bias is None else x + bias.view(-1, *[1] * (x.dim() - 2))
     y = F.leaky_relu(shifted, slope).mul_(gain)
     positive = torch.gt(shifted, 0, out=torch.empty_like(shifted))  # in x's dtype: several times faster than to bool
@@ -74,14 +80,14 @@ def _forward_reference(x: Tensor, bias: Tensor | None, slope: float, gain: float
 
 
 def _forward_fake(x: Tensor, bias: Tensor | None, slope: float, gain: float) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(_dense(x, _is_channels_last(x)))
+    y = torch.empty_like(dense(x, is_channels_last(x)))
     return y, x.new_empty([(x.numel() + 7) // 8], dtype=torch.uint8)
 
 
 def _forward_setup(ctx, inputs, output) -> None:
     _, bias, ctx.slope, ctx.gain = inputs
     y, bits = output
-    ctx.channels_last, ctx.with_bias = _is_channels_last(y), bias is not None
+    ctx.channels_last, ctx.with_bias = is_channels_last(y), bias is not None
     ctx.mark_non_differentiable(bits)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(bits)
@@ -98,7 +104,7 @@ def _forward_backward(ctx, dy: Tensor | None, _bits):
 
 
 def _backward_reference(dy: Tensor, bits: Tensor, channels_last: bool, with_bias: bool, slope: float, gain: float):
-    dy = _dense(dy, channels_last)
+    dy = dense(dy, channels_last)
     positive = _unpack(bits, dy, channels_last)
     dx = torch.ops.aten.leaky_relu_backward(dy, positive, slope, False).mul_(gain)
     over = [d for d in range(dx.dim()) if d != 1]
@@ -106,7 +112,7 @@ def _backward_reference(dy: Tensor, bits: Tensor, channels_last: bool, with_bias
 
 
 def _backward_fake(dy: Tensor, bits: Tensor, channels_last: bool, with_bias: bool, slope: float, gain: float):
-    return torch.empty_like(_dense(dy, channels_last)), dy.new_empty([dy.shape[1] if with_bias else 0])
+    return torch.empty_like(dense(dy, channels_last)), dy.new_empty([dy.shape[1] if with_bias else 0])
 
 
 def _backward_setup(ctx, inputs, output) -> None:

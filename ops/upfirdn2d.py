@@ -4,6 +4,11 @@
 
 Factors are [vertical, horizontal], padding is [top, bottom, left, right]. The op is linear in x and its adjoint is
 itself, with up and down swapped and the filter turned round, so derivatives of every order are calls of the same op.
+
+    upfirdn2d_bias_leaky_relu(Tensor x, Tensor filter, Tensor? bias, int[2] up, int[2] down, int[4] padding, bool flip,
+        float filter_gain, float slope, float gain) -> (Tensor y, Tensor sign_bits)
+
+is bias_leaky_relu(upfirdn2d(x)) in one pass over memory. Both keep the memory order of x, NCHW or channels_last.
 """
 
 import math
@@ -13,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ops.registry import register
+from ops.bias_leaky_relu import check_activation
+from ops.layout import LARGEST, check_tensor, dense, is_channels_last, memory_format
+from ops.registry import kernels, register
 
 Pair = int | Sequence[int]
 
@@ -42,20 +49,31 @@ def upfirdn2d(
     [top, bottom, left, right]; negative crops. flip: correlate instead of convolve. gain multiplies the result.
     Raises ValueError naming the argument that is wrong.
     """
-    up, down = _factors("up", up), _factors("down", down)
-    padding = [padding] * 4 if isinstance(padding, int) else list(padding)
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"upfirdn2d: x must be a floating [N, C, H, W] tensor, got {x.dtype} {list(x.shape)}")
-    if filter.dim() not in (1, 2) or filter.numel() == 0 or filter.device != x.device or filter.requires_grad:
-        raise ValueError(
-            f"upfirdn2d: filter must be a constant [F] or [Fh, Fw] on {x.device}, got {list(filter.shape)} "
-            f"on {filter.device}, requires_grad={filter.requires_grad}"
-        )
-    if len(padding) != 4:
-        raise ValueError(f"upfirdn2d: padding must be one number or [top, bottom, left, right], got {padding}")
-    if min(_output_size(x.shape[2:], filter, up, down, padding)) < 1 or x.numel() == 0:
-        raise ValueError(f"upfirdn2d: padding {padding} leaves no output for x {list(x.shape)}, {list(filter.shape)}")
-    return torch.ops.gan_ops.upfirdn2d(x, filter, up, down, padding, flip, float(gain))
+    arguments = _check("upfirdn2d", x, filter, up, down, padding)
+    kernels()
+    return torch.ops.gan_ops.upfirdn2d(x, filter, *arguments, flip, float(gain))
+
+
+def upfirdn2d_bias_leaky_relu(
+    x: Tensor,
+    filter: Tensor,
+    bias: Tensor | None = None,
+    up: Pair = 1,
+    down: Pair = 1,
+    padding: Pair = 0,
+    filter_gain: float = 1.0,
+    flip: bool = False,
+    slope: float = 0.2,
+    gain: float = math.sqrt(2),
+) -> Tensor:
+    """bias_leaky_relu(upfirdn2d(x, filter, up, down, padding, filter_gain, flip), bias, slope, gain), fused: the
+    activation costs no pass over memory of its own, and one bit per output is kept for the backward. bias: [C] or None.
+    """
+    arguments = _check("upfirdn2d_bias_leaky_relu", x, filter, up, down, padding)
+    check_activation("upfirdn2d_bias_leaky_relu", x, bias, slope, gain)
+    kernels()
+    op = torch.ops.gan_ops.upfirdn2d_bias_leaky_relu
+    return op(x, filter, bias, *arguments, flip, float(filter_gain), slope, gain)[0]
 
 
 def filter2d(x: Tensor, filter: Tensor, gain: float = 1.0) -> Tensor:
@@ -81,11 +99,39 @@ def downsample2d(x: Tensor, filter: Tensor, down: int = 2) -> Tensor:
     return upfirdn2d(x, filter, down=down, padding=padding)
 
 
-def _factors(name: str, value: Pair) -> list[int]:
-    factors = [value, value] if isinstance(value, int) else list(value)
-    if len(factors) != 2 or any(not isinstance(f, int) or f < 1 for f in factors):
-        raise ValueError(f"upfirdn2d: {name} must be a positive integer or a pair of them, got {value}")
-    return factors
+def _check(
+    op: str, x: Tensor, filter: Tensor, up: Pair, down: Pair, padding: Pair
+) -> tuple[list[int], list[int], list[int]]:
+    """(up, down, padding) in full. Raises ValueError naming the argument that is wrong."""
+    check_tensor(op, "x", x, "[N, C, H, W]")
+    up, down = (_integers(op, name, value, 2) for name, value in (("up", up), ("down", down)))
+    padding = _integers(op, "padding", padding, 4)
+    for name, factors in (("up", up), ("down", down)):
+        if min(factors) < 1:
+            raise ValueError(f"{op}: {name} must be a positive integer or a pair of them, got {factors}")
+    if filter.dim() not in (1, 2) or filter.numel() == 0 or not filter.is_floating_point() or filter.requires_grad:
+        raise ValueError(
+            f"{op}: filter must be a floating, constant [F] or [Fh, Fw], got {filter.dtype} {list(filter.shape)}, "
+            f"requires_grad={filter.requires_grad}"
+        )
+    if filter.device != x.device:
+        raise ValueError(f"{op}: filter must be on {x.device} like x, got {filter.device}")
+    size = _output_size(x.shape[2:], filter, up, down, padding)
+    if min(size) < 1:
+        raise ValueError(
+            f"{op}: filter {list(filter.shape)} does not fit into x {list(x.shape)} with up {up} and "
+            f"padding {padding}: it leaves no output"
+        )
+    if x.shape[0] * x.shape[1] * size[0] * size[1] * x.element_size() > LARGEST:
+        raise ValueError(f"{op}: up {up} and padding {padding} make an output that is too large: {size}")
+    return up, down, padding
+
+
+def _integers(op: str, name: str, value: Pair, count: int) -> list[int]:
+    numbers = list(value) if isinstance(value, Sequence) else [value] * count
+    if len(numbers) != count or not all(isinstance(n, int) and abs(n) < 2**31 for n in numbers):
+        raise ValueError(f"{op}: {name} must be one integer or {count} of them, below 2**31, got {value}")
+    return numbers
 
 
 def _filter_size(filter: Tensor) -> tuple[int, int]:
@@ -97,9 +143,13 @@ def _output_size(size: Sequence[int], filter: Tensor, up: list[int], down: list[
     return [(size[i] * up[i] + total[i] - _filter_size(filter)[i]) // down[i] + 1 for i in (0, 1)]
 
 
-def _reference(x: Tensor, filter: Tensor, up: list[int], down: list[int], padding: list[int], flip: bool, gain: float):
-    """The definition, step by step: insert zeros, pad or crop, correlate with the turned filter, keep every down-th."""
+def upfirdn2d_reference(
+    x: Tensor, filter: Tensor, up: list[int], down: list[int], padding: list[int], flip: bool, gain: float
+) -> Tensor:
+    """The definition, step by step, in torch's own functions: insert zeros, pad or crop, correlate with the turned
+    filter, keep every down-th. What the kernels are held against; arguments as in the schema above."""
     n, c, h, w = x.shape
+    channels_last = is_channels_last(x)
     if up != [1, 1]:
         x = F.pad(x.reshape(n, c, h, 1, w, 1), (0, up[1] - 1, 0, 0, 0, up[0] - 1)).reshape(n, c, h * up[0], w * up[1])
     top, bottom, left, right = padding
@@ -114,12 +164,13 @@ def _reference(x: Tensor, filter: Tensor, up: list[int], down: list[int], paddin
             (taps * math.copysign(root, gain)).to(x.dtype).view(1, 1, 1, -1),
         )
         x = F.conv2d(x, rows.expand(c, -1, -1, -1), stride=(down[0], 1), groups=c)
-        return F.conv2d(x, columns.expand(c, -1, -1, -1), stride=(1, down[1]), groups=c).contiguous()
-    return F.conv2d(x, (taps * gain).to(x.dtype).expand(c, 1, -1, -1), stride=down, groups=c).contiguous()
+        return dense(F.conv2d(x, columns.expand(c, -1, -1, -1), stride=(1, down[1]), groups=c), channels_last)
+    return dense(F.conv2d(x, (taps * gain).to(x.dtype).expand(c, 1, -1, -1), stride=down, groups=c), channels_last)
 
 
 def _fake(x: Tensor, filter: Tensor, up: list[int], down: list[int], padding: list[int], flip: bool, gain: float):
-    return x.new_empty([*x.shape[:2], *_output_size(x.shape[2:], filter, up, down, padding)])
+    size = [*x.shape[:2], *_output_size(x.shape[2:], filter, up, down, padding)]
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(is_channels_last(x)))
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -129,21 +180,64 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dy: Tensor):
-    """The adjoint. The padding is what makes it as large as x again, element 0 of x meeting the same taps as before."""
     (filter,) = ctx.saved_tensors
-    adjoint = []
+    return _adjoint(ctx, dy, filter, ctx.gain), None, None, None, None, None, None
+
+
+def _adjoint(ctx, dy: Tensor, filter: Tensor, gain: float) -> Tensor:
+    """The padding is what makes it as large as x again, element 0 of x meeting the same taps as before."""
+    padding = []
     for i, length in enumerate(_filter_size(filter)):
         before = length - 1 - ctx.padding[2 * i]
         after = ctx.size[i] * ctx.up[i] - ctx.output_size[i] * ctx.down[i] + ctx.padding[2 * i] - ctx.up[i] + 1
-        adjoint += [before, after]
-    dx = torch.ops.gan_ops.upfirdn2d(dy, filter, ctx.down, ctx.up, adjoint, not ctx.flip, ctx.gain)
-    return dx, None, None, None, None, None, None
+        padding += [before, after]
+    return torch.ops.gan_ops.upfirdn2d(dy, filter, ctx.down, ctx.up, padding, not ctx.flip, gain)
+
+
+def _fused_reference(x, filter, bias, up, down, padding, flip, filter_gain, slope, gain) -> tuple[Tensor, Tensor]:
+    y = upfirdn2d_reference(x, filter, up, down, padding, flip, filter_gain)
+    return torch.ops.gan_ops.bias_leaky_relu(y, bias, slope, gain)
+
+
+def _fused_fake(x, filter, bias, up, down, padding, flip, filter_gain, slope, gain) -> tuple[Tensor, Tensor]:
+    y = _fake(x, filter, up, down, padding, flip, filter_gain)
+    return y, y.new_empty([(y.numel() + 7) // 8], dtype=torch.uint8)
+
+
+def _fused_setup(ctx, inputs, output) -> None:
+    x, filter, bias, ctx.up, ctx.down, ctx.padding, ctx.flip, ctx.filter_gain, ctx.slope, ctx.gain = inputs
+    y, bits = output
+    ctx.size, ctx.output_size = x.shape[2:], y.shape[2:]
+    ctx.channels_last, ctx.with_bias = is_channels_last(y), bias is not None
+    ctx.mark_non_differentiable(bits)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(filter, bits)
+
+
+def _fused_backward(ctx, dy: Tensor | None, _bits):
+    if dy is None:
+        return (None,) * 10
+    filter, bits = ctx.saved_tensors
+    with_bias = ctx.with_bias and ctx.needs_input_grad[2]
+    shifted, dbias = torch.ops.gan_ops.bias_leaky_relu_backward(
+        dy, bits, ctx.channels_last, with_bias, ctx.slope, ctx.gain
+    )
+    dx = _adjoint(ctx, shifted, filter, ctx.filter_gain) if ctx.needs_input_grad[0] else None
+    return dx, None, dbias if with_bias else None, None, None, None, None, None, None, None
 
 
 register(
     "upfirdn2d(Tensor x, Tensor filter, int[2] up, int[2] down, int[4] padding, bool flip, float gain) -> Tensor",
-    reference=_reference,
+    reference=upfirdn2d_reference,
     fake=_fake,
     setup_context=_setup,
     backward=_backward,
+)
+register(
+    "upfirdn2d_bias_leaky_relu(Tensor x, Tensor filter, Tensor? bias, int[2] up, int[2] down, int[4] padding,"
+    " bool flip, float filter_gain, float slope, float gain) -> (Tensor y, Tensor sign_bits)",
+    reference=_fused_reference,
+    fake=_fused_fake,
+    setup_context=_fused_setup,
+    backward=_fused_backward,
 )

@@ -1,13 +1,19 @@
-"""upfirdn2d against its definition written as loops, its adjoint, autograd, and torch's own resampling."""
+"""upfirdn2d against its definition written as loops, its adjoint, autograd, and torch's own resampling.
+
+Whichever kernels are loaded: test_ops.py runs this file with the reference kernels as well.
+"""
 
 import itertools
 
 import pytest
 import torch
+from devices import DEVICES, TOLERANCES, in_layout
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from ops import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from ops import downsample2d, filter2d, setup_filter, upfirdn2d, upfirdn2d_bias_leaky_relu, upsample2d
+from ops.bias_leaky_relu import bias_leaky_relu_reference
+from ops.upfirdn2d import upfirdn2d_reference
 
 SHAPES = [(2, 3, 5, 7), (1, 2, 4, 4), (1, 1, 1, 1)]
 FILTERS = [[1.0], [1.0, 3.0, 3.0, 1.0], [0.5, -1.0, 2.0]]
@@ -33,23 +39,111 @@ def by_definition(x, filter, up, down, padding, gain, flip):
     return y
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("up,down", [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((3, 2), (2, 3))])
 @pytest.mark.parametrize("padding", [(2, 2, 2, 2), (3, 1, 4, 2), (4, -1, -1, 4)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_equals_the_definition_and_its_derivatives_are_exact(up, down, padding, flip):
+def test_equals_the_definition_and_its_derivatives_are_exact(up, down, padding, flip, device):
     torch.manual_seed(0)
     filters = [torch.tensor(f, dtype=torch.float64) for f in FILTERS] + [torch.rand(2, 3, dtype=torch.float64)]
-    for shape, filter in itertools.product(SHAPES, filters):
-        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    for index, (shape, filter) in enumerate(itertools.product(SHAPES, filters)):
+        x = in_layout(torch.randn(shape, dtype=torch.float64), index % 2 == 1)
+
+        def op(x):
+            return upfirdn2d(x, filter.to(device), up, down, padding, 1.7, flip)  # noqa: B023
+
         try:
-            y = upfirdn2d(x, filter, up, down, padding, 1.7, flip)
+            y = op(x.to(device))
         except ValueError as error:
             assert "leaves no output" in str(error)
             continue
-        torch.testing.assert_close(y, by_definition(x, filter, up, down, padding, 1.7, flip))
-        assert gradcheck(lambda x: upfirdn2d(x, filter, up, down, padding, 1.7, flip), (x,), fast_mode=True)  # noqa: B023
+        torch.testing.assert_close(y.cpu(), by_definition(x, filter, up, down, padding, 1.7, flip))
+        x = x.to(device).requires_grad_()
+        assert gradcheck(op, (x,), fast_mode=True)
         # The op is linear: a cube behind it gives the second derivative something to find.
-        assert gradgradcheck(lambda x: upfirdn2d(x, filter, up, down, padding, 1.7, flip) ** 3, (x,), fast_mode=True)  # noqa: B023
+        assert gradgradcheck(lambda x: op(x) ** 3, (x,), fast_mode=True)
+
+
+# One for every way through the kernels: taps 1 to 4 and more, even and odd; full filters; both strides and phases that
+# have code of their own, and others.
+TAPS = [(1,), (1, 2), (1, 2, -1), (1, 3, 3, 1), (1, 4, 6, 4, 1), tuple(range(1, 10))]
+FACTORS = [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((3, 2), (2, 3)), ((1, 2), (2, 1)), ((4, 1), (1, 5))]
+PLANES = [(1, 3, 17, 37), (2, 8, 12, 24), (1, 9, 8, 40), (1, 8, 16, 16), (3, 8, 8, 8), (1, 2, 1, 3)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", PLANES)
+def test_every_dtype_layout_factor_and_filter_agrees_with_float64(shape, channels_last, dtype, device):
+    torch.manual_seed(1)
+    x = in_layout(torch.randn(shape).to(dtype), channels_last).to(device)
+    filters = [torch.tensor(taps, dtype=torch.float32) / sum(taps) for taps in TAPS]
+    filters += [torch.rand(2, 3) / 3, torch.rand(4, 4) / 8]
+    paddings = itertools.cycle([(0, 0, 0, 0), (2, 1, 2, 1), (-1, 2, 3, -1), (5, 4, 9, 8), (8, 9, 9, 8)])
+    cases = 0
+    for ((up, down), filter), padding in zip(itertools.product(FACTORS, filters), paddings, strict=False):
+        flip = cases % 2 == 1
+        arguments = (list(up), list(down), list(padding), flip, -1.7)
+        try:
+            y = upfirdn2d(x, filter.to(device), up, down, padding, -1.7, flip)
+        except ValueError:
+            continue
+        want = upfirdn2d_reference(x.cpu().double(), filter.double(), *arguments)
+        close(y, want, dtype)
+        assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        cases += 1
+    assert cases > 25
+
+
+def close(got, want, dtype):
+    """Equal to the precision of a dtype, in units of the largest number: sums cancel."""
+    assert got.dtype == dtype and got.shape == want.shape
+    error = (got.cpu().double() - want).abs().max()
+    assert error <= TOLERANCES[dtype] * max(1, want.abs().max()), error
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_fused_is_the_composition(with_bias, channels_last, dtype, device):
+    """Of the reference functions, in float64; and a row, a pixel or the whole need not be a multiple of eight long."""
+    torch.manual_seed(2)
+    filter = setup_filter([1, 3, 3, 1])
+    for shape, (up, down) in itertools.product(PLANES, [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2))]):
+        x = in_layout(torch.randn(shape).to(dtype), channels_last).to(device)
+        bias = torch.randn(shape[1]).to(device, dtype) if with_bias else None
+        y = upfirdn2d_bias_leaky_relu(x, filter.to(device), bias, up, down, [2, 2, 2, 2], 1.3, slope=0.3, gain=1.5)
+        wide = upfirdn2d_reference(x.cpu().double(), filter.double(), list(up), list(down), [2, 2, 2, 2], False, 1.3)
+        close(y, bias_leaky_relu_reference(wide, bias.cpu().double() if with_bias else None, 0.3, 1.5), dtype)
+        assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 8, 4, 8)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_fused_derivatives(shape, channels_last, device):
+    torch.manual_seed(3)
+    filter = setup_filter([1, 3, 2], dtype=torch.float64, device=device)
+    x = in_layout(torch.randn(shape, dtype=torch.float64), channels_last).to(device).requires_grad_()
+    bias = torch.randn(shape[1], dtype=torch.float64, device=device, requires_grad=True)
+
+    def fused(x, bias=None):
+        return upfirdn2d_bias_leaky_relu(x, filter, bias, 2, 1, [1, 2, 2, 1], 4.0)
+
+    for inputs in ((x, bias), (x,)):
+        assert gradcheck(fused, inputs, fast_mode=True)
+        assert gradgradcheck(lambda *inputs: fused(*inputs) ** 3, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_output_that_outgrows_the_cache(device):
+    """It is written past it: above 16 MB on a CPU."""
+    x, filter = torch.randn(2, 16, 256, 384), setup_filter([1, 3, 3, 1])
+    for channels_last in (False, True):
+        y = upsample2d(in_layout(x, channels_last).to(device), filter.to(device))
+        close(y, upsample2d(x.double(), filter.double()), torch.float32)
 
 
 def test_box_taps_are_nearest_neighbor_and_mean():
@@ -71,18 +165,17 @@ def test_resampling_keeps_size_rules_and_constants(taps):
     torch.testing.assert_close(filter2d(x, filter)[inside], torch.ones(1, 1, 8, 4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
-def test_lower_precisions_agree_with_float64(dtype, tolerance):
-    x, filter = torch.rand(2, 3, 8, 8, dtype=torch.float64), setup_filter([1, 3, 3, 1])
-    for op in (upsample2d, downsample2d, filter2d):
-        torch.testing.assert_close(op(x.to(dtype), filter).double(), op(x, filter), rtol=tolerance, atol=tolerance)
-        assert op(x.to(dtype), filter).dtype == dtype
-
-
-def test_registration():
-    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    arguments = (x, setup_filter([1, 3, 3, 1]), [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0)
-    torch.library.opcheck(torch.ops.gan_ops.upfirdn2d.default, arguments)
+@pytest.mark.parametrize("device", DEVICES)
+def test_registration(device):
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, device=device, requires_grad=True)
+    filter = setup_filter([1, 3, 3, 1], device=device)
+    bias = torch.randn(3, dtype=torch.float64, device=device, requires_grad=True)
+    ops = torch.ops.gan_ops
+    for channels_last in (False, True):
+        y = in_layout(x.detach(), channels_last).requires_grad_()
+        torch.library.opcheck(ops.upfirdn2d.default, (y, filter, [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0))
+        arguments = (y, filter, bias, [1, 1], [2, 2], [1, 1, 1, 1], False, 1.0, 0.2, 1.4)
+        torch.library.opcheck(ops.upfirdn2d_bias_leaky_relu.default, arguments)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +188,39 @@ def test_registration():
         ({"up": 0}, "up must be"),
         ({"down": [1, 2, 3]}, "down must be"),
         ({"padding": [1, 2]}, "padding must be"),
+        ({"padding": 2**31}, "padding must be"),
+        ({"padding": 1.5}, "padding must be"),
+        ({"up": 2**30, "down": 1, "padding": 2**30}, "too large"),
+        ({"x": torch.zeros(1, 3, 4, 4).to_sparse()}, "x must be"),
+        ({"x": torch.zeros(1, 3, 4, 4, dtype=torch.float8_e4m3fn)}, "x must be"),
+        ({"filter": torch.ones(2, device="meta")}, "filter must be on cpu"),
+        ({"filter": torch.ones(2, dtype=torch.int64)}, "filter must be"),
         ({"padding": -3}, "leaves no output"),
         ({"filter": torch.ones(9)}, "leaves no output"),
-        ({"x": torch.zeros(0, 3, 4, 4)}, "leaves no output"),
+        ({"x": torch.zeros(0, 3, 4, 4)}, "x must be"),
+        ({"x": torch.zeros(1, 3, 0, 4)}, "x must be"),
     ],
 )
 def test_bad_arguments_are_named(change, named):
     arguments = {"x": torch.zeros(1, 3, 4, 4), "filter": torch.ones(2)} | change
     with pytest.raises(ValueError, match=named):
         upfirdn2d(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change,named",
+    [
+        ({"bias": torch.zeros(2)}, "bias must be"),
+        ({"bias": torch.zeros(3, dtype=torch.float64)}, "bias must be"),
+        ({"bias": torch.zeros(3, device="meta")}, "bias must be"),
+        ({"slope": -0.2}, "slope must be"),
+        ({"filter": torch.ones(9)}, "leaves no output"),
+    ],
+)
+def test_bad_arguments_of_the_fused_form_are_named(change, named):
+    arguments = {"x": torch.zeros(1, 3, 4, 4), "filter": torch.ones(2), "bias": torch.zeros(3)} | change
+    with pytest.raises(ValueError, match=f"upfirdn2d_bias_leaky_relu: .*{named}"):
+        upfirdn2d_bias_leaky_relu(**arguments)
 
 
 @pytest.mark.parametrize("taps", [[], [0.0], [1.0, -1.0], [float("nan")]])

@@ -15,6 +15,8 @@ struct BiasLeakyRelu {
   void* workspace = nullptr;  // backward with dbias: bias_leaky_relu_cuda_workspace(call) bytes on the device
 };
 
+void bias_leaky_relu_cpu(const BiasLeakyRelu& call);  // y may be x; on CUDA it may not
+
 // Launch on `stream` (a cudaStream_t) of the current device. Return null, or what CUDA said.
 const char* bias_leaky_relu_cuda(const BiasLeakyRelu& call, void* stream);
 const char* bias_leaky_relu_backward_cuda(const BiasLeakyRelu& call, void* stream);

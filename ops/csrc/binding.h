@@ -1,0 +1,51 @@
+// From tensors to the plain calls that kernels take.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/util/Exception.h>
+
+#include "common.h"
+
+#if defined(GAN_OPS_CUDA)
+extern "C" int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);  // part of libtorch's C ABI
+#endif
+
+namespace gan_ops {
+
+inline Type type_of(const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kDouble: return Type::f64;
+    case at::kFloat: return Type::f32;
+    case at::kBFloat16: return Type::bf16;
+    case at::kHalf: return Type::f16;
+    default: TORCH_CHECK(false, "gan_ops: no kernel for ", x.scalar_type());
+  }
+}
+
+// NHWC in memory and not NCHW at the same time: what ops/registry.py calls channels_last.
+inline bool is_channels_last(const at::Tensor& x) {
+  return x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+inline at::Tensor dense(const at::Tensor& x, bool channels_last) {
+  return x.contiguous(channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+}
+
+inline at::Tensor empty_bits(const at::Tensor& y) {
+  return at::empty({(y.numel() + 7) / 8}, y.options().dtype(at::kByte).memory_format(at::MemoryFormat::Contiguous));
+}
+
+#if defined(GAN_OPS_CUDA)
+// Runs launch(stream) on x's device and its current stream.
+template <class Launch>
+void on_device_of(const at::Tensor& x, const Launch& launch) {
+  const c10::DeviceGuard guard(x.device());
+  void* stream = nullptr;
+  TORCH_CHECK(aoti_torch_get_current_cuda_stream(x.device().index(), &stream) == 0, "gan_ops: no CUDA stream");
+  const char* error = launch(stream);
+  TORCH_CHECK(error == nullptr, "gan_ops: CUDA says: ", error);
+}
+#endif
+
+}  // namespace gan_ops

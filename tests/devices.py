@@ -1,0 +1,16 @@
+"""The devices that tests of ops run on, and the dtypes with what can be asked of them."""
+
+import pytest
+import torch
+
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")],
+)
+DEVICES = ["cpu", CUDA]
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def in_layout(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """The same numbers in one of the two memory orders; only four dimensions have two."""
+    return x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x.contiguous()
