@@ -113,6 +113,17 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def same_on_all(what: str, value: Any) -> Any:
+    """value, which every rank must have the same. Raises UserError on all ranks, naming the first that differs."""
+    if dist.is_initialized():
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise UserError(f"rank {rank} has {what} {other!r} and rank 0 has {values[0]!r}: make them the same")
+    return value
+
+
 def from_first(value: Any) -> Any:
     """What rank 0 passes, on every rank."""
     if not dist.is_initialized():

@@ -12,12 +12,6 @@ from gan.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PARENT = "SADDLE_PARENT"  # environment variable: the process that started this one and waits for it
-# glibc gives large tensors fresh pages again and again; keeping them is worth up to a factor of five on a CPU.
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 
 
 def call(command: list[str], ranks: int) -> int:
@@ -58,12 +52,12 @@ def end_with_parent() -> None:
 
 
 def environment(ranks: int) -> dict[str, str]:
-    """For child processes: our packages first whatever the working directory holds, threads shared out, pages kept."""
+    """For child processes: our packages first whatever the working directory holds, threads shared out."""
     from gan.distributed import cores
 
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, PARENT: str(os.getpid())}
-    return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1)), **MALLOC, **os.environ, **ours}
+    return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1)), **os.environ, **ours}
 
 
 def on_first(ranks: Any, function: Callable[[], Any]) -> Any:

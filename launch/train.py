@@ -233,7 +233,9 @@ def resolve(plan: Plan, resume: str) -> Path:
 def spawn(plan: Plan, flags: Mapping[str, Any]) -> int:
     """Run the same command on N local ranks through torchrun, and take the exit code from what rank 0 left."""
     from gan.runs import EXIT, hold, read_exit
+    from ops.registry import kernels
 
+    kernels()  # compiled before there are ranks, and refused in one line where they must be and cannot
     run = resolve(plan, flags["resume"])
     with hold(run):  # in use? say so now, in one line
         (run / EXIT).unlink(missing_ok=True)
@@ -274,6 +276,7 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
     from gan import distributed, loop, trainer
     from gan.checkpoint import initial_weights, load_state, newest_state
     from gan.runs import EXIT, OPTIONS, write_json
+    from ops.registry import kernels
 
     path, passed_over = on_first(ranks, lambda: newest_state(run))
     tensors, about = load_state(path) if path else ({}, {"images_seen": 0})
@@ -289,6 +292,7 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "machine": f"{platform.machine()} {ranks.device.type}",
+        "ops": distributed.same_on_all("the ops", kernels()),
     }
     distributed.set_precision(ranks, plan.config.distributed.deterministic)
     task = trainer.build_task(plan.config, plan.schedule, plan.images, ranks)
