@@ -15,6 +15,8 @@ COMMANDS = {
     "train": "Train a GAN.",
     "generate": "Make an image grid, single images or a video from a snapshot.",
     "evaluate": "Score snapshots against a labeled dataset.",
+    "benchmark": "Measure, each beside a named reference: ops.",
+    "doctor": "Show what works on this machine, what is missing, and the remedy.",
     "demo": "Train on real digits in a few minutes and show the results.",
 }
 
@@ -22,15 +24,18 @@ COMMANDS = {
 class Saddle(click.Group):
     """A group that imports a command only when it is asked for: `saddle --help` must not wait for torch."""
 
+    table = COMMANDS
+    module = "launch.{}"
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return import_module(f"launch.{name}").main if name in COMMANDS else None
+        return import_module(self.module.format(name)).main if name in self.table else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl(list(self.table.items()))
 
 
 @click.group(cls=Saddle, invoke_without_command=True)
@@ -53,6 +58,12 @@ def run(command: click.Command, name: str) -> None:
         refuse(" ".join([name, *sys.argv[1:2]]) if name == "saddle" else name, str(error))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except RuntimeError as error:
+        from ops.toolchain import BuildError
+
+        if not isinstance(error, BuildError):
+            raise
+        refuse(name, str(error))
     sys.exit(code or 0)
 
 
