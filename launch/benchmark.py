@@ -1,0 +1,28 @@
+"""`saddle benchmark NAME`: one module per subject, imported when it is called."""
+
+import click
+
+from launch.cli import Saddle, run
+
+BENCHMARKS = {
+    "ops": "Fused ops beside their reference, the best of stock PyTorch, and a copy of the same bytes.",
+}
+
+
+class Benchmarks(Saddle):
+    """The group of benchmarks: NAME is the command `main` of launch/benchmark_NAME.py."""
+
+    table = BENCHMARKS
+    module = "launch.benchmark_{}"
+
+
+@click.group(cls=Benchmarks, invoke_without_command=True)
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Measure: ops; more to come."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+if __name__ == "__main__":
+    run(main, "saddle benchmark")

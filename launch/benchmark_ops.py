@@ -1,0 +1,246 @@
+"""`saddle benchmark ops`: the fused ops beside their reference, the best of stock PyTorch, and a copy."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from gan.config import choice
+from gan.errors import UserError
+from launch.cli import run
+from launch.contestants import (
+    DTYPES,
+    LAYOUTS,
+    OPS,
+    PASSES,
+    Contest,
+    Function,
+    Op,
+    Shape,
+    Tensors,
+    bytes_moved,
+    make_tensors,
+)
+from launch.evaluate import write_json
+from launch.measure import (
+    Call,
+    Clock,
+    DeviceClock,
+    HostClock,
+    contest,
+    describe_machine,
+    fastest,
+    find_device,
+    machine_line,
+)
+from launch.op_figures import Row, figures_of, left_out, show, summarize, summary_table, table
+from launch.prepare import track
+
+DEVICES = ("cpu", "cuda")
+QUICK_SHAPES, QUICK_REPEATS = ((2, 8, 16, 16),), 3
+REPEATS = 11
+
+
+def _names(what: str, text: str, known: Sequence[str]) -> list[str]:
+    """The names in a list like "fp32,bf16", each once. UserError names the nearest of one that does not exist."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names or [text]:
+        good, message = choice(what, name, known)
+        if not good:
+            raise UserError(message)
+    return names
+
+
+@click.command()
+@click.option("--op", "ops_", metavar="NAME,...", default=",".join(OPS), show_default=True, help="Which to measure.")
+@click.option("--dtype", metavar="NAME,...", default=",".join(DTYPES), show_default=True)
+@click.option("--layout", metavar="NAME,...", default=",".join(LAYOUTS), show_default=True, help="Memory order of x.")
+@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--threads", type=click.IntRange(1, 4096), default=1, show_default=True, help="CPU time is taken of one.")
+@click.option(
+    "--repeats", type=click.IntRange(1), help=f"Samples of each.  [default: {REPEATS}, quick: {QUICK_REPEATS}]"
+)
+@click.option("--quick", is_flag=True, help="One tiny shape: whether all runs. The figures mean nothing.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+def main(
+    ops_: str,
+    dtype: str,
+    layout: str,
+    device: str,
+    threads: int,
+    repeats: int | None,
+    quick: bool,
+    json_path: Path | None,
+) -> int:
+    """Measure the fused ops: forward, forward+backward, and R1's double backward.
+
+    Each beside its reference composition, the fastest of what stock PyTorch has, and a copy of the bytes that it must
+    move, in turns within one run. "x" is how many times faster ours is, "of copy" the share of the copy's speed. Ctrl-C
+    stops and shows what has been measured.
+    """
+    names = _names("--op", ops_, list(OPS))
+    dtypes, layouts = _names("--dtype", dtype, list(DTYPES)), _names("--layout", layout, list(LAYOUTS))
+    good, message = choice("--device", device, DEVICES)
+    if not good:
+        raise UserError(message)
+    target = find_device(device)
+    if json_path:
+        check_writable(json_path)
+    torch.set_num_threads(threads)
+    machine = describe_machine(target)
+    click.echo(machine_line(machine))
+    shapes = {name: QUICK_SHAPES if quick else _shapes(OPS[name], device) for name in names}
+    cells = [cell for name in names for cell in product([name], OPS[name].cases, shapes[name], dtypes)]
+    rows: list[Row] = []
+    skipped: list[str] = []
+    measured = measure(cells, layouts, target, threads, repeats or (QUICK_REPEATS if quick else REPEATS), skipped)
+    complete = False
+    try:
+        for row in track(measured, len(cells) * len(layouts) * len(PASSES), "ops"):
+            rows.append(row)
+        complete = True
+    except KeyboardInterrupt:
+        click.echo("stopped: this is what has been measured", err=True)
+    for line in (*table(rows), "", *summary_table(summarize(rows)), *left_out(rows, skipped)):
+        click.echo(line)
+    if json_path:
+        write_json(json_path, report(machine, complete, rows, skipped))
+        click.echo(f"wrote {json_path}")
+    return 0 if complete else 130
+
+
+def _shapes(op: Op, device: str) -> tuple[Shape, ...]:
+    return (*op.shapes, *op.large) if device == "cuda" else op.shapes
+
+
+def check_writable(path: Path) -> None:
+    """UserError before minutes are spent on figures that cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(path.name + ".part").touch()
+        path.with_name(path.name + ".part").unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+
+
+def measure(
+    cells: Sequence[tuple[str, str, Shape, str]],
+    layouts: Sequence[str],
+    device: torch.device,
+    threads: int,
+    repeats: int,
+    skipped: list[str],
+) -> Iterator[Row]:
+    """A row for each (op, case, shape, dtype), layout and pass; cells that do not fit into memory go to `skipped`."""
+    for op, case, shape, kind in cells:
+        dtype = DTYPES[kind]
+        try:
+            torch.manual_seed(0)
+            one = OPS[op].contest(case, shape, dtype, device)
+            copies = sets_needed(bytes_moved(one, dtype, "forward")[0], device)
+            orders = LAYOUTS if one.any_layout else layouts
+            sets = {
+                order: [make_tensors(one, shape, dtype, device, LAYOUTS[order]) for _ in range(copies)]
+                for order in orders
+            }
+            clock = DeviceClock(copies - 1) if device.type == "cuda" else HostClock(threads)
+            for layout, passes in product(layouts, PASSES):
+                yield measure_row(one, (op, case, shape, kind), layout, passes, sets, clock, repeats)
+        except torch.OutOfMemoryError:
+            skipped.append(f"{op} {case} {show(shape)} {kind}: out of memory")
+        sets = {}
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def sets_needed(moved: int, device: torch.device) -> int:
+    """How many sets of tensors calls must take in turn so that a GPU's L2 cache does not hold what they read."""
+    if device.type != "cuda":
+        return 1
+    cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or 64 * 2**20
+    return min(max(math.ceil(3 * cache / moved), 1), 1024)
+
+
+def measure_row(
+    one: Contest,
+    cell: tuple[str, str, Shape, str],
+    layout: str,
+    passes: str,
+    sets: dict[str, list[Tensors]],
+    clock: Clock,
+    repeats: int,
+) -> Row:
+    """Hold one contest."""
+    op, case, shape, dtype = cell
+    kernels = bytes_moved(one, DTYPES[dtype], passes)
+    calls = contestants(one, OPS[op].clone and passes == "forward", layout, passes, sets, kernels)
+    times, left = contest(calls, clock, repeats)
+    reference, stock = fastest(times, "reference"), fastest(times, "stock")
+    medians = {name: times[name].median for name in times if ":" not in name}
+    medians |= {"reference": reference[1].median} if reference else {}
+    medians |= {"stock": stock[1].median} if stock else {}
+    device = sets[layout][0].x.device.type
+    figures = figures_of(medians, times.get("ours"), sum(kernels))
+    names = reference[0] if reference else "", stock[0] if stock else ""
+    return Row(op, case, shape, dtype, layout, device, passes, sum(kernels), figures, *names, times, left)
+
+
+def contestants(
+    one: Contest, clone: bool, layout: str, passes: str, sets: dict[str, list[Tensors]], kernels: list[int]
+) -> dict[str, Call]:
+    """{name, or "group: variant": what to call}, each with tensors in its own memory order, taken in turn."""
+
+    def called(function: Function, order: str) -> Call:
+        turn = cycle(sets[order])
+        return lambda: PASSES[passes](one, function, next(turn))
+
+    calls = {"ours": called(one.ours, layout)}
+    calls |= {f"reference: {name}": called(function, layout) for name, function in one.reference.items()}
+    for name, function in one.stock.items():
+        for order in sets if one.any_layout else [layout]:
+            calls[f"stock: {name} {order}" if one.any_layout else f"stock: {name}"] = called(function, order)
+    if one.plain:
+        calls["plain"] = called(one.plain, layout)
+    if clone:
+        turn = cycle(sets[layout])
+        calls["clone"] = lambda: next(turn).x.detach().clone()
+    return calls | {"copy": copier(kernels, len(sets[layout]), sets[layout][0].x.device)}
+
+
+def copier(kernels: list[int], copies: int, device: torch.device) -> Call:
+    """A copy into an existing buffer for each kernel, which reads and writes as many bytes as it does."""
+    pairs = [[torch.ones(max(kernels) // 8, device=device) for _ in range(2)] for _ in range(copies)]
+    turn = cycle(pairs)
+
+    def copy() -> None:
+        for moved in kernels:  # half of the bytes are read and half are written, as float32
+            source, target = next(turn)
+            target[: moved // 8].copy_(source[: moved // 8])
+
+    return copy
+
+
+def report(machine: dict[str, Any], complete: bool, rows: Sequence[Row], skipped: Sequence[str]) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "machine": machine,
+        "complete": complete,
+        "rows": [row_values(row) for row in rows],
+        "summary": summarize(rows),
+        "skipped": list(skipped),
+    }
+
+
+def row_values(row: Row) -> dict[str, Any]:
+    """Flat, its figures beside what they are of."""
+    values = asdict(row)
+    return {"pass": values.pop("passes"), **values.pop("figures"), **values}
+
+
+if __name__ == "__main__":
+    run(main, "saddle benchmark ops")

@@ -1,0 +1,209 @@
+"""Times of functions that do the same work, taken side by side, and what they were taken on."""
+
+import platform
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from gan.distributed import cores
+from gan.errors import UserError
+
+Call = Callable[[], Any]
+FEWEST = 3  # samples of each, however slow: a median needs them
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one contestant: median, 10th and 90th percentile of its samples in milliseconds, and how many there are."""
+
+    median: float
+    p10: float
+    p90: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a contestant is sampled: a sample is the mean of `calls`; its host takes `host_seconds` to start them."""
+
+    calls: int
+    host_seconds: float
+
+
+class Clock(Protocol):
+    """What a contest is timed by."""
+
+    name: str
+    budget: float  # seconds that a contest should not go on beyond
+
+    def plan(self, call: Call) -> Plan:
+        """Warm up, and see how long a call takes."""
+
+    def sample(self, call: Call, plan: Plan) -> float:
+        """Mean seconds of one call."""
+
+
+class HostClock:
+    """For work of the CPU. One thread is timed by the CPU time of the process, which other jobs disturb less."""
+
+    sample_seconds = 0.004
+    most_calls = 1000
+    budget = 5.0
+
+    def __init__(self, threads: int) -> None:
+        self.name = "CPU time" if threads == 1 else "wall time"
+        self.now = time.process_time if threads == 1 else time.perf_counter
+
+    def plan(self, call: Call) -> Plan:
+        """See Clock."""
+        call()
+        started = self.now()
+        call()
+        seconds = self.now() - started
+        return Plan(min(max(int(self.sample_seconds / max(seconds, 1e-7)), 1), self.most_calls), seconds)
+
+    def sample(self, call: Call, plan: Plan) -> float:
+        """See Clock. What short calls find in the cache is what they left there, not what another contestant did."""
+        if plan.calls > 1:
+            call()
+        started = self.now()
+        for _ in range(plan.calls):
+            call()  # the result is freed here
+        return (self.now() - started) / plan.calls
+
+
+class DeviceClock:
+    """For work of a GPU: CUDA events round a queue of calls.
+
+    The GPU is kept waiting until the host has queued them: else the host would be timed, which takes longer to start
+    most ops than they last. `keep` results are held meanwhile, so that calls do not write over the same cached memory.
+    """
+
+    name = "CUDA events"
+    sample_seconds = 0.003
+    most_calls = 50
+    most_wait = 0.1
+    cycles_per_second = 2e9  # of the fastest GPU clock
+    budget = 1.0
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+
+    def plan(self, call: Call) -> Plan:
+        """See Clock."""
+        call()
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        call()
+        queued = time.perf_counter()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        calls = min(max(int(self.sample_seconds / max(seconds, 1e-7)), 1), self.most_calls)
+        return Plan(calls, queued - started)
+
+    def sample(self, call: Call, plan: Plan) -> float:
+        """See Clock."""
+        results: deque[Any] = deque(maxlen=self.keep)
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        wait = min(1.5 * plan.host_seconds * plan.calls, self.most_wait)
+        torch.cuda._sleep(int(wait * self.cycles_per_second))
+        start.record()
+        for _ in range(plan.calls):
+            results.append(call())
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / plan.calls
+
+
+def contest(
+    calls: Mapping[str, Call], clock: Clock, repeats: int, seconds: Callable[[], float] = time.monotonic
+) -> tuple[dict[str, Times], dict[str, str]]:
+    """Time each of `calls` `repeats` times -> ({name: times}, {name: why it could not take part}).
+
+    In rounds, a sample of each in each, so that whatever else the machine does meets all of them; every round begins
+    with the next one. Past the clock's budget no round begins, except the first three.
+    """
+    plans, left_out = {}, {}
+    for name, call in calls.items():
+        try:
+            plans[name] = clock.plan(call)
+        except (torch.OutOfMemoryError, NotImplementedError) as error:
+            left_out[name] = str(error).splitlines()[0]
+    samples: dict[str, list[float]] = {name: [] for name in plans}
+    names, started = list(plans), seconds()
+    for turn in range(repeats):
+        if turn >= FEWEST and seconds() - started > clock.budget:
+            break
+        first = turn % max(len(names), 1)
+        for name in names[first:] + names[:first]:
+            samples[name].append(clock.sample(calls[name], plans[name]))
+    return {name: summarize(values) for name, values in samples.items()}, left_out
+
+
+def summarize(seconds: list[float]) -> Times:
+    """Samples in seconds -> Times in milliseconds."""
+    p10, median, p90 = (float(q) for q in np.percentile(np.array(seconds) * 1e3, [10, 50, 90]))
+    return Times(median, p10, p90, len(seconds))
+
+
+def fastest(times: Mapping[str, Times], group: str) -> tuple[str, Times] | None:
+    """The fastest of the contestants named "group: variant" -> (variant, times), or None if there are none."""
+    of_group = {name: times[name] for name in times if name.partition(":")[0] == group}
+    if not of_group:
+        return None
+    best = min(of_group, key=lambda name: of_group[name].median)
+    return best.partition(": ")[2], of_group[best]
+
+
+def find_device(name: str) -> torch.device:
+    """ "cpu" or "cuda". UserError, with the reason, if there is no GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        why = "this torch is built for the CPU alone" if torch.version.cuda is None else "torch sees no GPU"
+        raise UserError(f"--device=cuda: {why}; --device=cpu works, and saddle doctor tells more")
+    return torch.device(name)
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What figures depend on: processor, cores, threads, torch, kernels, and whether malloc keeps pages."""
+    from ops.memory import keep_pages
+    from ops.registry import kernels
+
+    try:
+        chosen = kernels()
+    except ValueError as error:  # of SADDLE_OPS
+        raise UserError(str(error)) from error
+    # "compiled" may be true of the CPU alone: the dispatcher knows what serves this device.
+    serves = torch._C._dispatch_has_kernel_for_dispatch_key("gan_ops::upfirdn2d", device.type.upper())
+    return {
+        "device": device.type,
+        "processor": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "clock": DeviceClock.name if device.type == "cuda" else HostClock(torch.get_num_threads()).name,
+        "torch": torch.__version__,
+        "kernels": chosen if serves or chosen == "reference" else "reference",
+        "keeps_pages": bool(keep_pages()),
+    }
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """The same in one line."""
+    kept = "keeps the pages of freed tensors" if machine["keeps_pages"] else "is as the system or the user set it"
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, threads {machine['threads']}, torch {machine['torch']}, "
+        f"{machine['kernels']} kernels, malloc {kept}, {machine['clock']}"
+    )
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    about = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", about.read_text(), re.MULTILINE) if about.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
