@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 FLAGS = ("-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall")
+GCC_NOISE = "-Wno-maybe-uninitialized"  # of gcc 12 about its own header of AVX-512
 CUDA_FLAGS = ("-O3", "-std=c++20")
 
 
@@ -75,7 +76,7 @@ def recipe(source: Path, with_cuda: bool = True) -> Recipe:
     registers = any(b"TORCH_LIBRARY_IMPL(gan_ops" in data for data in files.values())
     # OpenMP when compiling, not when linking: the library must use the runtime that torch has loaded. clang's -fopenmp
     # calls another runtime than the one torch ships, so a library of clang's runs on one thread.
-    openmp = ("-fopenmp",) if "gcc version" in compiler.identity else ()
+    openmp = ("-fopenmp", GCC_NOISE) if "gcc version" in compiler.identity else ()
     flags = (*FLAGS, *compiler.flags, *openmp, *(("-DGAN_OPS_CUDA",) if nvcc else ()))
     keys = (("CPU", "CUDA") if nvcc else ("CPU",)) if registers else ()
     made = Recipe(sources, keys, compiler, ninja, flags, nvcc, cuda_flags, missing)

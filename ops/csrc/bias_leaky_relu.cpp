@@ -33,6 +33,10 @@ struct Forward {
     y.put(i, activated.y);
   }
 
+  inline void two_groups(int64_t i, const V16<A>& bias) const {
+    y.put(i, leaky_relu<A>(join<A>(load(x + i), load(x + i + LANES)) + bias, slope, gain, bits + i / LANES));
+  }
+
   // n elements from i on, of [channels][inner], each with its own bias.
   void ragged_group(int64_t i, int64_t n, const std::vector<A>& bias, int64_t inner) const {
     V<A> v = load(x + i, n);
@@ -53,21 +57,22 @@ void forward(const BiasLeakyRelu& call) {
   if (call.activation.bias)
     for (int64_t c = 0; c < call.channels; c++) bias[c] = static_cast<const T*>(call.activation.bias)[c];
   std::vector<A> cycle(bias);  // wherever a group begins, its eight biases are neighbors here
-  for (int64_t i = 0; i < LANES; i++) cycle.push_back(bias[i % call.channels]);
+  for (int64_t i = 0; i < 2 * LANES; i++) cycle.push_back(bias[i % call.channels]);
 
   at::parallel_for(0, size / LANES, GRAIN / LANES, [&](int64_t first, int64_t last) {
     const int64_t end = last * LANES;
     int64_t i = first * LANES;
     if (call.inner == 1)
-      for (int64_t c = i % call.channels; i < end; i += LANES) {
-        to.group(i, load(cycle.data() + c));
-        c += LANES;
+      for (int64_t c = i % call.channels; i + 2 * LANES <= end; i += 2 * LANES) {
+        to.two_groups(i, join<A>(load(cycle.data() + c), load(cycle.data() + c + LANES)));
+        c += 2 * LANES;
         while (c >= call.channels) c -= call.channels;
       }
     while (i < end) {
       const int64_t plane = i / call.inner, stop = std::min((plane + 1) * call.inner, end);
       const V<A> shift = V<A>{} + bias[plane % call.channels];
-      for (; i + LANES <= stop; i += LANES) to.group(i, shift);
+      for (const V16<A> shifts = join<A>(shift, shift); i + 2 * LANES <= stop; i += 2 * LANES) to.two_groups(i, shifts);
+      if (i + LANES <= stop) to.group(i, shift), i += LANES;
       if (i < stop) to.ragged_group(i, LANES, bias, call.inner), i += LANES;
     }
     fence();

@@ -45,6 +45,23 @@ inline V<A> splat(A a) {
   return V<A>{a, a, a, a, a, a, a, a};
 }
 
+// Sixteen numbers: one register where there is such a one.
+template <class A>
+using V16 = typename Vector<A, 2 * LANES>::type;
+
+template <class A>
+inline V16<A> join(V<A> low, V<A> high) {
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+template <class A>
+inline V<A> low_half(const V16<A>& v) {
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+template <class A>
+inline V<A> high_half(const V16<A>& v) {
+  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
 template <class T>
 inline V<Accumulator<T>> load(const T* p) {
   if constexpr (std::is_same_v<T, c10::BFloat16>) {
@@ -126,20 +143,6 @@ inline void fence() {
 
 constexpr int64_t STREAM_BYTES = 16 << 20;  // an output above this leaves the cache before it is read
 
-// Where outputs go. `streams`: past the cache, which wants elements at multiples of eight to be aligned.
-template <class T>
-struct Writer {
-  T* y;
-  bool streams;
-
-  // n of the eight, to y[i], y[i + 1], ...
-  inline void put(int64_t i, V<Accumulator<T>> v, int64_t n = LANES) const {
-    if (n < LANES) store(y + i, v, n);
-    else if (streams) stream(y + i, v);
-    else store(y + i, v);
-  }
-};
-
 // Zeros that begin on a cache line, and room for one vector behind them.
 template <class Number>
 class Zeros {
@@ -185,6 +188,51 @@ inline Activated<double> leaky_relu(V<double> v, double slope, double gain) {
   for (int i = 0; i < LANES; i++) bits |= (v[i] > 0) << i;
   return {(v > 0 ? v : v * slope) * gain, bits};
 }
+
+// The same of sixteen, and their bits to bits[0] and bits[1].
+template <class A>
+inline V16<A> leaky_relu(const V16<A>& v, A slope, A gain, uint8_t* bits) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<A, float>) {
+    const __m512 x = as<__m512>(v);
+    const __mmask16 rest = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NGT_UQ);
+    const auto above = static_cast<uint16_t>(~rest);
+    std::memcpy(bits, &above, 2);
+    return as<V16<A>>(_mm512_mul_ps(_mm512_mask_mul_ps(x, rest, x, _mm512_set1_ps(slope)), _mm512_set1_ps(gain)));
+  }
+#endif
+  const Activated<A> low = leaky_relu(low_half<A>(v), slope, gain), high = leaky_relu(high_half<A>(v), slope, gain);
+  bits[0] = low.bits;
+  bits[1] = high.bits;
+  return join<A>(low.y, high.y);
+}
+
+// Where outputs go. `streams`: past the cache, which wants elements at multiples of eight to be aligned.
+template <class T>
+struct Writer {
+  using A = Accumulator<T>;
+  T* y;
+  bool streams;
+
+  // n of the eight, to y[i], y[i + 1], ...
+  inline void put(int64_t i, V<A> v, int64_t n = LANES) const {
+    if (n < LANES) store(y + i, v, n);
+    else if (streams) stream(y + i, v);
+    else store(y + i, v);
+  }
+
+  // Sixteen: a whole line of float, where the machine has a register for it.
+  inline void put(int64_t i, const V16<A>& v) const {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float>) {
+      if (!streams) return _mm512_storeu_ps(y + i, as<__m512>(v));
+      if (reinterpret_cast<uintptr_t>(y + i) % 64 == 0) return _mm512_stream_ps(y + i, as<__m512>(v));
+    }
+#endif
+    put(i, low_half<A>(v));
+    put(i + LANES, high_half<A>(v));
+  }
+};
 
 template <class Body>
 void dispatch(Type type, const Body& body) {

@@ -223,6 +223,27 @@ struct Destination {
     writer.put(i, v, n);
   }
 
+  // Sixteen.
+  inline void put(int64_t i, const V16<A>& v, const V16<A>& bias) const {
+    if constexpr (ACTIVATED) writer.put(i, leaky_relu<A>(v + bias, slope, gain, bits + i / LANES));
+    else writer.put(i, v);
+  }
+
+#if defined(__AVX512F__)
+  // n of sixteen; a multiple of eight with ACTIVATED.
+  inline void put(int64_t i, __m512 y, __m512 bias, int64_t n) const {
+    V16<float> v = as<V16<float>>(y);
+    if constexpr (ACTIVATED) {
+      uint8_t both[2];
+      v = leaky_relu<float>(v + as<V16<float>>(bias), slope, gain, both);
+      std::memcpy(bits + i / LANES, both, n > LANES ? 2 : 1);
+    }
+    if (n >= 2 * LANES) _mm512_storeu_ps(writer.y + i, as<__m512>(v));  // a masked store takes several times as long
+    else if (n == LANES) _mm256_storeu_ps(writer.y + i, _mm512_castps512_ps256(as<__m512>(v)));
+    else _mm512_mask_storeu_ps(writer.y + i, static_cast<__mmask16>((1 << n) - 1), as<__m512>(v));
+  }
+#endif
+
   void next(int64_t width) {
     writer.y += width;
     bits += ACTIVATED ? width / LANES : 0;
@@ -236,6 +257,7 @@ void filter_rows(const Plan<T>& plan, int64_t begin, int64_t end, const A* lines
   const int taps = plan.taps, phases = plan.horizontal.phases;
   const int64_t width = plan.call.horizontal.out;
   const V<A> shift = splat(bias);
+  const V16<A> shifts = join<A>(shift, shift);
   for (int64_t r = begin; r < end; r++, out.next(width)) {
     const A* const line = lines + (plan.line_of(r) - first_line) * line_size;
     const A* const weight = plan.along_row(r);
@@ -245,20 +267,19 @@ void filter_rows(const Plan<T>& plan, int64_t begin, int64_t end, const A* lines
     int64_t i = 0;
     if constexpr (PHASES == 1) {
       const auto sum = phase(0);
-      for (; i + 2 * LANES <= width; i += 2 * LANES) {
-        out.put(i, sum(i), shift);
-        out.put(i + LANES, sum(i + LANES), shift);
-      }
+      for (; i + 2 * LANES <= width; i += 2 * LANES) out.put(i, join<A>(sum(i), sum(i + LANES)), shifts);
       for (; i < width; i += LANES) out.put(i, sum(i), shift, width - i);
     } else if constexpr (PHASES == 2) {
       const auto even = phase(0), odd = phase(1);
-      const auto pair = [&](int64_t first, int64_t second) {
-        const V<A> a = even(i / 2), b = odd(i / 2);
-        out.put(i, __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11), shift, first);
-        if (second > 0) out.put(i + LANES, __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15), shift, second);
+      const auto interleaved = [&]() -> V16<A> {
+        return __builtin_shufflevector(even(i / 2), odd(i / 2), 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
       };
-      for (; i + 2 * LANES <= width; i += 2 * LANES) pair(LANES, LANES);
-      if (i < width) pair(width - i, width - i - LANES);
+      for (; i + 2 * LANES <= width; i += 2 * LANES) out.put(i, interleaved(), shifts);
+      if (i < width) {
+        const V16<A> rest = interleaved();
+        out.put(i, low_half<A>(rest), shift, width - i);
+        if (i + LANES < width) out.put(i + LANES, high_half<A>(rest), shift, width - i - LANES);
+      }
     } else {
       for (; i < width; i += LANES * phases) {
         for (int p = 0; p < phases; p++) {
@@ -326,6 +347,137 @@ void run_nchw(const Plan<T>& plan, bool streams) {
   });
 }
 
+#if defined(__AVX512F__)
+// Planes at most 16 wide, with AVX-512: a row is one register. The vertical sum keeps the rows it needs in registers, and
+// the horizontal one is a few permutations of its result, weighted lane by lane: no line, and no loop along the row.
+constexpr int64_t SMALL = 16;
+constexpr int SMALL_TAPS = 4;
+
+bool is_small(const Plan<float>& plan) {
+  const Upfirdn2d& call = plan.call;
+  return !call.channels_last && call.separable && call.horizontal.in <= SMALL && call.horizontal.out <= 2 * SMALL &&
+         plan.vertical.taps <= SMALL_TAPS && plan.horizontal.taps <= SMALL_TAPS;
+}
+
+struct Lanes {  // one tap of sixteen outputs: which lane of the inputs, if any, with what weight
+  __m512i index;
+  __mmask16 inside;
+  __m512 weight;
+
+  Lanes(const Plan<float>& plan, int64_t begin, int tap) {
+    alignas(64) int32_t from[SMALL] = {};
+    alignas(64) float weights[SMALL] = {};
+    inside = 0;
+    for (int64_t o = begin; o < std::min(begin + SMALL, plan.call.horizontal.out); o++) {
+      const int64_t x = plan.horizontal.first(o) + tap;
+      if (tap < plan.taps) weights[o - begin] = plan.column_weights[plan.horizontal.phase(o) * plan.taps + tap];
+      if (tap >= plan.horizontal.taps || x < 0 || x >= plan.call.horizontal.in) continue;
+      from[o - begin] = x;
+      inside |= 1 << (o - begin);
+    }
+    index = _mm512_load_si512(from);
+    weight = _mm512_load_ps(weights);
+  }
+};
+
+// The sum of weights[k] * terms[k]. If weights come in equal pairs, additions take the place of half the products, which
+// the additions of other units do at the same time.
+template <bool SYMMETRIC, int TAPS, class Term>
+inline __m512 weighted(const __m512 (&weights)[TAPS], const Term& term) {
+  if constexpr (SYMMETRIC) {
+    const __m512 outer = _mm512_add_ps(term(0), term(3)), inner = _mm512_add_ps(term(1), term(2));
+    return _mm512_fmadd_ps(weights[1], inner, _mm512_mul_ps(weights[0], outer));
+  } else {
+    __m512 sum = _mm512_mul_ps(weights[0], term(0));
+    for (int k = 1; k < TAPS; k++) sum = _mm512_fmadd_ps(weights[k], term(k), sum);
+    return sum;
+  }
+}
+
+// STEP: how far the rows move from output to output; 0: not the same everywhere. A tap that the filter does not have
+// reads zeros. SYMMETRIC: all outputs have the same four weights, a, b, b, a.
+template <int TAPS, int STEP, int OUTS, bool SYMMETRIC, bool ACTIVATED>
+void run_small(const Plan<float>& plan) {
+  const Upfirdn2d& call = plan.call;
+  const int64_t height = call.vertical.in, width = call.horizontal.in, out_height = call.vertical.out;
+  const int64_t out_width = call.horizontal.out, planes = call.n * call.c;
+  const auto row_mask = static_cast<__mmask16>((1 << width) - 1);
+  std::vector<float> weights(plan.vertical.phases * TAPS);
+  for (int phase = 0; phase < plan.vertical.phases; phase++)
+    std::copy_n(plan.row_weights.data() + phase * plan.vertical.taps, plan.vertical.taps, weights.data() + phase * TAPS);
+  at::parallel_for(0, planes, std::max<int64_t>(1, GRAIN / (out_height * out_width)), [&](int64_t plane, int64_t end) {
+    __m512i index[OUTS][TAPS];
+    __mmask16 inside[OUTS][TAPS];
+    __m512 weight[OUTS][TAPS];
+    for (int v = 0; v < OUTS; v++)
+      for (int k = 0; k < TAPS; k++) {
+        const Lanes lanes(plan, v * SMALL, k);
+        index[v][k] = lanes.index, inside[v][k] = lanes.inside, weight[v][k] = lanes.weight;
+      }
+    __m512 first_weights[TAPS];
+    for (int k = 0; k < TAPS; k++) first_weights[k] = _mm512_set1_ps(weights[k]);
+    for (; plane < end; plane++) {
+      const float* x = static_cast<const float*>(call.x) + plane * height * width;
+      const auto row = [&](int64_t i) {
+        return _mm512_maskz_loadu_ps(i >= 0 && i < height ? row_mask : 0, x + i * width);
+      };
+      const __m512 shift = _mm512_set1_ps(plan.bias[plane % call.c]);
+      Destination<float, ACTIVATED> out(call, false, plane * out_height * out_width);
+      __m512 rows[TAPS];
+      for (int k = STEP; k < TAPS && STEP; k++) rows[k] = row(plan.vertical.first(0) - STEP + k);
+      const auto output = [&](const auto& by) {
+        const __m512 sum = weighted<SYMMETRIC, TAPS>(by, [&](int k) { return rows[k]; });
+        for (int v = 0; v < OUTS; v++) {
+          const auto term = [&](int k) { return _mm512_maskz_permutexvar_ps(inside[v][k], index[v][k], sum); };
+          out.put(v * SMALL, weighted<SYMMETRIC, TAPS>(weight[v], term), shift, out_width - v * SMALL);
+        }
+        out.next(out_width);
+      };
+      if constexpr (STEP > 0) {
+        int64_t next = plan.vertical.first(0) + TAPS - STEP;
+#pragma GCC unroll 4
+        for (int64_t r = 0; r < out_height; r++, next += STEP) {
+          for (int k = 0; k + STEP < TAPS; k++) rows[k] = rows[k + STEP];
+          for (int k = 0; k < STEP; k++) rows[TAPS - STEP + k] = row(next + k);
+          output(first_weights);
+        }
+      } else {
+        for (int64_t r = 0; r < out_height; r++) {
+          for (int k = 0; k < TAPS; k++) rows[k] = row(plan.vertical.first(r) + k);
+          __m512 by[TAPS];
+          for (int k = 0; k < TAPS; k++) by[k] = _mm512_set1_ps(weights[plan.vertical.phase(r) * TAPS + k]);
+          output(by);
+        }
+      }
+    }
+  });
+}
+
+bool is_symmetric(const std::vector<float>& weights) {  // of the one phase of an axis
+  return weights.size() == 4 && weights[0] == weights[3] && weights[1] == weights[2];
+}
+
+template <bool ACTIVATED>
+void run_small(const Plan<float>& plan) {
+  const auto run = [&](auto taps, auto outs) {
+    const int stride = plan.vertical.phases > 1 ? 0 : plan.vertical.stride;
+    constexpr bool four = taps() == 4 && outs() == 1;
+    const bool symmetric = is_symmetric(plan.row_weights) && is_symmetric(plan.column_weights);
+    if (stride == 1 && four && symmetric) run_small<taps(), 1, outs(), four, ACTIVATED>(plan);
+    else if (stride == 1) run_small<taps(), 1, outs(), false, ACTIVATED>(plan);
+    else if (stride == 2 && four && symmetric) run_small<taps(), 2, outs(), four, ACTIVATED>(plan);
+    else if (stride == 2) run_small<taps(), 2, outs(), false, ACTIVATED>(plan);
+    else run_small<taps(), 0, outs(), false, ACTIVATED>(plan);
+  };
+  const bool wide = plan.call.horizontal.out > SMALL, few = std::max(plan.vertical.taps, plan.horizontal.taps) <= 2;
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  using Four = std::integral_constant<int, 4>;
+  if (few) wide ? run(Two(), Two()) : run(Two(), One());
+  else wide ? run(Four(), Two()) : run(Four(), One());
+}
+#endif
+
 // Rows [begin, end) and columns [left, right) of outputs: channel c of output o is the sum over k of weight[k] *
 // line[first(o) - begin_x][offset[k] + c]. Where all outputs have the same weights and neighbors read neighbors, a row is
 // one run of numbers; else a pixel is.
@@ -345,7 +497,10 @@ void filter_pixels(const Plan<T>& plan, int64_t begin, int64_t end, int64_t left
       const A* const first = line + (plan.horizontal.first(o) - begin_x) * channels;
       const WeightedSum<A, TAPS> sum(weight + plan.horizontal.phase(o) * taps, taps, [&](int k) { return first + offset[k]; });
       int64_t i = 0;
-      for (; i + LANES <= size; i += LANES) pixel.put(i, sum(i), ACTIVATED ? load(bias + i) : V<A>{});
+      const auto shift = [&](int64_t c) { return ACTIVATED ? load(bias + c) : V<A>{}; };
+      for (; i + 2 * LANES <= size; i += 2 * LANES)
+        pixel.put(i, join<A>(sum(i), sum(i + LANES)), join<A>(shift(i), shift(i + LANES)));
+      if (i + LANES <= size) pixel.put(i, sum(i), shift(i)), i += LANES;
       if (i < size) pixel.put(i, sum(i), V<A>{}, size - i);
     }
   }
@@ -406,6 +561,10 @@ void run(const Upfirdn2d& call) {
   const int64_t row = call.channels_last ? call.c : call.horizontal.out;
   const bool streams = call.n * call.c * call.vertical.out * call.horizontal.out * sizeof(T) > STREAM_BYTES && row % LANES == 0;
   const auto run = [&](auto activated) {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float>)
+      if (is_small(plan)) return run_small<activated()>(plan);
+#endif
     if (call.channels_last) run_nhwc<T, activated()>(plan, streams);
     else run_nchw<T, activated()>(plan, streams);
   };
