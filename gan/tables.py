@@ -29,13 +29,14 @@ def look_up(what: str, text: str, table: Mapping[str, Entry[Row]], **context: An
     Raises UserError, which begins with `what`, for names and parameters that do not exist, naming the nearest, and for
     values that the row refuses.
     """
-    name, given = (text, "") if text in table else text.rpartition(":")[::2]
-    if name not in table:
-        raise UserError(f"{what}={text} is unknown; {nearest(name or text, table)}")
+    name = max((n for n in table if f"{text}:".startswith(f"{n}:")), key=len, default="")
+    if not name:
+        raise UserError(f"{what}={text} is unknown; {nearest(text, table)}")
+    given = text[len(name) + 1 :]
     entry, values = table[name], {}
     for key, value in map(parse_assignment, filter(None, given.split(","))):
         if key not in entry.parameters:
-            known = f"{nearest(key, entry.parameters)}" if entry.parameters else f"{name} takes none"
+            known = nearest(key, entry.parameters) if entry.parameters else f"{name} takes none"
             raise UserError(f"{what}={text}: no parameter {key}; {known}")
         values[key] = _like(entry.parameters[key], value, f"{what}={text}: {key}")
     try:
