@@ -83,8 +83,10 @@ def critic_loss(
     critic: (images, purpose of draws) -> outputs. Images get a gradient only where a penalty asks for it.
     """
     assert objective.discriminator is not None
-    real.requires_grad_(due and (regularizer.on_real is not None or REAL in regularizer.watch))
-    fake.requires_grad_(due and (regularizer.on_fake is not None or FAKE in regularizer.watch))
+    if due and (regularizer.on_real or REAL in regularizer.watch):
+        real.requires_grad_()
+    if due and (regularizer.on_fake or FAKE in regularizer.watch):
+        fake.requires_grad_()
     outputs = critic(real, REAL), critic(fake, FAKE)
     scores = objective.score(outputs[0], *outputs), objective.score(outputs[1], *outputs)
     penalties: list[Tensor] = []

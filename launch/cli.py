@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "Train a GAN.",
     "generate": "Make an image grid, single images or a video from a snapshot.",
     "evaluate": "Score snapshots against a labeled dataset.",
+    "benchmark": "Measure methods against what is known of them exactly.",
     "demo": "Train on real digits in a few minutes and show the results.",
 }
 
