@@ -7,6 +7,7 @@ very objective that images train by. One dimension, float64 where it is exact.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,10 +106,9 @@ def exact_divergence(
     log_p, log_q = mixture.log_density(x), log_normal(x, mean, log_deviation)
     ratio = (log_p - log_q).clamp(-300, 300)
     # q f(u) where u < 1 and p f(u) / u where it is not: either density may be too small for a number.
-    low, high = ratio.clamp(max=0).exp(), ratio.clamp(min=0).exp()
-    f = divergence.generator
-    each = torch.where(ratio < 0, log_q.exp() * f(low), log_p.exp() * f(high) / high)
-    value = (weight * each).sum()
+    u = ratio.exp()
+    f = divergence.generator(u)
+    value = (weight * torch.where(ratio < 0, log_q.exp() * f, log_p.exp() * f / u)).sum()
     return torch.where(value.isfinite(), value, math.inf)
 
 
@@ -167,7 +167,14 @@ def _polish(divergence: Divergence, mixture: Mixture, mean: float, deviation: fl
 
 
 def fit(
-    objective_name: str, mixture: Mixture, steps: int = 6000, batch: int = 1024, lr: float = 2e-3, seed: int = 0
+    objective_name: str,
+    mixture: Mixture,
+    steps: int = 6000,
+    batch: int = 1024,
+    lr: float = 2e-3,
+    seed: int = 0,
+    regularizer_name: str = "none",
+    gamma: float = 0.0,
 ) -> Iterator[Optimum]:
     """Train mean and deviation against a critic of two hidden layers of 64; yields the state after every step.
 
@@ -175,7 +182,7 @@ def fit(
     falls to a tenth along half a cosine wave over the second half. Starts at the mixture's own moments; where a
     divergence has several minima, the one whose basin that is in is found.
     """
-    objective, none = method(objective_name, "none")
+    objective, regularizer = method(objective_name, regularizer_name)
     center, spread = mixture.moments
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -191,9 +198,10 @@ def fit(
         draws = Draws(seed, range(step, step + 1), batch)
         real, z = mixture.sample(draws, "reals"), draws.latents("latents", 1)
         fake = at[0] + at[1].exp() * z
-        d = critic_loss(objective, none, critic, real, fake.detach(), draws)
+        d = critic_loss(objective, regularizer, critic, real, fake.detach(), draws)
         g_loss = objective.generator(d.real_outputs.detach(), critic(fake, "fakes of the G step")).mean()
-        gradients = torch.autograd.grad(d.loss.mean(), parameters[1:])
+        total = d.loss.mean() + sum(gamma / 2 * penalty.mean() for penalty in d.penalties)
+        gradients = torch.autograd.grad(total, parameters[1:])
         for parameter, gradient in zip(parameters, (*torch.autograd.grad(g_loss, [at]), *gradients), strict=True):
             parameter.grad = gradient
         progress = max(2 * step / steps - 1, 0.0)
@@ -202,9 +210,9 @@ def fit(
         yield Optimum(-d.loss.mean().item(), at[0].item(), at[1].exp().item())
 
 
-def learned(objective_name: str, mixture: Mixture, steps: int = 6000, seed: int = 0) -> Optimum:
+def learned(objective_name: str, mixture: Mixture, steps: int = 6000, seed: int = 0, **options: Any) -> Optimum:
     """The average of `fit` over the last quarter of its steps."""
-    states = [state for i, state in enumerate(fit(objective_name, mixture, steps, seed=seed)) if i >= 0.75 * steps]
+    states = list(fit(objective_name, mixture, steps, seed=seed, **options))[steps * 3 // 4 :]
     return Optimum(
         *(float(np.mean([getattr(s, name) for s in states])) for name in ("divergence", "mean", "deviation"))
     )
