@@ -1,8 +1,9 @@
 """A divergence as a ruler: D_f(P||Q) from two sets of samples, by its variational bound (Nguyen et al. 2010, eq. 8).
 
-A network is fitted on one part of both sets, chosen among its own states by another, and the bound that it gives on a
-third, which it never saw, is reported. Whatever the network, that bound does not exceed D_f but by sampling error;
-how far it stays below depends on the network, so values compare under the same one.
+A network is fitted to the log density ratio on one part of both sets (by logistic loss: other bounds may have gradients
+with heavy tails), chosen among its own states by its bound on another, and the bound that it gives on a third, that
+it never saw, is reported. Whatever the network, that bound does not exceed D_f but by sampling error; how far it stays
+below depends on the network, so values compare under the same one.
 """
 
 import copy
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gan.divergences import Divergence, Form
+from gan.divergences import DIVERGENCES, Divergence, Form
 from gan.errors import UserError
 
 FEWEST = 200  # samples in a set
 CHECK = 50  # steps between looks at the second part
+LOGISTIC = DIVERGENCES["gan"].make().paper  # its output is log u as well, and its gradients have no heavy tails
 PATIENCE = 12  # looks without a new best before the fit stops
 
 
@@ -82,7 +84,7 @@ def measure(
         torch.manual_seed(seed)
         parts = [split(x) for x in standardized(p, q)]
         net = Ratio(tuple(p.shape[1:]))
-        steps = fit(net, form, parts, most_steps, batch, lr)
+        steps = fit(net, LOGISTIC if divergence.log_ratio else form, form, parts, most_steps, batch, lr)
     with torch.no_grad():
         t, c = (torch.cat([net(b) for b in part[2].split(4096)]) for part in parts)
         t, c = form.value(t).double(), form.conjugate(c).double()
@@ -144,9 +146,15 @@ def split(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fit(
-    net: Ratio, form: Form, parts: list[tuple[Tensor, Tensor, Tensor]], most_steps: int, batch: int, lr: float
+    net: Ratio,
+    ascended: Form,
+    form: Form,
+    parts: list[tuple[Tensor, Tensor, Tensor]],
+    most_steps: int,
+    batch: int,
+    lr: float,
 ) -> int:
-    """Ascend the bound on the first parts; leaves `net` at the average of weights that is best on the second ones.
+    """Ascend one bound on the first parts; leaves `net` at the average of weights whose `form` is best on the second.
 
     -> steps up to that state; 0 if nothing was better than knowing nothing.
     """
@@ -162,7 +170,7 @@ def fit(
             elif step - best_step > PATIENCE * CHECK:
                 break
         x, y = (part[0][torch.randint(len(part[0]), (batch,))] for part in parts)
-        loss = form.conjugate(net(y)).mean() - form.value(net(x)).mean()
+        loss = ascended.conjugate(net(y)).mean() - ascended.value(net(x)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
