@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,25 @@ def network_widths(config: TrainConfig, images: ImageFormat) -> tuple[int, ...]:
     return widths
 
 
-def build_networks(config: TrainConfig, images: ImageFormat) -> tuple[ResNetGenerator, ResNetDiscriminator]:
-    """G and D at their random start, a function of the configuration alone. The global random state is untouched."""
+def build_networks(
+    config: TrainConfig,
+    images: ImageFormat,
+    outputs: int = 1,
+    prepare: Callable[[nn.Module], None] | None = None,
+) -> tuple[ResNetGenerator, ResNetDiscriminator]:
+    """G and D at their random start, a function of the configuration alone. The global random state is untouched.
+
+    outputs: numbers per image that D puts out; prepare: what a regularizer does to a new D.
+    """
     n, widths = config.network, network_widths(config, images)
     classes = len(images.class_names) if config.data.cond else 0
     group = config.distributed.group if n.minibatch_stddev else 0
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         G = ResNetGenerator(n.z_dim, widths, images.channels, images.base, classes, n.filter)
-        D = ResNetDiscriminator(widths, images.channels, images.base, classes, n.filter, group)
+        D = ResNetDiscriminator(widths, images.channels, images.base, classes, n.filter, group, outputs)
+        if prepare:
+            prepare(D)
     return G, D
 
 

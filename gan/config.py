@@ -38,14 +38,17 @@ class GrowthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    name: str = "nonsaturating"  # a row of gan.objectives.OBJECTIVES
+    name: str = "nonsaturating"  # a row of gan.objectives.OBJECTIVES, with parameters as in "f:jsw:pi=0.3"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerConfig:
-    name: str = "r1"  # a row of gan.regularizers.REGULARIZERS
-    gamma: float = 1.0  # D's loss adds gamma / 2 * penalty
+    name: str = "r1"  # a row of gan.regularizers.REGULARIZERS, with parameters as in "wgan_gp:target=1"
+    gamma: float | str = 1.0  # D's loss adds gamma / 2 * penalty; auto: 0.0002 * pixels / batch (Karras et al. 2020a)
     every: int = 1  # lazily: on every k-th step, times k (Karras et al. 2020, appendix B)
+    decay: str = "constant"  # constant | cosine | exponential: how gamma changes ...
+    decay_to: float = 0.1  # ... to this multiple of itself ...
+    decay_kimg: float = 0.0  # ... over so many thousands of images, after which it stays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,9 @@ class DataConfig:
     resolution: int = 0  # longer side at which training ends; 0: the dataset's largest
     cond: bool = False  # condition on the class labels
     mirror: bool = False  # flip each real left-right with probability 1/2
+    aug: str = (
+        "none"  # diff: D sees reals and fakes changed at random, and G's gradient passes through (gan/augment.py)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +139,11 @@ def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     taps = c.network.filter
     yield all(map(math.isfinite, taps)) and sum(taps) != 0, f"network.filter {list(taps)} must be finite, with a sum"
     yield not set(c.run.desc) & set("/\\\0"), f"--desc={c.run.desc} becomes part of a folder's name: leave out slashes"
+    gamma, decays = c.regularizer.gamma, c.regularizer.decay != "constant"
+    yield isinstance(gamma, float) or gamma == "auto", f"--gamma={gamma}: give a number, or auto"
+    yield choice("regularizer.decay", c.regularizer.decay, ("constant", "cosine", "exponential"))
+    yield not decays or c.regularizer.decay_kimg > 0, f"regularizer.decay={c.regularizer.decay} needs decay_kimg"
+    yield choice("--aug", c.data.aug, ("none", "diff"))
     yield choice("growth.mode", c.growth.mode, ("progressive", "none"))
     yield choice("precision.dtype", c.precision.dtype, ("float32", "float64"))
     yield not (c.growth.shares and c.growth.kimg), "growth.shares and growth.kimg exclude each other"
@@ -144,7 +155,9 @@ def _ranges(c: TrainConfig) -> Iterable[tuple[str, float, float, float]]:
     yield "--seed", c.seed, 0, 2**63 - 1
     yield "--kimg", c.run.kimg, tiny, 1e9
     yield "--tick", c.run.tick, tiny, 1e9
-    yield "--gamma", c.regularizer.gamma, 0, huge
+    yield "--gamma", c.regularizer.gamma if isinstance(c.regularizer.gamma, float) else 0, 0, huge
+    yield "regularizer.decay_to", c.regularizer.decay_to, tiny, huge
+    yield "regularizer.decay_kimg", c.regularizer.decay_kimg, 0, 1e9
     yield "--workers", c.run.workers, 0, 64
     yield "--snap", c.run.snap, 1, whole
     yield "--resolution", c.data.resolution, 0, whole
@@ -247,8 +260,12 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def _coerce(key: str, value: Any, kind: Any) -> Any:
-    """Accept int for float, 0/1 for bool, a list or "1,2" for a tuple; anything else of another type is an error."""
+    """Accept int for float, 0/1 for bool, a list or "1,2" for a tuple; anything else of another type is an error.
+    Where a number or a word may stand, whatever reads as a number is one."""
     origin = typing.get_origin(kind)
+    if kind == float | str:
+        value = parse_assignment(f"value={value}")[1] if isinstance(value, str) else value
+        kind = str if isinstance(value, str) else float
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else _split(value)
         item_kind, *rest = typing.get_args(kind)

@@ -35,5 +35,22 @@ class Draws:
         """bool [len(groups) * size], fair."""
         return self._each(purpose, lambda rng: rng.integers(0, 2, self.size, dtype=np.uint8)).bool()
 
+    def uniform(self, purpose: str, count: int) -> Tensor:
+        """float32 [len(groups) * size, count], uniform on [0, 1)."""
+        return self._each(purpose, lambda rng: rng.random((self.size, count), dtype=np.float32))
+
+    def noise(self, purpose: str, like: Tensor) -> Tensor:
+        """Standard normal, in the shape [len(groups) * size, ...], type and place of `like`.
+
+        Drawn on its device, where image-sized noise is cheap: the same on all ranks, not on all kinds of device.
+        """
+        parts = []
+        for group in self.groups:
+            seed = int(group_generator(self.seed, purpose, group).integers(2**63))
+            generator = torch.Generator(like.device).manual_seed(seed)
+            shape = (self.size, *like.shape[1:])
+            parts.append(torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device))
+        return torch.cat(parts)
+
     def _each(self, purpose: str, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate([draw(group_generator(self.seed, purpose, g)) for g in self.groups]))

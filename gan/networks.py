@@ -167,19 +167,21 @@ class ResNetDiscriminator(nn.Module):
         classes: int = 0,
         filter: Sequence[float] = (1, 3, 3, 1),
         stddev_group: int = 4,
+        outputs: int = 1,
     ):
         super().__init__()
-        self.classes = classes
+        self.classes, self.outputs = classes, outputs
         self.blocks = nn.ModuleList([Head(widths[0], base, stddev_group)])
         self.blocks.extend(ShrinkBlock(b, a) for a, b in pairwise(widths))
         self.from_image = nn.ModuleList(Conv2d(channels, width, 1, activate=True) for width in widths)
-        self.logit = Linear(widths[0], 1)
+        self.logit = Linear(widths[0], outputs)
         self.embedding = Embedding(classes, widths[0]) if classes else None
         self.register_buffer("filter", setup_filter(filter), persistent=False)
         self.register_buffer("box", setup_filter([1, 1]), persistent=False)
 
     def forward(self, images: Tensor, stage: int, alpha: Alpha = 1.0, labels: Tensor | None = None) -> Tensor:
-        """images: [N, channels, base * 2**stage] -> [N]; alpha < 1 blends in the stage before it."""
+        """images: [N, channels, base * 2**stage] -> [N], or [N, outputs] where there are more than one; alpha < 1
+        blends in the stage before it."""
         if (labels is None) == bool(self.classes):
             raise ValueError(f"ResNetDiscriminator: {'needs' if self.classes else 'takes no'} labels")
         x = self.from_image[stage](images)
@@ -188,10 +190,10 @@ class ResNetDiscriminator(nn.Module):
             if index == stage and is_fading(alpha):
                 x = fade(self.from_image[stage - 1](downsample2d(images, self.box)), x, alpha)
         x = self.blocks[0](x)
-        logits = self.logit(x).squeeze(1)
+        logits = self.logit(x)
         if self.embedding is not None:
-            logits = logits + (self.embedding(labels) * x).sum(1) / math.sqrt(x.shape[1])
-        return logits
+            logits = logits + (self.embedding(labels) * x).sum(1, keepdim=True) / math.sqrt(x.shape[1])
+        return logits.squeeze(1) if self.outputs == 1 else logits
 
 
 def mean_latent(z_dim: int, count: int = 10_000) -> Tensor:

@@ -1,44 +1,251 @@
-"""Gradient penalties, as rows that say where each one applies. A penalty maps (logits [N], images) to [N].
+"""What keeps D in bounds, as rows that say where each applies. A penalty maps (scores [N], images) to [N].
 
-No weight and no mean here: the step adds gamma / 2 * every * penalty. `r1` is E_P |grad D|^2 and `r1_r2` adds
-E_Q |grad D|^2 (Mescheder et al. 2018, eq. 9 and 10); the square is summed over channels and pixels.
+No weight and no mean here: D's loss adds gamma / 2 * every * penalty, for every row (so lambda = 10 of WGAN-GP is
+gamma = 20). Squares are summed over channels and pixels. Scores are logits, or an objective's scalar critic.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from ops import squared_norm
+from gan.augment import augment
+from gan.draws import Draws
+from gan.errors import UserError
+from gan.objectives import Objective
+from gan.tables import Entry
+from ops import interpolate_samples, root, squared_norm
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
+REAL, FAKE, BETWEEN = "reals of the D step", "fakes of the D step", "points between"
+STEP = 0.01  # root mean square, per pixel, of what finite differences move an image by
 
 
-def zero_centered(logits: Tensor, images: Tensor) -> Tensor:
-    """|grad_x D(x)|^2 per sample.  logits: [N], images: [N, C, H, W] that require grad -> [N], differentiable.
+def input_gradient(scores: Tensor, images: Tensor) -> Tensor:
+    """grad_x D(x), differentiable: scores [N], images [N, ...] that require grad -> [N, ...].
 
     Where D couples samples (minibatch standard deviation) this is the gradient of the sum over a coupling group.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return squared_norm(gradient)
+    return torch.autograd.grad(scores.sum(), images, create_graph=True)[0]
+
+
+def zero_centered(scores: Tensor, images: Tensor) -> Tensor:
+    """|grad_x D(x)|^2 per sample.  scores: [N], images: [N, C, H, W] that require grad -> [N], differentiable."""
+    return squared_norm(input_gradient(scores, images))
+
+
+def weighted(weight: Callable[[Tensor], Tensor]) -> Penalty:
+    """weight(D(x)) |grad_x D(x)|^2. The weight is differentiated too, as in the code of Roth et al. 2017."""
+    return lambda scores, images: weight(scores) * zero_centered(scores, images)
+
+
+def centered_at(target: float, one_sided: bool = False) -> Penalty:
+    """(|grad_x D(x)| - target)^2, or with `one_sided` only where the norm exceeds the target."""
+
+    def penalty(scores: Tensor, images: Tensor) -> Tensor:
+        excess = root(zero_centered(scores, images)) - target
+        return (excess.clamp(min=0) if one_sided else excess).square()
+
+    return penalty
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a penalty away from reals and fakes may look at in a D step. critic: (images, purpose of draws) -> [N]."""
+
+    critic: Callable[[Tensor, str], Tensor]
+    real: Tensor
+    fake: Tensor
+    real_scores: Tensor
+    fake_scores: Tensor
+    draws: Draws
+
+    def at(self, where: str) -> tuple[Tensor, Tensor]:
+        """(images, scores) at REAL or FAKE."""
+        return (self.real, self.real_scores) if where == REAL else (self.fake, self.fake_scores)
+
+
+Term = Callable[[Scene], Tensor]
 
 
 @dataclass(frozen=True)
 class Regularizer:
-    """Where a penalty is taken; None where it is not."""
+    """Where a penalty is taken, and what else is done to D; None where nothing is."""
 
-    summary: str
     on_real: Penalty | None = None
     on_fake: Penalty | None = None
+    elsewhere: Term | None = None
+    watch: tuple[str, ...] = ()  # REAL, FAKE: `elsewhere` asks for the gradient there
+    noise: bool = False  # D sees images with Gaussian noise of variance gamma
+    prepare: Callable[[nn.Module], None] | None = None  # done once to a new D
+    constrain: Callable[[nn.Module, float], None] | None = None  # done to (D, gamma) after each of its updates
+
+    @property
+    def on_critic(self) -> bool:
+        """Does it do anything at all? Without a critic it cannot."""
+        return self != Regularizer()
 
 
-REGULARIZERS = {
-    "none": Regularizer("no regularizer"),
-    "r1": Regularizer("squared gradient at the reals (Mescheder et al. 2018, eq. 9)", on_real=zero_centered),
-    "r1_r2": Regularizer(
-        "squared gradient at reals and fakes (Mescheder et al. 2018, eq. 9 and 10)",
-        on_real=zero_centered,
-        on_fake=zero_centered,
+def at_points(points: Callable[[Scene], Tensor], penalty: Penalty) -> Term:
+    """A penalty at images of their own, which D has to be shown."""
+
+    def term(scene: Scene) -> Tensor:
+        images = points(scene).detach().requires_grad_()
+        return penalty(scene.critic(images, BETWEEN), images)
+
+    return term
+
+
+def interpolates(scene: Scene) -> Tensor:
+    """e x + (1 - e) y, one uniform e per pair (Gulrajani et al. 2017, algorithm 1)."""
+    e = scene.draws.uniform("interpolation weights", 1).to(scene.real)
+    return interpolate_samples(scene.real, scene.fake, e.squeeze(1))
+
+
+def neighbors(scene: Scene) -> Tensor:
+    """x + std U(-1/2, 1/2), the standard deviation over a coupling group (Kodali et al. 2017, as later code has it)."""
+    real, size = scene.real, scene.draws.size
+    deviation = real.unflatten(0, (-1, size)).std((1, *range(2, real.ndim + 1)), correction=0)
+    noise = torch.special.ndtr(scene.draws.noise("perturbation", real)) - 0.5
+    return real + deviation.repeat_interleave(size).view(-1, *[1] * (real.ndim - 1)) * noise
+
+
+def difference(where: str, random: bool) -> Term:
+    """|grad D|^2 without a second derivative: the squared slope of D over a small step, exact for a linear D.
+
+    Along the gradient itself (one first-order backward), or along Gaussian noise n: E (n . grad D)^2 = |grad D|^2.
+    """
+
+    def term(scene: Scene) -> Tensor:
+        images, scores = scene.at(where)
+        if random:
+            direction = scene.draws.noise(f"projection, {where}", images)
+            length = STEP
+        else:
+            (gradient,) = torch.autograd.grad(scores.sum(), images, retain_graph=True)
+            norm = squared_norm(gradient).sqrt().clamp(min=1e-30)
+            direction = gradient / norm.view(-1, *[1] * (images.ndim - 1))
+            length = STEP * math.sqrt(images[0].numel())
+        moved = scene.critic(images.detach() + length * direction, where)
+        return ((moved - scores) / length).square()
+
+    return term
+
+
+def consistency(scene: Scene) -> Tensor:
+    """|D(x) - D(Tx)|^2 at reals and at fakes, T a random augmentation (Zhao et al. 2020)."""
+    total = torch.zeros_like(scene.real_scores)
+    for where in (REAL, FAKE):
+        images, scores = scene.at(where)
+        changed = augment(images.detach(), scene.draws, f"consistency, {where}")
+        total = total + (scores - scene.critic(changed, where)).square()
+    return total
+
+
+def normalize_spectrum(D: nn.Module) -> None:
+    """Divide each weight of D by its largest singular value, estimated by one power iteration per pass.
+
+    The layers' own scales (equalized learning rate) would undo it and are set to one (Miyato et al. 2018, section 2).
+    """
+    for module in list(D.modules()):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim > 1 and "Embedding" not in type(module).__name__:
+            spectral_norm(module)
+            if hasattr(module, "scale"):
+                module.scale = 1.0  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def clip_weights(D: nn.Module, limit: float) -> None:
+    """Every parameter into [-limit, limit] (Arjovsky et al. 2017, algorithm 1)."""
+    for parameter in D.parameters():
+        parameter.clamp_(-limit, limit)
+
+
+def _roth(objective: Objective) -> Regularizer:
+    if objective.curvature is None:
+        raise UserError("it weighs by f*'' of an f-divergence: use an objective f:..., or roth_js")
+    if not objective.curvature(torch.linspace(-2, 2, 9)).any():
+        raise UserError("f*'' of this divergence is zero, and so is the penalty: use r1, or another objective")
+    return Regularizer(on_fake=weighted(objective.curvature))
+
+
+def _entry(summary: str, make: Callable[..., Regularizer], **parameters: float) -> Entry[Regularizer]:
+    """A row that does not depend on the objective."""
+    return Entry(summary, lambda objective, **given: make(**given), parameters)
+
+
+def _difference_rows(name: str, where: str) -> dict[str, Entry[Regularizer]]:
+    return {
+        f"{name}_difference": _entry(
+            f"{name} without double backward, by a step along the gradient",
+            lambda: Regularizer(elsewhere=difference(where, random=False), watch=(where,)),
+        ),
+        f"{name}_projection": _entry(
+            f"{name} without double backward, by a step along noise",
+            lambda: Regularizer(elsewhere=difference(where, random=True)),
+        ),
+    }
+
+
+REGULARIZERS: dict[str, Entry[Regularizer]] = {
+    "none": _entry("no regularizer", Regularizer),
+    "r1": _entry(
+        "squared gradient at the reals (Mescheder et al. 2018, eq. 9)", lambda: Regularizer(on_real=zero_centered)
     ),
+    "r2": _entry(
+        "squared gradient at the fakes (Mescheder et al. 2018, eq. 10)", lambda: Regularizer(on_fake=zero_centered)
+    ),
+    "r1_r2": _entry(
+        "squared gradient at reals and fakes (Mescheder et al. 2018, eq. 9 and 10)",
+        lambda: Regularizer(on_real=zero_centered, on_fake=zero_centered),
+    ),
+    "roth": Entry(
+        "f*''(T) |grad T|^2 at the fakes, gamma the variance of the noise it stands for (Roth et al. 2017)", _roth
+    ),
+    "roth_js": _entry(
+        "the same for Jensen-Shannon on logits, at reals and fakes (Roth et al. 2017)",
+        lambda: Regularizer(
+            on_real=weighted(lambda v: torch.sigmoid(-v).square()),
+            on_fake=weighted(lambda v: torch.sigmoid(v).square()),
+        ),
+    ),
+    "wgan_gp": _entry(
+        "(|grad| - target)^2 between reals and fakes (Gulrajani et al. 2017, eq. 3)",
+        lambda target: Regularizer(elsewhere=at_points(interpolates, centered_at(target))),
+        target=1.0,
+    ),
+    "wgan_lp": _entry(
+        "the same where |grad| exceeds the target (Petzka et al. 2018)",
+        lambda target: Regularizer(elsewhere=at_points(interpolates, centered_at(target, one_sided=True))),
+        target=1.0,
+    ),
+    "dragan": _entry(
+        "(|grad| - target)^2 near the reals (Kodali et al. 2017)",
+        lambda target: Regularizer(elsewhere=at_points(neighbors, centered_at(target))),
+        target=1.0,
+    ),
+    "zero_gp": _entry(
+        "squared gradient between reals and fakes (Thanh-Tung et al. 2019)",
+        lambda: Regularizer(elsewhere=at_points(interpolates, zero_centered)),
+    ),
+    "bcr": _entry(
+        "balanced consistency: D alike for an image and its augmentation (Zhao et al. 2020)",
+        lambda: Regularizer(elsewhere=consistency),
+    ),
+    "instance_noise": _entry(
+        "D sees images with Gaussian noise of variance gamma (Sønderby et al. 2017)", lambda: Regularizer(noise=True)
+    ),
+    "spectral_norm": _entry(
+        "each weight of D over its largest singular value (Miyato et al. 2018)",
+        lambda: Regularizer(prepare=normalize_spectrum),
+    ),
+    "clip": _entry(
+        "D's parameters kept in [-gamma, gamma] (Arjovsky et al. 2017)", lambda: Regularizer(constrain=clip_weights)
+    ),
+    **_difference_rows("r1", REAL),
+    **_difference_rows("r2", FAKE),
 }

@@ -6,7 +6,7 @@ A step is one D update on the samples [images_seen, images_seen + batch). Stages
 import math
 from dataclasses import dataclass
 
-from gan.config import TrainConfig
+from gan.config import RegularizerConfig, TrainConfig
 from gan.errors import UserError
 
 
@@ -75,6 +75,21 @@ def linear_decay(images_seen: int, start: int, end: int, to: float) -> float:
     if images_seen <= start or to == 1:
         return 1.0
     return 1.0 + (to - 1.0) * min((images_seen - start) / max(end - start, 1), 1.0)
+
+
+def gamma_at(images_seen: int, config: RegularizerConfig, pixels: int, batch: int) -> float:
+    """The weight of the penalty; `pixels` of an image at the final resolution.
+
+    "cosine" is half a wave from gamma down to decay_to * gamma (Huang et al. 2024), "exponential" gamma * decay_to^t
+    (Roth et al. 2017); then it stays.
+    """
+    gamma = 0.0002 * pixels / batch if isinstance(config.gamma, str) else config.gamma
+    if config.decay == "constant":
+        return gamma
+    t = min(images_seen / (1000 * config.decay_kimg), 1.0)
+    if config.decay == "exponential":
+        return gamma * config.decay_to**t
+    return gamma * (config.decay_to + (1 - config.decay_to) * (1 + math.cos(math.pi * t)) / 2)
 
 
 def ema_beta(images: int, since: int, half_life: float, rampup: float) -> float:

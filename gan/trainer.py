@@ -5,6 +5,7 @@ interruptions, not of how often the run logs or saves.
 """
 
 import copy
+import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gan.augment import augment
 from gan.checkpoint import ImageFormat, build_networks, flat_optimizer, load_flat_optimizer
-from gan.config import TrainConfig, choice
+from gan.config import TrainConfig
 from gan.distributed import Ranks, share, sum_gradients
 from gan.draws import Draws
-from gan.errors import UserError
+from gan.method import configured, critic_loss
 from gan.networks import Alpha, ResNetDiscriminator, ResNetGenerator, fade, stage_of
-from gan.objectives import OBJECTIVES, Objective
-from gan.regularizers import REGULARIZERS, Penalty, Regularizer
-from gan.schedules import Moment, Schedule, ema_beta, stage_start
+from gan.objectives import Objective
+from gan.regularizers import Regularizer
+from gan.schedules import Moment, Schedule, ema_beta, gamma_at, stage_start
 from gan.statistics import Statistics
 from ops import downsample2d, upsample2d
 
@@ -44,8 +46,15 @@ class Task:
 
     @property
     def groups(self) -> range:
-        """This rank's coupling groups, counted inside a batch."""
-        return share(self.config.batch // self.config.distributed.group, self.ranks)
+        """This rank's coupling groups, counted inside a batch: whole blocks of what the objective couples."""
+        unit = math.lcm(self.config.distributed.group, self.objective.group)
+        mine, each = share(self.config.batch // unit, self.ranks), unit // self.config.distributed.group
+        return range(mine.start * each, mine.stop * each)
+
+    def gamma(self, images_seen: int) -> float:
+        """The regularizer's weight at a point of the clock."""
+        pixels = math.prod(side * 2**self.images.last for side in self.images.base)
+        return gamma_at(images_seen, self.config.regularizer, pixels, self.config.batch)
 
     def draws(self, images_seen: int) -> Draws:
         """This rank's draws for the step that begins at `images_seen`."""
@@ -62,21 +71,9 @@ class Task:
         return images_seen + self.groups.start * size, len(self.groups) * size
 
 
-def look_up(config: TrainConfig) -> tuple[Objective, Regularizer]:
-    """The rows that the configuration names. Raises UserError, naming the nearest, for names that do not exist."""
-    for what, name, table in (
-        ("--objective", config.objective.name, OBJECTIVES),
-        ("--regularizer", config.regularizer.name, REGULARIZERS),
-    ):
-        known, message = choice(what, name, table)
-        if not known:
-            raise UserError(message)
-    return OBJECTIVES[config.objective.name], REGULARIZERS[config.regularizer.name]
-
-
 def build_task(config: TrainConfig, schedule: Schedule, images: ImageFormat, ranks: Ranks) -> Task:
-    """Everything a step needs. Raises UserError for names that do not exist."""
-    return Task(config, schedule, images, ranks, *look_up(config))
+    """Everything a step needs. Raises UserError for names that do not exist and pairs that cannot be."""
+    return Task(config, schedule, images, ranks, *configured(config))
 
 
 @dataclass
@@ -114,7 +111,7 @@ def initial_state(task: Task) -> TrainState:
     """Networks at their random start on the task's device, equal on all ranks."""
     config, device = task.config, task.ranks.device
     dtype = getattr(torch, config.precision.dtype)
-    G, D = build_networks(config, task.images)
+    G, D = build_networks(config, task.images, task.objective.outputs, task.regularizer.prepare)
     G.to(device, dtype), D.to(device, dtype)
     G_ema = copy.deepcopy(G).requires_grad_(False)
     options: dict[str, Any] = {"betas": config.optimizer.betas, "eps": config.optimizer.eps, "fused": True}
@@ -140,36 +137,38 @@ def train_step(
     The losses are summed over this rank's samples and divided by the global batch after the sum over ranks.
     A gradient that is not finite voids the update it belongs to and those after it in the step.
     """
-    G, D, draws, config = state.G, state.D, task.draws(now.images_seen), task.config
+    G, D, draws, config, objective = state.G, state.D, task.draws(now.images_seen), task.config, task.objective
     alpha: Alpha = torch.full((), now.alpha, device=state.skipped.device) if now.fading else 1.0
-    due = task.regularizer if now.step % config.regularizer.every == 0 else REGULARIZERS["none"]
+    gamma, bad = task.gamma(now.images_seen), torch.zeros_like(state.skipped[0])
+    critic = build_critic(D, task, now, alpha, labels, draws, gamma)
 
     real = prepare_reals(images, draws if config.data.mirror else None, alpha, G)
-    with torch.no_grad():
-        fake = G(draws.latents("latents of the D step", G.z_dim).to(real.device), now.stage, alpha, labels)
-    real.requires_grad_(due.on_real is not None)
-    fake.requires_grad_(due.on_fake is not None)
-    real_logits, fake_logits = D(real, now.stage, alpha, labels), D(fake, now.stage, alpha, labels)
-    d_loss = task.objective.discriminator(real_logits, fake_logits)
-    penalties = [p(x, y) for p, x, y in _due(due, (real_logits, real), (fake_logits, fake))]
-    weight = config.regularizer.gamma / 2 * config.regularizer.every
-    total = total_over_samples(d_loss, len(real)) + sum(weight * penalty.sum() for penalty in penalties)
-    bad = update(D, state.d_optimizer, config.optimizer.d_lr * now.lr_scale, total, config.batch)
+    if objective.discriminator:
+        with torch.no_grad():
+            fake = G(draws.latents("latents of the D step", G.z_dim).to(real.device), now.stage, alpha, labels)
+        due = now.step % config.regularizer.every == 0
+        d = critic_loss(objective, task.regularizer, critic, real, fake, draws, due)
+        weight = gamma / 2 * config.regularizer.every
+        total = total_over_samples(d.loss, len(real)) + sum(weight * penalty.sum() for penalty in d.penalties)
+        bad = update(D, state.d_optimizer, config.optimizer.d_lr * now.lr_scale, total, config.batch)
+        if task.regularizer.constrain:
+            task.regularizer.constrain(D, gamma)
+        stats.add({"Loss/scores/real": d.real_scores, "Loss/scores/fake": d.fake_scores, "Loss/D/loss": d.loss})
+        stats.add({"Loss/signs/real": d.real_scores.sign(), "Loss/signs/fake": d.fake_scores.sign()})
+        if d.penalties:
+            name = config.regularizer.name.partition(":")[0]
+            stats.add({f"Loss/{name}_penalty": torch.stack(d.penalties).sum(0)})
 
     if (now.step + 1) % config.optimizer.n_critic == 0:
         z = draws.latents("latents of the G step", G.z_dim).to(real.device)
         with frozen(D):
-            paired = D(real.detach(), now.stage, alpha, labels) if task.objective.paired else real_logits.detach()
-            g_loss = task.objective.generator(paired, D(G(z, now.stage, alpha, labels), now.stage, alpha, labels))
+            paired = critic(real.detach(), "reals of the G step") if objective.paired else d.real_outputs.detach()
+            g_loss = objective.generator(paired, critic(G(z, now.stage, alpha, labels), "fakes of the G step"))
             total = total_over_samples(g_loss, len(real))
             bad = update(G, state.g_optimizer, config.optimizer.g_lr * now.lr_scale, total, config.batch, bad)
         update_average(state.G_ema, G, task, now, bad)
         stats.add({"Loss/G/loss": g_loss})
 
-    stats.add({"Loss/scores/real": real_logits, "Loss/scores/fake": fake_logits, "Loss/D/loss": d_loss})
-    stats.add({"Loss/signs/real": real_logits.sign(), "Loss/signs/fake": fake_logits.sign()})
-    if penalties:
-        stats.add({f"Loss/{config.regularizer.name}_penalty": torch.stack(penalties).sum(0)})
     state.skipped.copy_(torch.stack([state.skipped[0] + bad, (state.skipped[1] + 1) * bad]))
     state.images_seen = now.images_seen + config.batch
 
@@ -177,13 +176,20 @@ def train_step(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _due(
-    regularizer: Regularizer, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]
-) -> Iterator[tuple[Penalty, Tensor, Tensor]]:
-    if regularizer.on_real is not None:
-        yield regularizer.on_real, *real
-    if regularizer.on_fake is not None:
-        yield regularizer.on_fake, *fake
+def build_critic(
+    D: ResNetDiscriminator, task: Task, now: Moment, alpha: Alpha, labels: Tensor | None, draws: Draws, gamma: float
+) -> Callable[[Tensor, str], Tensor]:
+    """(images [n, C, H, W], purpose) -> D's outputs for them as D is shown them: changed at random, with noise, or as
+    they are. Without a critic, the flattened images themselves."""
+
+    def critic(images: Tensor, purpose: str) -> Tensor:
+        if task.config.data.aug == "diff":
+            images = augment(images, draws, purpose)
+        if task.regularizer.noise:
+            images = images + math.sqrt(gamma) * draws.noise(f"instance noise: {purpose}", images)
+        return D(images, now.stage, alpha, labels) if task.objective.discriminator else images.flatten(1)
+
+    return critic
 
 
 def prepare_reals(images: Tensor, mirror: Draws | None, alpha: Alpha, G: ResNetGenerator) -> Tensor:

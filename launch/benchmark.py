@@ -6,6 +6,8 @@ from launch.cli import Saddle, run
 
 BENCHMARKS = {
     "ops": "Fused ops beside their reference, the best of stock PyTorch, and a copy of the same bytes.",
+    "dirac": "The smallest GAN: trajectories, eigenvalues, step sizes, phase portraits.",
+    "divergences": "A Gaussian fitted to a mixture by each divergence, learned beside exact.",
 }
 
 
@@ -19,7 +21,7 @@ class Benchmarks(Saddle):
 @click.group(cls=Benchmarks, invoke_without_command=True)
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Measure: ops; more to come."""
+    """Measure ops and methods; each prints a table and, with --json=FILE, writes the same rows."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

@@ -1,4 +1,4 @@
-"""`saddle evaluate`: scores of snapshots beside those of the real images."""
+"""`saddle evaluate`: scores of snapshots beside those of the real images; divergences between sets of samples."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -31,19 +31,41 @@ COLUMNS = {  # field of a row -> its heading and format
 
 
 @click.command()
-@click.option("--network", "networks", multiple=True, required=True, help="A snapshot, run or outdir; may be repeated.")
-@click.option("--data", "data", required=True, help="The labeled dataset to compare with.")
+@click.option("--network", "networks", multiple=True, help="A snapshot, run or outdir; may be repeated.")
+@click.option("--data", "data", required=True, help="The dataset to compare with, labeled for scores.")
+@click.option("--divergence", "divergences", help="Instead of scores: D(data||against), as in kl,js,jsw:pi=0.3.")
+@click.option("--against", help="A dataset, a .npy of vectors [n, K] or uint8 [n, H, W, C], a snapshot or a run.")
+@click.option("--features", type=bool, default=False, help="Divergence between features of a classifier of the labels.")
 @click.option("--samples", type=click.IntRange(100), default=10_000, show_default=True, help="Samples of each network.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of latents and classifier."
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
-def main(networks: tuple[str, ...], data: str, samples: int, seed: int, json_path: Path | None) -> None:
-    """Score snapshots against a labeled dataset.
+def main(
+    networks: tuple[str, ...],
+    data: str,
+    divergences: str | None,
+    against: str | None,
+    features: bool,
+    samples: int,
+    seed: int,
+    json_path: Path | None,
+) -> None:
+    """Score snapshots against a labeled dataset, or estimate divergences between two sets of samples.
 
     Fréchet distance and mode-KL in the features of one small classifier that is trained on the dataset first, beside
     the scores of real images: read the distance as a multiple of that between two halves of the reals.
     """
+    if divergences is not None:
+        from launch.ruler import compare
+
+        others = [*networks, *([against] if against else [])]
+        if len(others) != 1:
+            raise UserError("--divergence compares --data with one other set: give --against, or one --network")
+        return compare(divergences, data, others[0], samples, seed, features, json_path)
+    if not networks:
+        raise UserError("give --network to score, or --divergence and --against to compare two sets")
+
     from data.dataset import ImageDataset
 
     paths = {network: find_snapshot(network) for network in networks}

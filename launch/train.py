@@ -1,8 +1,10 @@
 """`saddle train`: join a dataset and the trainer, alone, by `--gpus=N`, or as a rank under torchrun."""
 
 import json
+import math
 import os
 import platform
+import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -31,6 +33,7 @@ FLAGS = {  # flag -> key of the configuration
     "gamma": "regularizer.gamma",
     "cond": "data.cond",
     "mirror": "data.mirror",
+    "aug": "data.aug",
     "init_from": "init_from",
     "tick": "run.tick",
     "snap": "run.snap",
@@ -39,18 +42,40 @@ FLAGS = {  # flag -> key of the configuration
 }
 
 
-@click.command(context_settings={"show_default": True})
+class Train(click.Command):
+    """The command, whose help lists every objective and every regularizer."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from gan.objectives import OBJECTIVES
+        from gan.regularizers import REGULARIZERS
+        from gan.tables import describe
+
+        plain = {name: entry for name, entry in OBJECTIVES.items() if not name.startswith("f:")}
+        family = {name: entry for name, entry in OBJECTIVES.items() if name not in plain}
+        for title, table in (
+            ("Objectives [with the parameters they take]", plain),
+            ("f-GANs: form is paper or log_ratio, saturating=1 makes G descend the divergence itself", family),
+            ("Regularizers", REGULARIZERS),
+        ):
+            with formatter.section(title):
+                formatter.write_dl(describe(table), col_max=24)
+
+
+@click.command(cls=Train, context_settings={"show_default": True, "max_content_width": 120})
 @click.option("--data", required=True, type=click.Path(), help="Dataset made by `saddle prepare`.")
 @click.option("--outdir", required=True, type=click.Path(), help="Where runs are kept, numbered.")
 @click.option("--preset", default="default", help="A name in launch/presets, or a .toml file.")
 @click.option("--resolution", type=int, help="Side at which training ends. [default: the dataset's largest]")
 @click.option("--batch", type=int, help="Global batch, over all ranks.")
 @click.option("--kimg", type=float, help="Length of the run in thousands of real images shown to D.")
-@click.option("--objective", help="nonsaturating | relativistic.")
-@click.option("--regularizer", help="none | r1 | r1_r2.")
-@click.option("--gamma", type=float, help="Weight of the penalty: D's loss adds gamma / 2 * penalty.")
+@click.option("--objective", help="A name below, with parameters as in f:jsw:pi=0.3. [default: nonsaturating]")
+@click.option("--regularizer", help="A name below, with parameters as in wgan_gp:target=1. [default: r1]")
+@click.option(
+    "--gamma", help="Weight of the penalty: D's loss adds gamma / 2 * penalty; auto: 0.0002 * pixels / batch."
+)
 @click.option("--cond", type=bool, help="Condition on the class labels.")
 @click.option("--mirror", type=bool, help="Flip reals left-right at random.")
+@click.option("--aug", help="none | diff: D sees reals and fakes changed at random. [default: none]")
 @click.option(
     "--gpus", type=click.IntRange(min=1), default=1, help="Ranks on this host (processes where it has no GPU)."
 )
@@ -99,12 +124,12 @@ def make_plan(flags: Mapping[str, Any]) -> Plan:
     """Read preset, flags and dataset; raises UserError or DataError for whatever does not fit together."""
     from gan.checkpoint import network_widths
     from gan.distributed import Ranks, check_devices, share
+    from gan.method import configured
     from gan.runs import fingerprint
     from gan.schedules import build_schedule
-    from gan.trainer import look_up
 
     config = read_config(flags)
-    look_up(config)
+    objective, _ = configured(config)
     dataset = ImageDataset(flags["data"])
     images = image_format(dataset, config)
     if config.batch > len(dataset):
@@ -114,7 +139,8 @@ def make_plan(flags: Mapping[str, Any]) -> Plan:
         )
     schedule = build_schedule(config, images.last)
     network_widths(config, images)
-    share(config.batch // config.distributed.group, Ranks(world=int(os.environ.get("WORLD_SIZE", flags["gpus"]))))
+    unit = math.lcm(config.distributed.group, objective.group)
+    share(config.batch // unit, Ranks(world=int(os.environ.get("WORLD_SIZE", flags["gpus"]))))
     check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", flags["gpus"])))
     options = {
         "data": str(Path(flags["data"]).absolute()),
@@ -129,7 +155,9 @@ def make_plan(flags: Mapping[str, Any]) -> Plan:
     options["trajectory_hash"] = fingerprint([trajectory(config), resolved, options["images"]])
     height, width = (side * 2**images.last for side in images.base)
     size = str(width) if height == width else f"{height}x{width}"
-    parts = [Path(flags["preset"]).stem, dataset.path.stem, config.objective.name, config.regularizer.name, size]
+    # A colon in a folder's name reads as a host's name elsewhere.
+    rows = [re.sub("[:,=]+", "_", row) for row in (config.objective.name, config.regularizer.name)]
+    parts = [Path(flags["preset"]).stem, dataset.path.stem, *rows, size]
     name = "-".join([*parts, f"b{config.batch}", *filter(None, [config.run.desc])])
     return Plan(config, schedule, images, dataset, Path(flags["outdir"]), name, options)
 
@@ -220,13 +248,16 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def resolve(plan: Plan, resume: str) -> Path:
     """The directory of the run to go on with, or a new one; a new one only if it can start."""
     from gan.checkpoint import build_networks, initial_weights
+    from gan.method import configured
     from gan.runs import create
 
     found = locate(plan, resume)
     if found:
         return found
     if plan.config.init_from:
-        initial_weights(plan.config.init_from, dict(zip("GD", build_networks(plan.config, plan.images), strict=True)))
+        objective, regularizer = configured(plan.config)
+        networks = build_networks(plan.config, plan.images, objective.outputs, regularizer.prepare)
+        initial_weights(plan.config.init_from, dict(zip("GD", networks, strict=True)))
     return create(plan.outdir, plan.name, plan.options)
 
 
@@ -313,6 +344,8 @@ def announce(
     plan: Plan, run: Path, now: dict[str, Any], about: dict[str, Any], path: Path | None, passed_over: list[str]
 ) -> None:
     """What a person should know before the first tick."""
+    from gan.method import remarks
+
     click.echo(f"run {run}")
     for line in passed_over:
         click.echo(f"passed over: {line}")
@@ -325,6 +358,8 @@ def announce(
         click.echo(
             f"note: the dataset has {len(plan.images.class_names)} classes and they are not used; --cond=1 uses them"
         )
+    for line in remarks(plan.config):
+        click.echo(f"note: {line}")
     if path:
         click.echo(f"going on from {path.name}")
         changed = [f"{k.replace('_', ' ')} was {about.get(k)}" for k in now if about.get(k) != now[k]]

@@ -1,6 +1,6 @@
 """Run under torchrun by test_distributed: train a few cases on this many ranks, and write what rank 0 has.
 
-rank_worker.py OUTPUT CASE ...      a case is NAME:STEPS:KEY=VALUE:KEY=VALUE:...
+rank_worker.py OUTPUT CASE ...      a case is NAME;STEPS;KEY=VALUE;KEY=VALUE;...
 """
 
 import sys
@@ -30,7 +30,8 @@ def train_case(count: int, assignments: list[str], ranks: distributed.Ranks) -> 
                 net: {n: p.grad.clone() for n, p in getattr(state, net).named_parameters() if p.grad is not None}
                 for net in ("G", "D")
             }
-    return {"gradients": gradients, "losses": losses[:5], "weights": state.tensors(), "stage": now.stage}
+    weights = state.tensors() if count > 1 else {}
+    return {"gradients": gradients, "losses": losses[:5], "weights": weights, "stage": now.stage}
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     ranks = distributed.start()
     results = {}
     for case in sys.argv[2:]:
-        name, count, *assignments = case.split(":")
+        name, count, *assignments = case.split(";")
         results[name] = train_case(int(count), assignments, ranks)
     if ranks.first:
         torch.save(results, sys.argv[1])

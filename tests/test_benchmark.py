@@ -1,345 +1,48 @@
-"""saddle benchmark ops: contestants do the same work, bytes are those counted by hand, the table is what was measured.
-
-No test here asserts a speed.
-"""
+"""`saddle benchmark` as its users meet it."""
 
 import json
-import math
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-from click.testing import CliRunner
-from devices import DEVICES
+from PIL import Image
 
-from launch import benchmark_ops, cli, measure
-from launch.contestants import DTYPES, LAYOUTS, OPS, PASSES, bytes_moved, make_tensors
-from launch.measure import Plan, Times, contest, fastest
-from launch.op_figures import COLUMNS, Row, figures_of, summarize
-
-ROOT = Path(__file__).resolve().parent.parent
-CPU = torch.device("cpu")
-CASES = [(op, case) for op in OPS for case in OPS[op].cases]
-MEGABYTES = [  # of the forward and of the backward alone, in fp32 and in bf16: each tensor once, a bit per element
-    ("upfirdn2d", "up2", (8, 64, 64, 64), (41.9, 41.9), (21.0, 21.0)),
-    ("upfirdn2d", "down2", (8, 64, 64, 64), (10.5, 10.5), (5.2, 5.2)),
-    ("upfirdn2d", "blur", (8, 64, 64, 64), (16.8, 16.8), (8.4, 8.4)),
-    ("upfirdn2d", "up2", (16, 256, 16, 16), (21.0, 21.0), (10.5, 10.5)),
-    ("upfirdn2d", "up2", (32, 128, 256, 256), (5368.7, 5368.7), (2684.4, 2684.4)),
-    ("upfirdn2d", "down2", (32, 512, 64, 64), (335.5, 335.5), (167.8, 167.8)),
-    ("bias_leaky_relu", "", (8, 64, 64, 64), (16.8, 17.0), (8.4, 8.7)),
-    ("bias_leaky_relu", "", (32, 512, 64, 64), (536.9, 545.3), (268.4, 276.8)),
-    ("bias_leaky_relu", "", (32, 128, 256, 256), (2147.5, 2181.0), (1073.7, 1107.3)),
-    ("upfirdn2d_bias_leaky_relu", "up2", (8, 64, 64, 64), (41.9, 110.1), (21.0, 55.6)),
-    ("upfirdn2d_bias_leaky_relu", "blur", (32, 512, 64, 64), (536.9, 1082.1), (268.4, 545.3)),
-    ("gradient_penalty", "", (64, 3, 64, 64), (3.1, 6.3), (1.6, 3.1)),
-    ("gradient_penalty", "", (16, 3, 1024, 1024), (201.3, 402.7), (100.7, 201.3)),
-    ("interpolate_samples", "", (64, 3, 64, 64), (9.4, 6.3), (4.7, 3.1)),
-]
+from launch import cli
 
 
-@pytest.fixture(autouse=True)
-def same_threads_after():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+def saddle(monkeypatch, *arguments: object) -> int:
+    """The exit code of `saddle benchmark ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["saddle", "benchmark", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
 
 
-@pytest.mark.parametrize(("op", "case", "shape", "fp32", "bf16"), MEGABYTES)
-def test_bytes_are_those_counted_by_hand(op, case, shape, fp32, bf16):
-    for name, wanted in (("fp32", fp32), ("bf16", bf16)):
-        one = OPS[op].contest(case, shape, DTYPES[name], CPU)
-        forward = bytes_moved(one, DTYPES[name], "forward")
-        both = bytes_moved(one, DTYPES[name], "forward+backward")
-        assert both[: len(forward)] == forward
-        assert (round(sum(forward) / 1e6, 1), round(sum(both[len(forward) :]) / 1e6, 1)) == wanted
-        assert sum(bytes_moved(one, DTYPES[name], "double backward")) > sum(both)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("op", "case"), CASES)
-def test_contestants_do_the_same_work(op, case, layout):
-    """Every variant, in every pass, on the same numbers: what is compared in time must be equal in value."""
-    torch.manual_seed(1)
-    shape, dtype = (2, 3, 8, 12), torch.float64
-    one = OPS[op].contest(case, shape, dtype, CPU)
-    on = make_tensors(one, shape, dtype, CPU, LAYOUTS[layout])
-    assert on.x.is_contiguous(memory_format=torch.channels_last if LAYOUTS[layout] else torch.contiguous_format)
-    others = {f"reference {name}": f for name, f in one.reference.items()} | dict(one.stock)
-    assert others
-    for passes, run in PASSES.items():
-        ours = run(one, one.ours, on)
-        for name, function in others.items():
-            theirs = run(one, function, on)
-            torch.testing.assert_close(
-                theirs, ours, rtol=1e-6, atol=1e-6, msg=lambda m, n=name, p=passes: f"{n} {p}: {m}"
-            )
-    (y, *_) = [one.ours(on.x, *on.others)]
-    assert tuple(y.shape) == one.output
-
-
-def test_the_second_derivative_is_asked_for_by_all_that_the_gradient_depends_on():
-    """d(ddx . 2 dy x) by dy and by x; a linear op's gradient depends on dy alone."""
-    shape, dtype = (2, 3, 4, 4), torch.float64
-    one = OPS["gradient_penalty"].contest("", shape, dtype, CPU)
-    on = make_tensors(one, shape, dtype, CPU, False)
-    by_dy, by_x = PASSES["double backward"](one, one.ours, on)
-    torch.testing.assert_close(by_dy, 2 * (on.x * on.ddx).sum((1, 2, 3)))
-    torch.testing.assert_close(by_x, 2 * on.dy.view(-1, 1, 1, 1) * on.ddx)
-    linear = OPS["upfirdn2d"].contest("down2", shape, dtype, CPU)
-    on = make_tensors(linear, shape, dtype, CPU, False)
-    (by_dy,) = PASSES["double backward"](linear, linear.ours, on)
-    torch.testing.assert_close(by_dy, linear.ours(on.ddx))
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_table_for_people_and_the_same_rows_for_programs(tmp_path, device):
-    path = tmp_path / "new" / "ops.json"
-    command = [sys.executable, "-m", "launch.benchmark", "ops", "--quick", "--repeats=4", f"--device={device}"]
-    command += ["--op=upfirdn2d,bias_leaky_relu,gradient_penalty", "--dtype=fp32", f"--json={path}"]
-    env = os.environ | ({"SADDLE_OPS": "reference"} if device == "cpu" else {})  # there is nothing to compile then
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    about = json.loads(path.read_text())
-    lines = done.stdout.splitlines()
-    machine = about["machine"]
-    for value in (machine["processor"], torch.__version__, f"{machine['kernels']} kernels", "threads 1"):
-        assert value in lines[0]
-    assert machine["device"] == device and machine["kernels"] == ("reference" if device == "cpu" else "compiled")
-    assert about["complete"] is True and about["skipped"] == []
-    rows = about["rows"]
-    assert len(rows) == (3 + 1 + 1) * len(LAYOUTS) * len(PASSES)
-    assert len({(r["op"], r["case"], r["layout"], r["pass"]) for r in rows}) == len(rows)
-    for row in rows:
-        assert not row["left_out"] and {"ours", "copy"} < row["times"].keys()
-        for times in row["times"].values():
-            assert 0 < times["p10"] <= times["median"] <= times["p90"] < math.inf and times["samples"] in (3, 4)
-        check_figures(row)
-        used = [name for name in COLUMNS if any(r[name] is not None for r in rows if r["op"] == row["op"])]
-        labels = [
-            row["case"] or "-",
-            "x".join(map(str, row["shape"])),
-            row["dtype"],
-            row["layout"],
-            *row["pass"].split(),
-        ]
-        figures = ["-" if row[name] is None else format(row[name], COLUMNS[name][1]) for name in used]
-        assert len(used) >= 9 and any(line.split()[: len(labels) + len(used)] == labels + figures for line in lines)
-    assert {line["class"] for line in about["summary"]} >= {f"upfirdn2d against stock: {p}" for p in PASSES}
-    for line in about["summary"]:
-        assert line["class"] in done.stdout and line["worst_at"] in done.stdout
-
-
-def check_figures(row: dict) -> None:
-    """What a row derives must follow from the times beside it."""
-    medians = {name: times["median"] for name, times in row["times"].items()}
-    for group in ("reference", "stock"):
-        best = min(value for name, value in medians.items() if name.startswith(f"{group}: "))
-        assert row[group] == best == medians[f"{group}: {row[f'{group}_is']}"]
-        assert row[f"x_{group}"] == pytest.approx(best / medians["ours"])
-    assert row["ours"] == medians["ours"] and row["copy"] == medians["copy"]
-    assert row["of_copy"] == pytest.approx(medians["copy"] / medians["ours"])
-    assert row["gb_per_s"] == pytest.approx(row["bytes"] / (medians["ours"] / 1e3) / 1e9)
-    clones = row["op"] == "bias_leaky_relu" and row["pass"] == "forward"
-    assert (row["clone"] == medians["clone"]) if clones else row["clone"] is None
-    if row["op"] == "upfirdn2d":
-        assert {"reference: separable", "reference: full"} < medians.keys()
-        assert {name[-4:] for name in medians if name.startswith("stock: ")} == set(LAYOUTS)
+def test_dirac_prints_what_it_writes(monkeypatch, tmp_path, capsys):
+    flags = ["--objective=wasserstein", "--objective=hinge", "--regularizer=wgan_gp", "--regularizer=r1", "--count=20"]
+    paths = [f"--json={tmp_path / 'rows.json'}", f"--portraits={tmp_path / 'new' / 'portraits.png'}"]
+    assert saddle(monkeypatch, "dirac", *flags, "--gamma=2", *paths) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    text = capsys.readouterr().out
+    assert [row["game"] for row in rows] == [f"{o} {r} 2" for o in ("wasserstein", "hinge") for r in ("wgan_gp", "r1")]
+    assert all(row["game"] in text for row in rows)
+    assert rows[0]["eigenvalue"] is None  # a kink
+    assert rows[1]["bound, simultaneous"] == pytest.approx(2, rel=1e-6)  # Jacobian [[0, -1], [1, -2]]
+    with Image.open(tmp_path / "new" / "portraits.png") as image:
+        assert image.size == (720, 720)
+        assert (204, 34, 34) in {color for _, color in image.convert("RGB").getcolors(1 << 20)}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments,message",
     [
-        (["--op=upfirdn"], "did you mean upfirdn2d"),
-        (["--op=upfirdn2d,bias_leaky"], "--op=bias_leaky is unknown; did you mean bias_leaky_relu"),
-        (["--op="], "--op= is unknown; known: bias_leaky_relu, gradient_penalty"),
-        (["--dtype=fp23"], "--dtype=fp23 is unknown; did you mean fp32"),
-        (["--layout=nhcw"], "--layout=nhcw is unknown; did you mean"),
-        (["--device=cud"], "--device=cud is unknown; did you mean cuda"),
-        (["--device=cuda"], "--device=cuda: "),
-        (["--threads=0"], "--threads"),
-        (["--repeats=0"], "--repeats"),
-        (["--json=/proc/none/ops.json"], "cannot write /proc/none/ops.json: "),
+        (["dira"], "No such command"),
+        (["dirac", "--objective=hing"], "did you mean hinge"),
+        (["dirac", "--objective=energy", "--regularizer=none"], "couples samples"),
+        (["dirac", "--gamma=-1"], "--gamma must be at least 0"),
+        (["dirac", "--step=0"], "0.0 is not in the range"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_measured(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(benchmark_ops, "measure", None)
-    monkeypatch.setattr(sys, "argv", ["saddle", "benchmark", "ops", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    said = capsys.readouterr()
-    assert ended.value.code == 2 and message in said.err and said.err.count("\n") == 1, said.err
-    assert said.out == ""
-
-
-def test_the_group_says_what_there_is(monkeypatch, capsys):
-    assert CliRunner().invoke(cli.saddle, ["benchmark"]).output.count("ops  ") == 1
-    done = CliRunner().invoke(cli.saddle, ["benchmark", "none"])
-    assert done.exit_code == 2 and "No such command 'none'" in done.output
-
-
-class Scripted:
-    """A clock that tells what it was asked for, and times by a script."""
-
-    name, budget = "script", 100.0
-
-    def __init__(self, **times):
-        self.times = {name: iter(values) for name, values in times.items()}
-        self.asked = []
-
-    def plan(self, call):
-        call()
-        return Plan(1, 0.0)
-
-    def sample(self, call, plan):
-        name = call()
-        self.asked.append(name)
-        return next(self.times[name]) / 1e3
-
-
-def test_contestants_take_turns_and_the_median_is_theirs():
-    clock = Scripted(a=[1, 2, 9, 4, 5], b=[10, 10, 10, 10, 50], c=[3] * 5)
-    times, left_out = contest({name: lambda name=name: name for name in "abc"}, clock, 5)
-    assert "".join(clock.asked) == "abc" + "bca" + "cab" + "abc" + "bca"
-    assert times["a"].median == pytest.approx(4) and times["b"].median == pytest.approx(10)
-    assert (times["b"].p10, times["b"].p90) == pytest.approx((10, 34))  # between the fourth and the fifth of five
-    assert times["c"].samples == 5 and left_out == {}
-
-
-def test_a_contest_ends_when_its_time_is_up_but_has_three_rounds():
-    for seconds, rounds in ((60, 3), (30, 4)):  # a round each, of a budget of 100
-        clock, now = Scripted(a=[1] * 9), iter(range(0, 9999, seconds))
-        assert contest({"a": lambda: "a"}, clock, 9, lambda now=now: next(now) * 1.0)[0]["a"].samples >= 3
-        assert len(clock.asked) >= rounds - 1 and len(clock.asked) < 9
-
-
-def test_who_cannot_take_part_is_left_out_and_said():
-    def refuse():
-        raise NotImplementedError('"kernel" not implemented for X\nand more')
-
-    times, left_out = contest({"a": lambda: "a", "stock: b": refuse}, Scripted(a=[1] * 3), 3)
-    assert set(times) == {"a"} and left_out == {"stock: b": '"kernel" not implemented for X'}
-    with pytest.raises(RuntimeError, match="a bug"):
-        contest({"a": lambda: (_ for _ in ()).throw(RuntimeError("a bug")).__next__()}, Scripted(), 3)
-
-
-def test_the_fastest_variant_counts():
-    times = {name: Times(ms, ms, ms, 3) for name, ms in (("stock: x", 3.0), ("stock: y nhwc", 2.0), ("copy", 1.0))}
-    assert fastest(times, "stock") == ("y nhwc", times["stock: y nhwc"])
-    assert fastest(times, "reference") is None
-
-
-def row(op: str, case: str, shape: tuple, passes: str, device: str = "cpu", moved: int = 1000, **medians: float) -> Row:
-    ours = medians["ours"]
-    figures = figures_of(medians, Times(ours, ours, ours, 3), moved)
-    return Row(op, case, shape, "fp32", "nchw", device, passes, moved, figures, "", "", {}, {})
-
-
-def test_the_summary_takes_the_rows_of_a_class():
-    large, small, two_mb = (8, 64, 64, 64), (16, 256, 16, 16), (16, 128, 16, 16)
-    rows = [
-        row("upfirdn2d", "down2", large, "forward", ours=1, reference=9, stock=2),
-        row("upfirdn2d", "blur", large, "forward", ours=2, reference=14, stock=1),
-        row("upfirdn2d", "up2", large, "forward", ours=1, reference=20, stock=3),
-        row("upfirdn2d", "up2", small, "forward", ours=1, reference=6, stock=3),
-        row("upfirdn2d", "up2", large, "double backward", ours=1, reference=30, stock=4),
-        row("upfirdn2d_bias_leaky_relu", "up2", large, "forward", ours=1.2, plain=1, reference=5),
-        row("upfirdn2d_bias_leaky_relu", "blur", large, "forward", ours=1, plain=1, reference=5),
-        row("upfirdn2d_bias_leaky_relu", "blur", large, "forward+backward", ours=7, plain=1, reference=5),
-        row("bias_leaky_relu", "", large, "forward", ours=2, clone=1.8, reference=5),
-        row("bias_leaky_relu", "", two_mb, "forward", ours=2, clone=0.2, reference=5),
-        row("bias_leaky_relu", "", large, "forward+backward", ours=2, reference=5),
-        row("gradient_penalty", "", large, "forward", "cuda", 10**8, ours=10, copy=9),
-        row("gradient_penalty", "", small, "forward", "cuda", 10**7, ours=10, copy=1),
-    ]
-    found = {(line["class"], line["figure"]): line for line in summarize(rows)}
-    expected = {  # rows, worst, median
-        "upfirdn2d down2, blur, planes >= 64: forward": (2, 7, 8),
-        "upfirdn2d up2, planes >= 64: forward": (1, 20, 20),
-        "upfirdn2d, planes >= 64: double backward": (1, 30, 30),
-        "upfirdn2d, planes of 16x16: forward": (1, 6, 6),
-        "upfirdn2d against stock: forward": (4, 0.5, 2.5),
-        "upfirdn2d against stock: double backward": (1, 4, 4),
-        "bias_leaky_relu, >= 4 MB: forward": (1, 0.9, 0.9),
-        "bias_leaky_relu, >= 4 MB: forward+backward": (1, 2.5, 2.5),
-        "fused with bias and leaky ReLU: forward": (2, 1.2, 1.1),
-        "every op on CUDA, >= 64 MB: forward": (1, 0.9, 0.9),
-    }
-    got = {name: (line["rows"], line["worst"], line["median"]) for (name, _), line in found.items()}
-    assert got.keys() == expected.keys()
-    for name, figures in expected.items():
-        assert got[name] == pytest.approx(figures), name
-    worst = {name: line["worst_at"] for (name, _), line in found.items()}
-    assert worst["upfirdn2d against stock: forward"] == "upfirdn2d blur 8x64x64x64 fp32 nchw"
-
-
-def test_ctrl_c_shows_what_has_been_measured(monkeypatch, tmp_path):
-    def interrupted(*_):
-        yield row("upfirdn2d", "up2", (8, 64, 64, 64), "forward", ours=1, reference=21.5, stock=3)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(benchmark_ops, "measure", interrupted)
-    arguments = ["benchmark", "ops", "--json", str(tmp_path / "ops.json")]
-    done = CliRunner().invoke(cli.saddle, arguments, standalone_mode=False)
-    assert done.return_value == 130 and "21.50" in done.output
-    about = json.loads((tmp_path / "ops.json").read_text())
-    assert about["complete"] is False and len(about["rows"]) == 1 and about["rows"][0]["x_reference"] == 21.5
-
-
-def test_one_thread_is_timed_by_cpu_time_and_more_by_the_wall():
-    one, two = measure.HostClock(1), measure.HostClock(2)
-    assert (one.now, two.now) == (measure.time.process_time, measure.time.perf_counter)
-    for clock in (one, two):
-        calls = []
-        plan = clock.plan(lambda calls=calls: calls.append(1))
-        assert len(calls) == 2 and 1 <= plan.calls <= clock.most_calls
-        assert clock.sample(lambda calls=calls: calls.append(1), Plan(7, 0.0)) > 0
-        assert len(calls) == 2 + 1 + 7, "a call to warm up, and those of the sample"
-        clock.now = iter([10.0, 13.5]).__next__
-        assert clock.sample(list, Plan(7, 0.0)) == 0.5
-
-
-STUB = r"""#!/bin/sh
-case "$*" in
-    -c*) echo GPU ;;
-    -m\ ops.build*) echo "ops: ready in somewhere"; [ "$SADDLE_OPS" = compiled ] ;;
-    -m\ pytest*) echo "$*" > "$OUT/arguments"; echo "3 passed, 9 deselected in 1 s"; exit "$PYTEST_ENDS" ;;
-    -m\ launch.benchmark*)
-        printf 'ops: compiling\nA GPU, compiled kernels, malloc as it is\n\n'
-        printf 'summary  figure\nevery op on CUDA: 91 %%\n' ;;
-esac
-"""
-
-
-@pytest.mark.parametrize("pytest_ends", [0, 1])
-def test_gpu_check_ends_with_a_table_and_fails_if_a_step_did(tmp_path, pytest_ends):
-    stub, out = tmp_path / "python", tmp_path / "out"
-    stub.write_text(STUB)
-    stub.chmod(0o755)
-    out.mkdir()
-    env = os.environ | {"PYTHON": str(stub), "OUT": str(out), "PYTEST_ENDS": str(pytest_ends)}
-    env.pop("SADDLE_WHEELS", None)
-    done = subprocess.run([ROOT / "launch" / "gpu_check.sh"], env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == pytest_ends and done.stderr == "", done.stderr
-    lines = done.stdout.splitlines()
-    heading = next(index for index, line in enumerate(lines) if line.startswith("step "))
-    table = lines[heading + 1 :]
-    assert [line.split()[0] for line in table] == ["build", "tests", "ops", "all"]
-    assert [("failed" in line) for line in table] == [False, bool(pytest_ends), False, bool(pytest_ends)]
-    assert (
-        "3 passed" in table[1] and "91 %" in table[2] and "A GPU, compiled kernels, malloc as it is" in lines[:heading]
-    )
-    assert (out / "summary.txt").read_text().splitlines()[-1] == lines[-1] and (out / "tests.txt").exists()
-    collected = (out / "arguments").read_text().split()
-    assert "tests/test_upfirdn2d.py" in collected and "tests/test_store.py" not in collected
-
-
-def test_gpu_check_says_where_there_is_no_gpu(tmp_path):
-    env = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([ROOT / "launch" / "gpu_check.sh"], env=env, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("gpu_check: no GPU") and done.stderr.count("\n") == 1
-    assert done.stdout == "" and not (tmp_path / "out").exists()
+def test_bad_input_is_one_line(monkeypatch, capsys, arguments, message):
+    assert saddle(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error

@@ -12,38 +12,49 @@ from rank_worker import train_case
 
 from gan.distributed import Ranks, share, sum_gradients
 from gan.errors import UserError
+from gan.method import method
+from gan.objectives import OBJECTIVES
+from gan.regularizers import REGULARIZERS
 
 TESTS = Path(__file__).parent
-OBJECTIVES = {
+METHODS = {
     "r1": "regularizer.name=r1",
-    "pair": "objective.name=relativistic:regularizer.name=r1_r2:data.cond=true:data.mirror=true",
+    "pair": "objective.name=relativistic;regularizer.name=r1_r2;data.cond=true;data.mirror=true",
 }
 CASES = {
-    f"{dtype}-{name}": f"{steps}:precision.dtype={dtype}:{row}"
+    f"{dtype}-{name}": f"{steps};precision.dtype={dtype};{row}"
     for dtype, steps in (("float64", 30), ("float32", 5))
-    for name, row in OBJECTIVES.items()
+    for name, row in METHODS.items()
 }
-CASES["float64-critic"] = "8:precision.dtype=float64:optimizer.n_critic=2:growth.mode=none"
+CASES["float64-critic"] = "8;precision.dtype=float64;optimizer.n_critic=2;growth.mode=none"
 
 
-def launch(ranks: int, output: Path) -> dict:
+def launch(ranks: int, output: Path, cases: dict[str, str]) -> dict:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    cases = [f"{name}:{case}" for name, case in CASES.items()]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(TESTS / "rank_worker.py"), str(output), *cases], env=env, check=True, timeout=300)
+    subprocess.run(
+        [*command, str(TESTS / "rank_worker.py"), str(output), *(f"{n};{c}" for n, c in cases.items())],
+        env=env,
+        check=True,
+        timeout=300,
+    )
     return torch.load(output, weights_only=True)
+
+
+def by_itself(cases: dict[str, str]) -> dict:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    results = {}
+    for name, case in cases.items():
+        count, *assignments = case.split(";")
+        results[name] = train_case(int(count), assignments, Ranks())
+    torch.set_num_threads(threads)
+    return results
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    results = {}
-    for name, case in CASES.items():
-        count, *assignments = case.split(":")
-        results[name] = train_case(int(count), assignments, Ranks())
-    torch.set_num_threads(threads)
-    return results
+    return by_itself(CASES)
 
 
 def relative(ours: dict, theirs: dict) -> float:
@@ -55,7 +66,7 @@ def relative(ours: dict, theirs: dict) -> float:
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_compute_the_same_step(ranks, alone, tmp_path):
-    together = launch(ranks, tmp_path / "result.pt")
+    together = launch(ranks, tmp_path / "result.pt", CASES)
     for name, one in alone.items():
         many, double = together[name], name.startswith("float64")
         for net in ("G", "D"):
@@ -70,6 +81,37 @@ def test_ranks_compute_the_same_step(ranks, alone, tmp_path):
             assert one["stage"] == 2  # where the run grows, two boundaries are behind us
             for key, tensor in one["weights"].items():
                 torch.testing.assert_close(many["weights"][key], tensor, rtol=0, atol=1e-9, msg=f"{name} {key}")
+
+
+def every_pair() -> dict[str, str]:
+    """The first step of every objective with every regularizer that goes with it, and of the other ways to show D
+    images."""
+    cases, step = {}, "1;precision.dtype=float64;regularizer.every=1;batch=16"
+    plain = [name for name, entry in OBJECTIVES.items() if "group" not in entry.parameters]
+    grouped = ["relativistic_average:", "mmd:", "mmd:kernel=rbf,", "mmd:critic=0,", "energy:"]
+    more = ["bgan:divergence=kl,frozen=1", "f:kl:saturating=1", "f:jeffrey:form=log_ratio"]
+    for objective in [*plain, *(f"{name}group=4" for name in grouped), *more]:
+        for regularizer in REGULARIZERS:
+            try:
+                method(objective, regularizer)
+            except UserError:
+                continue
+            cases[f"{objective} {regularizer}"] = f"{step};objective.name={objective};regularizer.name={regularizer}"
+    cases["diff"] = f"{step};data.aug=diff;data.cond=true"
+    cases["blocks of 8"] = f"{step};objective.name=relativistic_average:group=8;distributed.group=2;batch=24"
+    return cases
+
+
+def test_every_objective_with_every_regularizer_on_two_ranks(tmp_path):
+    cases = every_pair()
+    assert len(cases) > 300
+    alone, together = by_itself(cases), launch(2, tmp_path / "result.pt", cases)
+    for name in cases:
+        critic_free = name.startswith(("energy", "mmd:critic=0"))
+        for net in ("G",) if critic_free else ("G", "D"):
+            ours, theirs = together[name]["gradients"][net], alone[name]["gradients"][net]
+            assert theirs and all(g.isfinite().all() for g in theirs.values()), (name, net)
+            assert relative(ours, theirs) < 1e-12, (name, net)
 
 
 def test_shares_cover_all_groups_in_order():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data.prepare import prepare
+from gan.objectives import OBJECTIVES
+from gan.regularizers import REGULARIZERS
 from gan.runs import hold
 from launch import cli
 from launch.ranks import environment
@@ -100,7 +103,7 @@ def test_flags_win_over_the_preset_and_set_over_flags(digits, tmp_path, monkeypa
     assert saddle(monkeypatch, f"--data={digits}", f"--outdir={tmp_path}", *SHORT, *flags) == 0
     text = capsys.readouterr().out
     config = json.loads(text[: text.rindex("}") + 1])["config"]
-    assert config["regularizer"] == {"name": "r1", "gamma": 4.0, "every": 2}
+    assert {k: config["regularizer"][k] for k in ("name", "gamma", "every")} == {"name": "r1", "gamma": 4.0, "every": 2}
     assert config["data"]["mirror"] is True and config["optimizer"]["g_lr"] == 0.005
 
 
@@ -136,7 +139,21 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
         (["--batch=256"], "holds 200 images, fewer than one batch of 256"),
         (["--resolution=48"], "--resolution=48.*holds 4, 8, 16"),
         (["--objective=relativisitc"], "did you mean relativistic"),
-        (["--regularizer=r2d2"], "known: none, r1, r1_r2"),
+        (["--regularizer=r2d2"], "did you mean r2"),
+        (["--regularizer=zzz"], "known: bcr, clip, dragan"),
+        (["--objective=f:jsw:pi=1"], "pi must be between 0 and 1, got 1"),
+        (["--objective=f:alpha:alpha=0"], "0.02 away from 0"),
+        (["--objective=energy"], "has no critic that --regularizer=r1 could regularize; give --regularizer=none"),
+        (["--objective=f:tv", "--regularizer=roth"], "is zero, and so is the penalty"),
+        (["--objective=hinge", "--regularizer=roth"], "use an objective f:"),
+        (["--objective=energy", "--regularizer=none", "--cond=1"], "would not see which class"),
+        (["--objective=energy:group=12", "--regularizer=none"], "whole blocks of 12, .*--batch=12"),
+        (["--gamma=-1"], "--gamma must be at least 0"),
+        (["--gamma=much"], "give a number, or auto"),
+        (["--gamma=nan"], "--gamma must be at least 0"),
+        (["--aug=dif"], "did you mean diff"),
+        (["--set=regularizer.decay=linear"], "regularizer.decay=linear is unknown"),
+        (["--set=regularizer.decay=cosine"], "needs decay_kimg"),
         (["--preset=digit"], "did you mean digits"),
         (["--set=regularizer.gama=1"], "did you mean regularizer.gamma"),
         (["--set=optimizer.g_lr=fast"], "wants float"),
@@ -161,6 +178,42 @@ def test_bad_input_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch,
     assert error.count("\n") == 1 and error.startswith("saddle train: error: ")
     assert re.search(message, error), error
     assert not outdir.exists()
+
+
+@pytest.mark.parametrize(
+    "flags,said",
+    [
+        (["--objective=f:pearson", "--regularizer=roth", "--gamma=2", "--set=regularizer.every=4"], ""),
+        (["--objective=f:jsw:pi=0.3", "--regularizer=wgan_gp:target=0.5", "--gamma=auto", "--aug=diff"], ""),
+        (["--objective=energy", "--regularizer=none"], ""),
+        (["--objective=mmd", "--regularizer=spectral_norm"], ""),
+        (["--objective=wasserstein", "--regularizer=none"], "nothing bounds the slope of D"),
+        (["--objective=hinge", "--regularizer=bcr", "--gamma=0"], "gamma is 0"),
+    ],
+)
+def test_any_pair_trains_and_goes_on(digits, tmp_path, monkeypatch, capsys, flags, said):
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT, "--preset=default", "--set=growth.mode=none", *flags]
+    command += ["--kimg=0.08", "--tick=0.032"]
+    assert saddle(monkeypatch, *command) == 0
+    assert said in capsys.readouterr().out
+    run = only_run(tmp_path)
+    assert ":" not in run.name and "=" not in run.name
+    lines = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+    assert lines[-1]["Progress/skipped_steps"] == 0
+    whole = load_file(run / "training-state-0000000080" / "tensors.safetensors")
+    shutil.rmtree(run / "training-state-0000000080")  # and again from the state before it
+    assert saddle(monkeypatch, *command) == 0
+    assert "going on from training-state-0000000064" in capsys.readouterr().out
+    again = load_file(run / "training-state-0000000080" / "tensors.safetensors")
+    assert again.keys() == whole.keys() and all(torch.equal(again[k], whole[k]) for k in whole)
+
+
+def test_help_lists_every_name(monkeypatch, capsys):
+    assert saddle(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    for name in [*OBJECTIVES, *REGULARIZERS]:
+        assert re.search(rf"^  {re.escape(name)} +\S", text, re.M), name
+    assert "Nowozin et al. 2016" in text and "Gulrajani" in text
 
 
 def test_labels_that_are_not_there_cannot_be_asked_for(tmp_path, monkeypatch, capsys):

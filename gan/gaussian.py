@@ -1,0 +1,218 @@
+"""f-GAN's first experiment: a Gaussian Q fitted to a mixture P by each divergence (Nowozin et al. 2016, section 4.1).
+
+Exact parameters come from quadrature and a search over all of the plane, learned ones from the saddle point of the
+very objective that images train by. One dimension, float64 where it is exact.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gan.divergences import Divergence
+from gan.draws import Draws
+from gan.errors import UserError
+from gan.method import critic_loss, method
+
+WIDE = 14.0  # standard deviations to either side that are integrated over
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """P. Raises UserError for weights or variances that are not positive, or none at all."""
+
+    weights: tuple[float, ...]
+    means: tuple[float, ...]
+    variances: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        numbers = (*self.weights, *self.means, *self.variances)
+        if not self.weights or not all(map(math.isfinite, numbers)) or min(*self.weights, *self.variances) <= 0:
+            raise UserError("a mixture needs components of positive weight and positive variance")
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Weights that sum to one."""
+        return np.array(self.weights) / sum(self.weights)
+
+    @property
+    def moments(self) -> tuple[float, float]:
+        """(mean, standard deviation)."""
+        mean = float(self.shares @ self.means)
+        second = self.shares @ (np.array(self.variances) + np.array(self.means) ** 2)
+        return mean, math.sqrt(second - mean**2)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log p at x: [n] -> [n]."""
+        m, v = (torch.tensor(t, dtype=x.dtype) for t in (self.means, self.variances))
+        each = torch.from_numpy(self.shares).log().to(x) - (x.unsqueeze(1) - m).square() / (2 * v)
+        return (each - (2 * math.pi * v).log() / 2).logsumexp(1)
+
+    def sample(self, draws: Draws, purpose: str) -> Tensor:
+        """float32 [n, 1]."""
+        u = draws.uniform(f"component: {purpose}", 1).numpy()
+        pick = torch.from_numpy(np.searchsorted(self.shares.cumsum()[:-1], u))
+        m, s = (torch.tensor(t)[pick] for t in (self.means, [math.sqrt(v) for v in self.variances]))
+        return m + s * draws.latents(purpose, 1)
+
+
+def log_normal(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """log density of N(mean, exp(log_deviation)^2) at x: [n]."""
+    return -((x - mean) * (-log_deviation).exp()).square() / 2 - log_deviation - math.log(2 * math.pi) / 2
+
+
+def nodes(mixture: Mixture, mean: float, deviation: float, coarse: bool = False) -> tuple[Tensor, Tensor]:
+    """Points and weights, float64 [n], that integrate anything made of P and N(mean, deviation^2).
+
+    Gauss-Legendre on panels that follow every component's width, and end where p = q: total variation has its kinks
+    there. `coarse` is good to about four digits.
+    """
+    parts = [(mean, deviation), *zip(mixture.means, map(math.sqrt, mixture.variances), strict=True)]
+    edges = np.unique(np.concatenate([np.linspace(m - WIDE * s, m + WIDE * s, 57) for m, s in parts]))
+    if not coarse:
+        edges = np.unique(np.concatenate([edges, _crossings(mixture, mean, deviation, edges)]))
+    points, weights = np.polynomial.legendre.leggauss(3 if coarse else 12)
+    half, middle = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
+    return torch.from_numpy((middle + half * points).ravel()), torch.from_numpy((half * weights).ravel())
+
+
+def _crossings(mixture: Mixture, mean: float, deviation: float, edges: np.ndarray) -> np.ndarray:
+    """Where p = q, to rounding, by bisection between neighbors of a fine grid."""
+    grid = torch.from_numpy(np.interp(np.arange(0, len(edges) - 1, 0.125), np.arange(len(edges)), edges))
+    location, log_deviation = torch.tensor(mean), torch.tensor(math.log(deviation))
+
+    def above(x: Tensor) -> Tensor:
+        return mixture.log_density(x) > log_normal(x, location, log_deviation)
+
+    sign = above(grid)
+    flips = (sign[1:] != sign[:-1]).nonzero().squeeze(1)
+    low, high, left = grid[flips], grid[flips + 1], sign[flips]
+    for _ in range(50):
+        middle = (low + high) / 2
+        same = above(middle) == left
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    return low.numpy()
+
+
+def exact_divergence(
+    divergence: Divergence, mixture: Mixture, mean: Tensor, log_deviation: Tensor, coarse: bool = False
+) -> Tensor:
+    """D_f(P || N(mean, deviation^2)) by quadrature, 0-dim and differentiable; infinite where it does not converge."""
+    x, weight = nodes(mixture, mean.item(), log_deviation.exp().item(), coarse)
+    log_p, log_q = mixture.log_density(x), log_normal(x, mean, log_deviation)
+    ratio = (log_p - log_q).clamp(-300, 300)
+    # q f(u) where u < 1 and p f(u) / u where it is not: either density may be too small for a number.
+    u = ratio.exp()
+    f = divergence.generator(u)
+    value = (weight * torch.where(ratio < 0, log_q.exp() * f, log_p.exp() * f / u)).sum()
+    return torch.where(value.isfinite(), value, math.inf)
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A local minimum of D_f(P || N(mean, deviation^2))."""
+
+    divergence: float
+    mean: float
+    deviation: float
+
+
+def optima(divergence: Divergence, mixture: Mixture, fineness: int = 24) -> list[Optimum]:
+    """All local minima over mean and deviation that a grid shows, the global one first."""
+    center, spread = mixture.moments
+    low = min(m - 0.5 * math.sqrt(v) for m, v in zip(mixture.means, mixture.variances, strict=True))
+    high = max(m + 0.5 * math.sqrt(v) for m, v in zip(mixture.means, mixture.variances, strict=True))
+    means = np.append(np.linspace(low, high, fineness), center)
+    means.sort()
+    deviations = np.geomspace(min(map(math.sqrt, mixture.variances)) / 1.6, 1.8 * spread, fineness)
+    with torch.no_grad():
+        pairs = [torch.tensor([m, math.log(s)], dtype=torch.float64) for m in means for s in deviations]
+        values = [exact_divergence(divergence, mixture, pair[0], pair[1], coarse=True).item() for pair in pairs]
+    table = np.array(values).reshape(len(means), fineness)
+    padded = np.pad(table, 1, constant_values=math.inf)
+    around = [padded[1 + i : 1 + i + len(means), 1 + j : 1 + j + fineness] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    # Where the divergence is astronomic, so are the errors of its quadrature: no minimum is looked for there.
+    starts = np.argwhere((table <= np.min(around, axis=0)) & (table < 1e4 * (1 + abs(table.min()))))
+    found: list[Optimum] = []
+    for optimum in sorted((_polish(divergence, mixture, means[i], deviations[j]) for i, j in starts), key=_value):
+        if all(math.dist((o.mean, o.deviation), (optimum.mean, optimum.deviation)) > 1e-3 for o in found):
+            found.append(optimum)
+    return found
+
+
+def _value(optimum: Optimum) -> float:
+    return optimum.divergence
+
+
+def _polish(divergence: Divergence, mixture: Mixture, mean: float, deviation: float) -> Optimum:
+    at = torch.tensor([mean, math.log(deviation)], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [at], max_iter=100, tolerance_grad=1e-11, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = exact_divergence(divergence, mixture, at[0], at[1])
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        value = exact_divergence(divergence, mixture, at[0], at[1]).item()
+    return Optimum(value, at[0].item(), at[1].exp().item())
+
+
+def fit(
+    objective_name: str,
+    mixture: Mixture,
+    steps: int = 6000,
+    batch: int = 1024,
+    lr: float = 2e-3,
+    seed: int = 0,
+    regularizer_name: str = "none",
+    gamma: float = 0.0,
+) -> Iterator[Optimum]:
+    """Train mean and deviation against a critic of two hidden layers of 64; yields the state after every step.
+
+    `divergence` is the bound F on that step's batch. Both players step at once from the same point, by Adam, whose rate
+    falls to a tenth along half a cosine wave over the second half. Starts at the mixture's own moments; where a
+    divergence has several minima, the one whose basin that is in is found.
+    """
+    objective, regularizer = method(objective_name, regularizer_name)
+    center, spread = mixture.moments
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+    at = torch.tensor([center, math.log(spread)], requires_grad=True)
+
+    def critic(x: Tensor, purpose: str) -> Tensor:
+        return net((x - center) / spread).squeeze(1)
+
+    parameters = [at, *net.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr)
+    for step in range(steps):
+        draws = Draws(seed, range(step, step + 1), batch)
+        real, z = mixture.sample(draws, "reals"), draws.latents("latents", 1)
+        fake = at[0] + at[1].exp() * z
+        d = critic_loss(objective, regularizer, critic, real, fake.detach(), draws)
+        g_loss = objective.generator(d.real_outputs.detach(), critic(fake, "fakes of the G step")).mean()
+        total = d.loss.mean() + sum(gamma / 2 * penalty.mean() for penalty in d.penalties)
+        gradients = torch.autograd.grad(total, parameters[1:])
+        for parameter, gradient in zip(parameters, (*torch.autograd.grad(g_loss, [at]), *gradients), strict=True):
+            parameter.grad = gradient
+        progress = max(2 * step / steps - 1, 0.0)
+        optimizer.param_groups[0]["lr"] = lr * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
+        optimizer.step()
+        yield Optimum(-d.loss.mean().item(), at[0].item(), at[1].exp().item())
+
+
+def learned(objective_name: str, mixture: Mixture, steps: int = 6000, seed: int = 0, **options: Any) -> Optimum:
+    """The average of `fit` over the last quarter of its steps."""
+    states = list(fit(objective_name, mixture, steps, seed=seed, **options))[steps * 3 // 4 :]
+    return Optimum(
+        *(float(np.mean([getattr(s, name) for s in states])) for name in ("divergence", "mean", "deviation"))
+    )

@@ -1,0 +1,61 @@
+"""Tables of named rows, and how a row is asked for: "name" or "name:key=value,key=value", as in "f:jsw:pi=0.3"."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from gan.config import nearest, parse_assignment
+from gan.errors import UserError
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[Row]):
+    """How a row is made: `make(**parameters)`, with a default for each parameter."""
+
+    summary: str  # one line and the paper
+    make: Callable[..., Row]
+    parameters: Mapping[str, float | int | str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        options = ",".join(f"{k}={v}" for k, v in self.parameters.items())
+        return f"{self.summary} [:{options}]" if options else self.summary
+
+
+def look_up(what: str, text: str, table: Mapping[str, Entry[Row]], **context: Any) -> Row:
+    """The row that `text` asks for; `context` goes to its maker too.
+
+    Raises UserError, which begins with `what`, for names and parameters that do not exist, naming the nearest, and for
+    values that the row refuses.
+    """
+    name = max((n for n in table if f"{text}:".startswith(f"{n}:")), key=len, default="")
+    if not name:
+        raise UserError(f"{what}={text} is unknown; {nearest(text, table)}")
+    given = text[len(name) + 1 :]
+    entry, values = table[name], {}
+    for key, value in map(parse_assignment, filter(None, given.split(","))):
+        if key not in entry.parameters:
+            known = nearest(key, entry.parameters) if entry.parameters else f"{name} takes none"
+            raise UserError(f"{what}={text}: no parameter {key}; {known}")
+        values[key] = _like(entry.parameters[key], value, f"{what}={text}: {key}")
+    try:
+        return entry.make(**context, **{**entry.parameters, **values})
+    except UserError as error:
+        raise UserError(f"{what}={text}: {error}") from None
+
+
+def _like(default: float | int | str, value: Any, what: str) -> Any:
+    """A value of the default's type. UserError where it is of another."""
+    if isinstance(default, float) and type(value) in (int, float):
+        return float(value)
+    if isinstance(default, str) and isinstance(value, str | int | float):
+        return str(value)
+    if isinstance(default, int) and type(value) in (int, bool):
+        return int(value)
+    raise UserError(f"{what} wants {'a number' if isinstance(default, float) else 'a whole number'}, got {value!r}")
+
+
+def describe(table: Mapping[str, Entry[Any]]) -> list[tuple[str, str]]:
+    """(name, one line) of every row, for `--help`."""
+    return [(name, str(entry)) for name, entry in table.items()]

@@ -1,0 +1,172 @@
+"""`saddle benchmark divergences`: f-GAN's Gaussian experiment for any mixture, and which f-GANs train on points."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launch.cli import run
+from launch.tables import text_table, write_rows
+
+if TYPE_CHECKING:
+    from gan.gaussian import Mixture
+
+ALL = "tv,kl,rkl,pearson,neyman,hellinger2,jeffrey,js2,jsw,gan,alpha"
+
+
+@click.command()
+@click.option(
+    "--mixture",
+    default="0.33,-1,0.065;0.67,2,2",
+    show_default=True,
+    metavar='"WEIGHT,MEAN,VARIANCE;..."',
+    help="What a Gaussian is fitted to.",
+)
+@click.option("--divergences", default=ALL, show_default=True, help="Names with parameters, as in kl,jsw:pi=0.3.")
+@click.option("--exact", is_flag=True, help="Print the exact parameters alone, and train nothing.")
+@click.option("--points", type=click.Choice(["ring", "grid"]), help="Train on 8 or 25 clusters in the plane instead.")
+@click.option("--ruler", type=click.IntRange(1, 64), metavar="K", help="Estimate from samples of K dimensions instead.")
+@click.option("--samples", type=click.IntRange(200), default=50_000, show_default=True, help="With --ruler.")
+@click.option("--form", type=click.Choice(["paper", "log_ratio"]), default="paper", show_default=True)
+@click.option("--saturating", type=bool, help="G descends the divergence itself. [default: yes, but with --points no]")
+@click.option("--regularizer", help="As in `saddle train`. [default: none, with --points r1]")
+@click.option("--gamma", type=click.FloatRange(min=0), default=0.1, show_default=True, help="Its weight.")
+@click.option("--steps", type=click.IntRange(8), help="[default: 6000, 2000 on the ring, 3000 on the grid]")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each divergence.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+def main(
+    mixture: str, divergences: str, exact: bool, points: str | None, json_path: Path | None, **options: Any
+) -> None:
+    """Fit a Gaussian to a mixture by each divergence: learned beside exact (Nowozin et al. 2016, table 1).
+
+    D is the divergence at its global minimum over mean and deviation, F the bound that training reaches. With --points,
+    train a small GAN on clusters in the plane and count what it finds. With --ruler, compare estimates from samples of
+    two Gaussians (means 1/4 apart on each axis, scales within 10 %) with the exact value, over --seeds pairs of sets.
+    """
+    from gan.divergences import divergence
+
+    target = parse_mixture(mixture)
+    names = split_names(divergences)
+    rows = {name: divergence(name, "--divergences") for name in names}
+    table: list[dict[str, Any]] = []
+    for name in names:
+        if options["ruler"]:
+            new = [ruler_row(name, rows[name], options)]
+        elif points:
+            new = [points_row(name, points, seed, options) for seed in range(options["seeds"])]
+        elif exact:
+            new = [exact_row(name, rows[name], target)]
+        else:
+            exact_values = exact_row(name, rows[name], target)
+            new = [exact_values | learned_row(name, target, seed, options) for seed in range(options["seeds"])]
+        table += new
+        for row in new:
+            click.echo(
+                "  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), err=True
+            )
+    click.echo(text_table(table))
+    if json_path:
+        write_rows(json_path, table)
+        click.echo(f"wrote {json_path}")
+
+
+def parse_mixture(text: str) -> "Mixture":
+    """ "WEIGHT,MEAN,VARIANCE;..." -> the mixture. Raises UserError for what is not one."""
+    from gan.errors import UserError
+    from gan.gaussian import Mixture
+
+    try:
+        weights, means, variances = zip(*(map(float, part.split(",")) for part in text.split(";") if part), strict=True)
+        return Mixture(weights, means, variances)
+    except UserError as error:
+        raise UserError(f"--mixture={text}: {error}") from None
+    except ValueError:
+        raise UserError(f'--mixture={text}: write "WEIGHT,MEAN,VARIANCE;WEIGHT,MEAN,VARIANCE"') from None
+
+
+def split_names(text: str) -> list[str]:
+    """ "kl,jsw:pi=0.3,alpha:alpha=2" -> names; a part without a letter before its "=" belongs to the one before it."""
+    names: list[str] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        if "=" in part and ":" not in part and names:
+            names[-1] += f",{part}"
+        else:
+            names.append(part)
+    return names
+
+
+def exact_row(name: str, row: Any, target: "Mixture") -> dict[str, Any]:
+    """Divergence, mean and deviation of the best Gaussian, and the minima beside it."""
+    from gan.gaussian import optima
+
+    best, *others = optima(row, target)
+    return {
+        "divergence": name,
+        "D": best.divergence,
+        "mean": best.mean,
+        "deviation": best.deviation,
+        "other minima (D, mean, deviation)": " ".join(
+            f"({o.divergence:.6f}, {o.mean:.6f}, {o.deviation:.6f})" for o in others
+        )
+        or "none",
+    }
+
+
+def objective(name: str, options: dict[str, Any], saturating: bool) -> str:
+    """The objective's name for a divergence's, with the form and the generator's loss that were asked for."""
+    head, _, given = name.partition(":")
+    chosen = saturating if options["saturating"] is None else options["saturating"]
+    return f"f:{head}:{given}{',' * bool(given)}form={options['form']},saturating={int(chosen)}"
+
+
+def learned_row(name: str, target: "Mixture", seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What training found."""
+    from gan.gaussian import learned
+
+    penalty = {"regularizer_name": options["regularizer"] or "none", "gamma": options["gamma"]}
+    found = learned(objective(name, options, saturating=True), target, options["steps"] or 6000, seed, **penalty)
+    return {"seed": seed, "F": found.divergence, "learned mean": found.mean, "learned deviation": found.deviation}
+
+
+def points_row(name: str, points: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """How a small GAN does on clusters in the plane."""
+    from gan.points import POINTS, train_points
+
+    steps = options["steps"] or {"ring": 2000, "grid": 3000}[points]
+    row = objective(name, options, saturating=False)
+    return {
+        "divergence": name,
+        "seed": seed,
+        **train_points(row, options["regularizer"] or "r1", options["gamma"], POINTS[points], seed, steps),
+    }
+
+
+def ruler_row(name: str, row: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Mean over pairs of sets of the bound as a share of the exact value, and how often its interval holds that."""
+    import numpy as np
+
+    from gan.ruler import between_gaussians, measure
+
+    k, held = options["ruler"], 0
+    exact, shares = 0.0, []
+    for seed in range(options["seeds"]):
+        rng = np.random.default_rng(seed)
+        p = rng.choice([-0.25, 0.25], k), rng.uniform(0.95, 1.05, k)
+        q = np.zeros(k), rng.uniform(0.95, 1.05, k)
+        exact = between_gaussians(row, p, q, seed=seed)
+        x, y = (m + s * rng.standard_normal((options["samples"], k)) for m, s in (p, q))
+        result = measure(row, x, y, seed)
+        shares.append(result.bound / exact)
+        held += result.low <= exact <= result.high
+    error = float(np.std(shares, ddof=1) / len(shares) ** 0.5) if len(shares) > 1 else None
+    return {
+        "divergence": name,
+        "last exact": exact,
+        "bound / exact": float(np.mean(shares)),
+        "standard error": error,
+        "intervals that hold it": f"{held}/{len(shares)}",
+    }
+
+
+if __name__ == "__main__":
+    run(main, "saddle benchmark divergences")

@@ -1,0 +1,105 @@
+"""Divergences between two sets of samples, for `saddle evaluate --divergence`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from gan.errors import UserError
+from launch.benchmark_divergences import split_names
+from launch.tables import text_table, write_rows
+
+
+def compare(
+    names: str, data: str, against: str, samples: int, seed: int, features: bool, json_path: Path | None
+) -> None:
+    """Print, and write, D_f(P||Q) for each divergence; P is the set `data`, Q the set `against`.
+
+    Raises UserError for names that do not exist and sets that cannot be read or compared.
+    """
+    from gan.divergences import divergence
+    from gan.ruler import check, measure
+
+    rows = {name: divergence(name) for name in split_names(names)}
+    if not rows:
+        raise UserError("--divergence names none; write --divergence=kl,js")
+    p, q = (read_set(source, samples, seed) for source in (data, against))
+    if features:
+        p, q = classifier_features(data, p, q, seed)
+    p, q = (x if x.ndim == 2 else as_input(x) for x in (p, q))
+    check(p, q)
+    click.echo(f"{len(p)} samples of {data} against {len(q)} of {against}, {list(p.shape[1:])} each")
+    table: list[dict[str, Any]] = []
+    for name, row in rows.items():
+        result = measure(row, p, q, seed)
+        table.append({"divergence": name, **asdict(result)})
+        click.echo(f"{name} done in {result.steps} steps")
+    click.echo(text_table(table))
+    click.echo("bound: at most the divergence, but by sampling error; low to high holds it in 95 of 100 samplings")
+    if json_path:
+        write_rows(json_path, table)
+        click.echo(f"wrote {json_path}")
+
+
+def read_set(source: str, samples: int, seed: int) -> np.ndarray:
+    """At most `samples` of a .npy file, a dataset, a snapshot or a run: float vectors [n, K] or uint8 [n, H, W, C]."""
+    path = Path(source)
+    if path.suffix == ".npy":
+        return _read_array(path)[:samples]
+    if path.suffix == ".safetensors" or (path.is_dir() and not (path / "data.mdb").exists()):
+        return _sample_network(source, samples, seed)
+    from data.dataset import ImageDataset
+    from gan.metrics.classifier import shrink
+
+    dataset = ImageDataset(source)
+    picks = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:samples])
+    level = max(dataset.manifest.levels)
+    return np.concatenate([shrink(dataset.read(part, level)) for part in np.array_split(picks, -(-len(picks) // 500))])
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not (array.ndim == 2 and array.dtype.kind in "fiu") and not (array.ndim == 4 and array.dtype == np.uint8):
+        raise UserError(
+            f"{path} holds {array.dtype} {list(array.shape)}; wanted vectors [n, K] or images uint8 [n, H, W, C]"
+        )
+    return array
+
+
+def _sample_network(source: str, samples: int, seed: int) -> np.ndarray:
+    import torch
+
+    from launch.evaluate import sample_batches
+    from launch.generate import load
+
+    snapshot = load(source)
+    labels = torch.arange(samples) % snapshot.G.classes if snapshot.G.classes else None
+    return np.concatenate(list(sample_batches(snapshot, labels, snapshot.stage, samples, seed)))
+
+
+def as_input(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, H, W, C] -> float32 [n, C, H, W] in [-1, 1]."""
+    from gan.metrics.classifier import to_input
+
+    return to_input(images).numpy()
+
+
+def classifier_features(data: str, p: np.ndarray, q: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets in the features of the classifier that `saddle evaluate` trains on the labels of `data`."""
+    from data.dataset import ImageDataset
+    from launch.evaluate import build_reference, describe
+
+    if p.ndim != 4 or q.ndim != 4 or Path(data).suffix == ".npy":
+        raise UserError("--features=1 needs images, and a labeled dataset for --data")
+    dataset = ImageDataset(data)
+    if dataset.labels is None:
+        raise UserError(f"{data} has no labels, and features need them: prepare a folder with a folder per class")
+    click.echo(f"training a classifier on {data} ...")
+    reference = build_reference(dataset, max(dataset.manifest.levels), seed)
+    click.echo(describe(reference))
+    return reference.classifier(p)[0], reference.classifier(q)[0]
