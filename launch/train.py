@@ -296,7 +296,9 @@ def work(plan: Plan, resume: str) -> int:
             return run
 
         code = go_on(plan, on_first(ranks, take), ranks)
-    return 0 if "WORLD_SIZE" in os.environ else code
+    if "WORLD_SIZE" in os.environ:  # what ended it is in exit.json
+        distributed.end_rank()
+    return code
 
 
 def go_on(plan: Plan, run: Path, ranks: Any) -> int:

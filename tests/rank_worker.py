@@ -44,6 +44,7 @@ def main() -> None:
     if ranks.first:
         torch.save(results, sys.argv[1])
     distributed.stop()
+    distributed.end_rank()
 
 
 if __name__ == "__main__":

@@ -432,7 +432,7 @@ struct Digits {
 };
 
 template <class T>
-__global__ void __launch_bounds__(GENERAL_THREADS)
+__global__ void __launch_bounds__(GENERAL_THREADS, 4)
     general_kernel(Upfirdn2d call, Leaky<Wide<T>> leaky, Digits digits, First first_row, First first_column) {
   using A = Wide<T>;
   const Axis &vertical = call.vertical, &horizontal = call.horizontal;
