@@ -125,8 +125,8 @@ def bounded(v: Tensor) -> Tensor:
     return torch.where(v.abs() > KNEE, v.sign() * (1 - gap / (1 + (2 - gap) * over)), v.tanh())
 
 
-def _power(b: Tensor, p: float) -> Tensor:
-    """max(b, 0)^p, without the NaN that a fractional power leaves in the gradient below zero."""
+def power(b: Tensor, p: float) -> Tensor:
+    """max(b, 0)^p with a gradient of zero where b is not positive, not of NaN or infinity. [...] -> [...]."""
     return torch.where(b > 0, torch.where(b > 0, b, 1.0) ** p, 0.0)
 
 
@@ -312,10 +312,10 @@ def _alpha(alpha: float) -> Divergence:
         return 1 - rest * t  # u^(alpha - 1)
 
     def conjugate(t: Tensor) -> Tensor:
-        return ((_power(base(t), -a / rest) if a > 1 else base(t) ** (-a / rest)) - 1) / a
+        return ((power(base(t), -a / rest) if a > 1 else base(t) ** (-a / rest)) - 1) / a
 
     if a > 1:  # below the knee at T = -1 / (alpha - 1) the supremum is at u = 0, and f* constant
-        paper = Form(lambda v: v, conjugate, lambda v: _power(base(v), (2 - a) / (a - 1)))
+        paper = Form(lambda v: v, conjugate, lambda v: power(base(v), (2 - a) / (a - 1)))
     else:
         paper = extended(
             Form(
@@ -330,7 +330,7 @@ def _alpha(alpha: float) -> Divergence:
         derivative=lambda u: (u ** (a - 1) - 1) / (a - 1),
         second=lambda u: u ** (a - 2),
         inner_conjugate=conjugate,
-        conjugate_derivative=lambda t: _power(base(t), -1 / rest),
+        conjugate_derivative=lambda t: power(base(t), -1 / rest),
         domain=1 / rest if a < 1 else math.inf,
         threshold=0.0,
         paper=paper,

@@ -6,7 +6,7 @@ Sets come in coupling groups, [groups, n, K]; a result is one value per group.
 import torch
 from torch import Tensor
 
-from gan.divergences import Function
+from gan.divergences import Function, power
 from gan.errors import UserError
 
 BANDWIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -16,11 +16,6 @@ EXPONENTS = (0.2, 0.5, 1.0, 2.0, 5.0)
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """|x_i - y_j|^2: [..., n, K], [..., m, K] -> [..., n, m]. By differences: |x|^2 + |y|^2 - 2xy cancels."""
     return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
-
-
-def power(squared: Tensor, exponent: float) -> Tensor:
-    """squared ** exponent with a gradient of zero, not of infinity, at zero."""
-    return torch.where(squared > 0, torch.where(squared > 0, squared, 1.0) ** exponent, 0.0)
 
 
 def kernel(name: str, scale: float = 1.0, single: bool = False) -> Function:

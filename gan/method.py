@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from gan.regularizers import FAKE, REAL, REGULARIZERS, Regularizer, Scene
 from gan.tables import look_up
 
 
+@cache  # the Dirac-GAN asks at every step
 def method(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
     """The rows of two names. Raises UserError for what does not exist and for pairs that cannot be."""
     first = look_up("--objective", objective, OBJECTIVES)

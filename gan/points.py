@@ -43,7 +43,7 @@ def train_points(
         if objective.discriminator is None:
             return x
         if regularizer.noise:
-            x = x + math.sqrt(gamma) * torch.randn_like(x)
+            x = x + math.sqrt(gamma) * draws.noise(f"instance noise: {purpose}", x)
         return D(x / scale).squeeze(1) if objective.outputs == 1 else D(x / scale)
 
     groups, largest = BATCH // 16, 0.0

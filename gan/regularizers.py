@@ -17,7 +17,7 @@ from gan.draws import Draws
 from gan.errors import UserError
 from gan.objectives import Objective
 from gan.tables import Entry
-from ops import interpolate_samples, root, squared_norm
+from ops import gradient_penalty, interpolate_samples, squared_norm
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
 REAL, FAKE, BETWEEN = "reals of the D step", "fakes of the D step", "points between"
@@ -44,12 +44,7 @@ def weighted(weight: Callable[[Tensor], Tensor]) -> Penalty:
 
 def centered_at(target: float, one_sided: bool = False) -> Penalty:
     """(|grad_x D(x)| - target)^2, or with `one_sided` only where the norm exceeds the target."""
-
-    def penalty(scores: Tensor, images: Tensor) -> Tensor:
-        excess = root(zero_centered(scores, images)) - target
-        return (excess.clamp(min=0) if one_sided else excess).square()
-
-    return penalty
+    return lambda scores, images: gradient_penalty(input_gradient(scores, images), target, one_sided)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,17 @@ def _like(default: float | int | str, value: Any, what: str) -> Any:
     raise UserError(f"{what} wants {'a number' if isinstance(default, float) else 'a whole number'}, got {value!r}")
 
 
+def split_names(text: str) -> list[str]:
+    """ "kl,jsw:pi=0.3,alpha:alpha=2" -> names; a part without a letter before its "=" belongs to the one before it."""
+    names: list[str] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        if "=" in part and ":" not in part and names:
+            names[-1] += f",{part}"
+        else:
+            names.append(part)
+    return names
+
+
 def describe(table: Mapping[str, Entry[Any]]) -> list[tuple[str, str]]:
     """(name, one line) of every row, for `--help`."""
     return [(name, str(entry)) for name, entry in table.items()]

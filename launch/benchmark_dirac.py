@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import run
-from launch.tables import text_table, write_rows
+from launch.tables import text_table, write_json
 
 if TYPE_CHECKING:
     from gan.dirac import Game
@@ -46,7 +46,7 @@ def main(
     rows = [row(name, game, {a: path[-1] for a, path in paths[name].items()}) for name, game in games.items()]
     click.echo(text_table(rows))
     if json_path:
-        write_rows(json_path, rows)
+        write_json(json_path, rows)
         click.echo(f"wrote {json_path}")
     if portraits:
         draw(portraits, games, {name: path[True] for name, path in paths.items()})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import run
-from launch.tables import text_table, write_rows
+from launch.tables import text_table, write_json
 
 if TYPE_CHECKING:
     from gan.gaussian import Mixture
@@ -44,6 +44,7 @@ def main(
     two Gaussians (means 1/4 apart on each axis, scales within 10 %) with the exact value, over --seeds pairs of sets.
     """
     from gan.divergences import divergence
+    from gan.tables import split_names
 
     target = parse_mixture(mixture)
     names = split_names(divergences)
@@ -66,7 +67,7 @@ def main(
             )
     click.echo(text_table(table))
     if json_path:
-        write_rows(json_path, table)
+        write_json(json_path, table)
         click.echo(f"wrote {json_path}")
 
 
@@ -82,17 +83,6 @@ def parse_mixture(text: str) -> "Mixture":
         raise UserError(f"--mixture={text}: {error}") from None
     except ValueError:
         raise UserError(f'--mixture={text}: write "WEIGHT,MEAN,VARIANCE;WEIGHT,MEAN,VARIANCE"') from None
-
-
-def split_names(text: str) -> list[str]:
-    """ "kl,jsw:pi=0.3,alpha:alpha=2" -> names; a part without a letter before its "=" belongs to the one before it."""
-    names: list[str] = []
-    for part in filter(None, map(str.strip, text.split(","))):
-        if "=" in part and ":" not in part and names:
-            names[-1] += f",{part}"
-        else:
-            names.append(part)
-    return names
 
 
 def exact_row(name: str, row: Any, target: "Mixture") -> dict[str, Any]:

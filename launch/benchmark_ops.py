@@ -26,7 +26,6 @@ from launch.contestants import (
     bytes_moved,
     make_tensors,
 )
-from launch.evaluate import write_json
 from launch.measure import (
     Call,
     Clock,
@@ -40,6 +39,7 @@ from launch.measure import (
 )
 from launch.op_figures import Row, figures_of, left_out, show, summarize, summary_table, table
 from launch.prepare import track
+from launch.tables import write_json
 
 DEVICES = ("cpu", "cuda")
 QUICK_SHAPES, QUICK_REPEATS = ((2, 8, 16, 16),), 3

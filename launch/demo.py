@@ -12,9 +12,10 @@ import click
 import numpy as np
 
 from launch.cli import run
-from launch.evaluate import build_reference, describe, score_network, table, write_json
+from launch.evaluate import build_reference, describe, score_network, table
 from launch.generate import enlarge, find_snapshot, grid_picture, keyframe_seeds, load, opaque, sample, save_png, walk
 from launch.ranks import call
+from launch.tables import write_json
 from launch.video import find_ffmpeg, write_video
 
 if TYPE_CHECKING:

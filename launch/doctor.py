@@ -41,7 +41,7 @@ def main(json_path: Path | None) -> int:
     stops = [finding.name for finding in findings if finding.needed and finding.state in (MISSING, BROKEN)]
     click.echo(f"training cannot run: mend {', '.join(stops)}" if stops else "training can run")
     if json_path:
-        from launch.evaluate import write_json
+        from launch.tables import write_json
 
         write_json(json_path, {"works": not stops, "findings": [asdict(finding) for finding in findings]})
         click.echo(f"wrote {json_path}")

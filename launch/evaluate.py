@@ -1,6 +1,5 @@
 """`saddle evaluate`: scores of snapshots beside those of the real images; divergences between sets of samples."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from gan.errors import UserError
 from launch.cli import run
 from launch.generate import find_snapshot, load
-from launch.video import replacing
+from launch.tables import aligned, write_json
 
 if TYPE_CHECKING:
     from data.dataset import ImageDataset
@@ -110,16 +109,24 @@ def build_reference(dataset: "ImageDataset", level: int, seed: int) -> "Referenc
     """The reals of a labeled dataset at a level, at most MOST_REALS, and a classifier trained on them."""
     import torch
 
-    from gan.metrics.classifier import shrink, train_classifier
+    from gan.metrics.classifier import train_classifier
     from gan.metrics.score import Reference
 
     assert dataset.labels is not None and dataset.manifest.classes
-    picks = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:MOST_REALS])
-    parts = [shrink(dataset.read(chunk, level)) for chunk in np.array_split(picks, -(-len(picks) // 500))]
-    images, labels = np.concatenate(parts), dataset.labels[picks]
+    images, picks = read_some(dataset, MOST_REALS, level, seed)
+    labels = dataset.labels[picks]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     classifier = train_classifier(images, labels, len(dataset.manifest.classes), seed=seed, device=device)
     return Reference(classifier, images, labels, seed)
+
+
+def read_some(dataset: "ImageDataset", most: int, level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many images at a level, uint8 [n, H, W, C] as the classifier sees them, and which they are: [n]."""
+    from gan.metrics.classifier import shrink
+
+    picks = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:most])
+    parts = [shrink(dataset.read(chunk, level)) for chunk in np.array_split(picks, -(-len(picks) // 500))]
+    return np.concatenate(parts), picks
 
 
 def score_network(snapshot: "Snapshot", reference: "Reference", level: int, samples: int, seed: int) -> "Score":
@@ -164,9 +171,7 @@ def table(rows: Mapping[str, "Score"]) -> str:
         values = [getattr(row, field) for field in used]
         texts = ["-" if v is None else format(v, COLUMNS[f][1]) for f, v in zip(used, values, strict=True)]
         cells.append([name, *texts])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in cells)
-    return "\n".join("  ".join(line) for line in lines)
+    return "\n".join(aligned(cells))
 
 
 def report(reference: "Reference", rows: Mapping[str, "Score"], paths: Mapping[str, Path]) -> dict[str, Any]:
@@ -179,13 +184,6 @@ def report(reference: "Reference", rows: Mapping[str, "Score"], paths: Mapping[s
             for name, row in rows.items()
         ],
     }
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Never half-written. UserError where it cannot be written."""
-    part = path.with_name(path.name + ".part")
-    with replacing(path, part):
-        part.write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 from launch.contestants import DTYPES, LAYOUTS, PASSES, Shape
 from launch.measure import Times
+from launch.tables import aligned
 
 COLUMNS = {  # figure of a row -> its heading and format; times in milliseconds
     "ours": ("ours ms", ".4f"),
@@ -170,7 +171,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
             about = [row.case or "-", show(row.shape), row.dtype, row.layout, row.passes]
             cells.append([*about, *(_format(row.figures[name], COLUMNS[name][1]) for name in used), row.stock_is])
         yield f"\n{op}"
-        yield from _align(cells, range(5, 5 + len(used)))
+        yield from aligned(cells, range(5, 5 + len(used)))
 
 
 def summary_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -182,7 +183,7 @@ def summary_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
         values = [format(line["worst"], form), format(line["median"], form)]
         about = [line["class"], line["dtype"], line["layout"], heading, str(line["rows"]), wanted]
         cells.append([*about, *values, line["worst_at"]])
-    yield from _align(cells if lines else [], range(4, 8))
+    yield from aligned(cells if lines else [], range(4, 8))
 
 
 def left_out(rows: Sequence[Row], skipped: Sequence[str]) -> Iterator[str]:
@@ -196,13 +197,3 @@ def left_out(rows: Sequence[Row], skipped: Sequence[str]) -> Iterator[str]:
 
 def _format(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def _align(cells: Sequence[Sequence[str]], right: range) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        texts = (
-            text.rjust(width) if index in right else text.ljust(width)
-            for index, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
-        yield "  ".join(texts).rstrip()

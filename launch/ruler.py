@@ -8,8 +8,8 @@ import click
 import numpy as np
 
 from gan.errors import UserError
-from launch.benchmark_divergences import split_names
-from launch.tables import text_table, write_rows
+from gan.tables import split_names
+from launch.tables import text_table, write_json
 
 
 def compare(
@@ -39,7 +39,7 @@ def compare(
     click.echo(text_table(table))
     click.echo("bound: at most the divergence, but by sampling error; low to high holds it in 95 of 100 samplings")
     if json_path:
-        write_rows(json_path, table)
+        write_json(json_path, table)
         click.echo(f"wrote {json_path}")
 
 
@@ -51,12 +51,10 @@ def read_set(source: str, samples: int, seed: int) -> np.ndarray:
     if path.suffix == ".safetensors" or (path.is_dir() and not (path / "data.mdb").exists()):
         return _sample_network(source, samples, seed)
     from data.dataset import ImageDataset
-    from gan.metrics.classifier import shrink
+    from launch.evaluate import read_some
 
     dataset = ImageDataset(source)
-    picks = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:samples])
-    level = max(dataset.manifest.levels)
-    return np.concatenate([shrink(dataset.read(part, level)) for part in np.array_split(picks, -(-len(picks) // 500))])
+    return read_some(dataset, samples, max(dataset.manifest.levels), seed)[0]
 
 
 def _read_array(path: Path) -> np.ndarray:

@@ -1,27 +1,35 @@
 """Rows of plain values as a table for people and as JSON for programs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.video import replacing
 
 
-def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys -> aligned lines, the first column to the left; floats to six significant digits."""
-    cells = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
+def aligned(cells: Sequence[Sequence[str]], right: Container[int] | None = None) -> Iterator[str]:
+    """Rows of as many cells each -> lines of columns, to the right in those named: by default all but the first."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in cells)
-    return "\n".join("  ".join(line) for line in lines)
+    for line in cells:
+        texts = (
+            text.rjust(width) if (index > 0 if right is None else index in right) else text.ljust(width)
+            for index, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        yield "  ".join(texts).rstrip()
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys -> aligned lines under them; floats to six significant digits."""
+    return "\n".join(aligned([list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]))
 
 
 def _text(value: Any) -> str:
     return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """As JSON, never half-written. UserError where it cannot be written."""
+def write_json(path: Path, values: Any) -> None:
+    """Never half-written. UserError where it cannot be written."""
     part = path.with_name(path.name + ".part")
     with replacing(path, part):
-        part.write_text(json.dumps(list(rows), indent=2) + "\n")
+        part.write_text(json.dumps(values, indent=2) + "\n")

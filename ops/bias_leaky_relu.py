@@ -28,7 +28,7 @@ def bias_leaky_relu(x: Tensor, bias: Tensor | None = None, slope: float = 0.2, g
 
     The derivative at exactly zero is slope * gain, as in torch. Raises ValueError naming the argument that is wrong.
     """
-    check_tensor("bias_leaky_relu", "x", x, "[N, C, ...]")
+    check_tensor("bias_leaky_relu", "x", x)
     check_activation("bias_leaky_relu", x, bias, slope, gain)
     kernels()
     return torch.ops.gan_ops.bias_leaky_relu(x, bias, slope, gain)[0]

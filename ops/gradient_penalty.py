@@ -17,20 +17,24 @@ from ops.layout import check_tensor, dense, is_channels_last
 from ops.registry import kernels, register
 
 
-def gradient_penalty(gradient: Tensor, center: float = 0.0) -> Tensor:
-    """(|g| - center)^2 per sample.  gradient: [N, ...] -> [N], in float32, or float64 for float64.
+def gradient_penalty(gradient: Tensor, center: float = 0.0, one_sided: bool = False) -> Tensor:
+    """(|g| - center)^2 per sample, or with `one_sided` only where |g| exceeds center.
 
-    center 0 is the zero-centered penalty of Mescheder et al. 2018 (eq. 9), 1 that of WGAN-GP (Gulrajani et al. 2017,
-    eq. 3). Where g is zero, |g| has no derivative: there it counts as zero, so that nothing becomes infinite.
-    Raises ValueError for anything but a dense, floating [N, ...].
+    gradient: [N, ...] -> [N], in float32, or float64 for float64. center 0 is the zero-centered penalty of Mescheder et
+    al. 2018 (eq. 9), 1 that of WGAN-GP (Gulrajani et al. 2017, eq. 3), one-sided of WGAN-LP (Petzka et al. 2018).
+    Where g is zero, |g| has no derivative: there it counts as zero, so that nothing becomes infinite. Raises ValueError
+    for anything but a dense, floating [N, ...].
     """
     squared = squared_norm(gradient)
-    return squared if center == 0 else (root(squared) - center).square()
+    if center == 0:
+        return squared
+    excess = root(squared) - center
+    return (excess.clamp(min=0) if one_sided else excess).square()
 
 
 def squared_norm(x: Tensor) -> Tensor:
     """Sum of squares per sample.  x: [N, ...] -> [N], differentiable as often as wanted."""
-    check_tensor("squared_norm", "x", x, "[N, ...]")
+    check_tensor("squared_norm", "x", x)
     kernels()
     return torch.ops.gan_ops.sample_squared_norm(x)
 
@@ -44,7 +48,7 @@ def root(squared: Tensor) -> Tensor:
 def interpolate_samples(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """weight[n] * a[n] + (1 - weight[n]) * b[n]: one point per sample on the line between two batches, as WGAN-GP
     wants.  a, b: [N, ...], weight: [N] in float32 (float64 for float64) -> [N, ...], in the memory order of a."""
-    check_tensor("interpolate_samples", "a", a, "[N, ...]")
+    check_tensor("interpolate_samples", "a", a)
     if b.shape != a.shape or b.dtype != a.dtype or b.device != a.device:
         raise ValueError(
             f"interpolate_samples: b must be {a.dtype} {list(a.shape)} on {a.device} like a, "

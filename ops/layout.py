@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LARGEST = 2**62  # bytes: sizes and addresses inside the kernels are signed 64-bit numbers
+
 
 def is_channels_last(x: Tensor) -> bool:
     """NHWC in memory, and not NCHW at the same time."""
@@ -19,17 +22,12 @@ def dense(x: Tensor, channels_last: bool) -> Tensor:
     return x.contiguous(memory_format=memory_format(channels_last))
 
 
-def check_tensor(op: str, name: str, x: Tensor, dims: str) -> None:
-    """Raise ValueError unless x is a strided, floating, non-empty tensor of at least two dimensions, or the four of
-    "[N, C, H, W]"."""
-    fits = x.dim() == 4 if dims == "[N, C, H, W]" else x.dim() >= 2
+def check_tensor(op: str, name: str, x: Tensor, planes: bool = False) -> None:
+    """Raise ValueError unless x is a strided, floating, non-empty [N, C, ...], or with `planes` [N, C, H, W]."""
+    fits, dims = (x.dim() == 4, "[N, C, H, W]") if planes else (x.dim() >= 2, "[N, C, ...]")
     if x.layout != torch.strided or x.dtype not in DTYPES or not fits or x.numel() == 0:
         kinds = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         raise ValueError(
             f"{op}: {name} must be a dense, non-empty {dims} tensor in one of {kinds}, "
             f"got {x.layout} {x.dtype} {list(x.shape)}"
         )
-
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-LARGEST = 2**62  # bytes: sizes and addresses inside the kernels are signed 64-bit numbers

@@ -44,7 +44,7 @@ def upfirdn2d(
 ) -> Tensor:
     """x: [N, C, H, W] -> [N, C, H', W'] with H' = (H * up + top + bottom - Fh) // down + 1, W' likewise.
 
-    filter: [F] (separable, applied in both directions) or [Fh, Fw]; a constant, in float32 or x's dtype.
+    filter: [F] (separable, applied in both directions) or [Fh, Fw]; a constant, of any floating type.
     up, down: factors, one number or [vertical, horizontal]. padding: in upsampled pixels, one number or
     [top, bottom, left, right]; negative crops. flip: correlate instead of convolve. gain multiplies the result.
     Raises ValueError naming the argument that is wrong.
@@ -103,7 +103,7 @@ def _check(
     op: str, x: Tensor, filter: Tensor, up: Pair, down: Pair, padding: Pair
 ) -> tuple[list[int], list[int], list[int]]:
     """(up, down, padding) in full. Raises ValueError naming the argument that is wrong."""
-    check_tensor(op, "x", x, "[N, C, H, W]")
+    check_tensor(op, "x", x, planes=True)
     up, down = (_integers(op, name, value, 2) for name, value in (("up", up), ("down", down)))
     padding = _integers(op, "padding", padding, 4)
     for name, factors in (("up", up), ("down", down)):

@@ -52,6 +52,30 @@ def by_itself(cases: dict[str, str]) -> dict:
     return results
 
 
+DIFFERING = """
+import os, sys
+from gan import distributed
+from gan.errors import UserError
+ranks = distributed.start()
+assert distributed.same_on_all("the dataset", "one") == "one"
+try:
+    distributed.same_on_all("the ops", "compiled" if ranks.rank < 2 else "reference")
+except UserError as error:
+    open(os.path.join(sys.argv[1], str(ranks.rank)), "w").write(str(error))
+distributed.stop()
+distributed.end_rank()
+"""
+
+
+def test_what_must_be_the_same_on_all_ranks_is_refused_on_all(tmp_path):
+    (tmp_path / "worker.py").write_text(DIFFERING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    env = os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "worker.py"), str(tmp_path)], env=env, check=True, timeout=120)
+    said = [(tmp_path / str(rank)).read_text() for rank in range(3)]
+    assert said == ["rank 2 has the ops 'reference' and rank 0 has 'compiled': make them the same"] * 3
+
+
 @pytest.fixture(scope="module")
 def alone() -> dict:
     return by_itself(CASES)

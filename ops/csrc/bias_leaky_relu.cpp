@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <vector>
 
@@ -218,12 +217,7 @@ void bias_leaky_relu_cpu(const BiasLeakyRelu& call) {
 
 }  // namespace gan_ops
 
-#define GAN_OPS_REGISTER(DEVICE)                                              \
-  TORCH_LIBRARY_IMPL(gan_ops, DEVICE, m) {                                    \
-    m.impl("bias_leaky_relu", &gan_ops::bias_leaky_relu);                     \
-    m.impl("bias_leaky_relu_backward", &gan_ops::bias_leaky_relu_backward);   \
-  }
-GAN_OPS_REGISTER(CPU)
-#if defined(GAN_OPS_CUDA)
-GAN_OPS_REGISTER(CUDA)
-#endif
+GAN_OPS_IMPL(m, {
+  m.impl("bias_leaky_relu", &gan_ops::bias_leaky_relu);
+  m.impl("bias_leaky_relu_backward", &gan_ops::bias_leaky_relu_backward);
+})

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
+#include <torch/library.h>
 
 #include "common.h"
 
@@ -35,6 +36,15 @@ inline at::Tensor dense(const at::Tensor& x, bool channels_last) {
 inline at::Tensor empty_bits(const at::Tensor& y) {
   return at::empty({(y.numel() + 7) / 8}, y.options().dtype(at::kByte).memory_format(at::MemoryFormat::Contiguous));
 }
+
+// Registers the same functions for every device there are kernels for: they look where their tensors are.
+#if defined(GAN_OPS_CUDA)
+#define GAN_OPS_IMPL(m, ...)                        \
+  TORCH_LIBRARY_IMPL(gan_ops, CPU, m) __VA_ARGS__   \
+  TORCH_LIBRARY_IMPL(gan_ops, CUDA, m) __VA_ARGS__
+#else
+#define GAN_OPS_IMPL(m, ...) TORCH_LIBRARY_IMPL(gan_ops, CPU, m) __VA_ARGS__
+#endif
 
 #if defined(GAN_OPS_CUDA)
 // Runs launch(stream) on x's device and its current stream.

@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <vector>
 
@@ -52,7 +51,8 @@ void sample_dot_cpu(const Samples& call) {
   std::vector<double> partial(call.n * chunks);
   for_chunks(call, [&](int64_t sample, int64_t begin, int64_t end) {
     const int64_t at = sample * call.size + begin;
-    partial[sample * chunks + begin / CHUNK] = dot(static_cast<const T*>(call.a) + at, static_cast<const T*>(call.b) + at, end - begin);
+    const T *a = static_cast<const T*>(call.a) + at, *b = static_cast<const T*>(call.b) + at;
+    partial[sample * chunks + begin / CHUNK] = dot(a, b, end - begin);
   });
   for (int64_t i = 0; i < call.n; i++) {
     double total = 0;
@@ -61,33 +61,23 @@ void sample_dot_cpu(const Samples& call) {
   }
 }
 
-// y = value(weight of the sample, where in the tensor, how many).
-template <class T, class Value>
-void sample_map_cpu(const Samples& call, const Value& value) {
+// y = weight * a, or if there is a b, weight * a + (1 - weight) * b, with the weight of the sample.
+template <class T>
+void sample_map_cpu(const Samples& call) {
   using A = Accumulator<T>;
+  const T *a = static_cast<const T*>(call.a), *b = static_cast<const T*>(call.b);
   const bool streams = call.size % LANES == 0 && call.n * call.size * int64_t(sizeof(T)) > STREAM_BYTES;
   const Writer<T> y{static_cast<T*>(call.y), streams};
   for_chunks(call, [&](int64_t sample, int64_t begin, int64_t end) {
     const A weight = static_cast<const A*>(call.weight)[sample];
+    const auto value = [&](int64_t i, auto... n) {
+      return b ? weight * load(a + i, n...) + (1 - weight) * load(b + i, n...) : weight * load(a + i, n...);
+    };
     int64_t i = sample * call.size + begin;
     end += sample * call.size;
-    for (; i + LANES <= end; i += LANES) y.put(i, value(weight, i, LANES));
-    if (i < end) y.put(i, value(weight, i, end - i), end - i);
+    for (; i + LANES <= end; i += LANES) y.put(i, value(i));
+    if (i < end) y.put(i, value(i, end - i), end - i);
   });
-}
-
-template <class T>
-void sample_scale_cpu(const Samples& call) {
-  using A = Accumulator<T>;
-  const T* a = static_cast<const T*>(call.a);
-  sample_map_cpu<T>(call, [&](A weight, int64_t i, int64_t n) { return weight * load(a + i, n); });
-}
-
-template <class T>
-void sample_lerp_cpu(const Samples& call) {
-  using A = Accumulator<T>;
-  const T *a = static_cast<const T*>(call.a), *b = static_cast<const T*>(call.b);
-  sample_map_cpu<T>(call, [&](A weight, int64_t i, int64_t n) { return weight * load(a + i, n) + (1 - weight) * load(b + i, n); });
 }
 
 struct Operands {
@@ -130,45 +120,32 @@ at::Tensor sample_squared_norm(const at::Tensor& x) {
 
 at::Tensor sample_dot(const at::Tensor& a, const at::Tensor& b) { return dot_of(Operands(a, b, {})); }
 
-at::Tensor sample_scale(const at::Tensor& x, const at::Tensor& weight) {
-  Operands operands(x, {}, weight);
+at::Tensor map_of(Operands operands) {
+  Samples& call = operands.call;
   const at::Tensor y = at::empty_like(operands.a);
-  operands.call.y = y.mutable_data_ptr();
+  call.y = y.mutable_data_ptr();
 #if defined(GAN_OPS_CUDA)
   if (y.is_cuda()) {
-    on_device_of(y, [&](void* stream) { return sample_scale_cuda(operands.call, stream); });
+    on_device_of(y, [&](void* stream) { return call.b ? sample_lerp_cuda(call, stream) : sample_scale_cuda(call, stream); });
     return y;
   }
 #endif
-  dispatch(operands.call.type, [&](auto element) { sample_scale_cpu<decltype(element)>(operands.call); });
+  dispatch(call.type, [&](auto element) { sample_map_cpu<decltype(element)>(call); });
   return y;
 }
 
+at::Tensor sample_scale(const at::Tensor& x, const at::Tensor& weight) { return map_of(Operands(x, {}, weight)); }
+
 at::Tensor sample_lerp(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight) {
-  Operands operands(a, b, weight);
-  const at::Tensor y = at::empty_like(operands.a);
-  operands.call.y = y.mutable_data_ptr();
-#if defined(GAN_OPS_CUDA)
-  if (y.is_cuda()) {
-    on_device_of(y, [&](void* stream) { return sample_lerp_cuda(operands.call, stream); });
-    return y;
-  }
-#endif
-  dispatch(operands.call.type, [&](auto element) { sample_lerp_cpu<decltype(element)>(operands.call); });
-  return y;
+  return map_of(Operands(a, b, weight));
 }
 
 }  // namespace
 }  // namespace gan_ops
 
-#define GAN_OPS_REGISTER(DEVICE)                                    \
-  TORCH_LIBRARY_IMPL(gan_ops, DEVICE, m) {                          \
-    m.impl("sample_squared_norm", &gan_ops::sample_squared_norm);   \
-    m.impl("sample_dot", &gan_ops::sample_dot);                     \
-    m.impl("sample_scale", &gan_ops::sample_scale);                 \
-    m.impl("sample_lerp", &gan_ops::sample_lerp);                   \
-  }
-GAN_OPS_REGISTER(CPU)
-#if defined(GAN_OPS_CUDA)
-GAN_OPS_REGISTER(CUDA)
-#endif
+GAN_OPS_IMPL(m, {
+  m.impl("sample_squared_norm", &gan_ops::sample_squared_norm);
+  m.impl("sample_dot", &gan_ops::sample_dot);
+  m.impl("sample_scale", &gan_ops::sample_scale);
+  m.impl("sample_lerp", &gan_ops::sample_lerp);
+})

@@ -9,7 +9,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <vector>
 
@@ -21,9 +20,9 @@
 namespace gan_ops {
 namespace {
 
-constexpr int64_t SCRATCH_BYTES = 8 << 10;  // lines in flight: half of a first-level cache
-constexpr int64_t TILE_BYTES = 32 << 10;     // one line of pixels
-constexpr int64_t GRAIN = 32 << 10;          // outputs that are worth a thread
+constexpr int64_t SCRATCH_BYTES = 8 << 10;  // lines in flight: inputs and outputs want the first-level cache too
+constexpr int64_t TILE_BYTES = 32 << 10;    // one line of pixels
+constexpr int64_t GRAIN = 32 << 10;         // outputs that are worth a thread
 
 // Rows of inputs, where those outside the image are zeros.
 template <class T>
@@ -39,12 +38,12 @@ struct Plan {
   using A = Accumulator<T>;
   const Upfirdn2d& call;
   Polyphase vertical, horizontal;
-  std::vector<A> row_weights;     // separable: [vertical phases][vertical taps]
-  std::vector<A> column_weights;  // [vertical phases, or 1 if separable][horizontal phases][taps along the row]
-  int taps;                       // along the row: horizontal taps, times vertical ones if not separable
-  std::vector<int64_t> line_first;     // of each line: the first of the rows that it is a sum of,
-  std::vector<const A*> line_weight;   // and their weights
-  std::vector<A> bias;            // [c], zeros where there is none
+  std::vector<A> row_weights;         // separable: [vertical phases][vertical taps]
+  std::vector<A> column_weights;      // [vertical phases, or 1 if separable][horizontal phases][taps along the row]
+  int taps;                           // along the row: horizontal taps, times vertical ones if not separable
+  std::vector<int64_t> line_first;    // of each line: the first of the rows that it is a sum of,
+  std::vector<const A*> line_weight;  // and their weights
+  std::vector<A> bias;                // [c], zeros where there is none
 
   explicit Plan(const Upfirdn2d& c) : call(c), vertical(c.vertical), horizontal(c.horizontal) {
     using F = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -80,19 +79,21 @@ struct Plan {
     return column_weights.data() + (call.separable ? 0 : vertical.phase(row) * horizontal.phases * taps);
   }
 
-  // Lines that rows [begin, end) of outputs need: [first, last) in outputs if separable, else in inputs.
+  // Where the first line of an output row is: lines count outputs if the filter is separable, else inputs.
+  int64_t line_of(int64_t row) const { return call.separable ? row : vertical.first(row); }
+
+  // The lines [first, last) that rows [begin, end) of outputs need.
   std::pair<int64_t, int64_t> lines(int64_t begin, int64_t end) const {
     if (call.separable) return {begin, end};
     return {vertical.first(begin), vertical.first(end - 1) + vertical.taps};
   }
 
+  // Makes lines [first, last) by one of the `sum_rows`.
   template <class Sum, class... Shape>
   void sum_lines(const Sum& sum, const Rows<T>& rows, int64_t first, int64_t last, const Shape&... shape) const {
     const int64_t at = first - line_of(0);
     sum(rows, line_first.data() + at, line_weight.data() + at, call.separable ? vertical.taps : 1, last - first, shape...);
   }
-
-  int64_t line_of(int64_t row) const { return call.separable ? row : vertical.first(row); }
 
   // How many rows of outputs to take at a time, with lines of `bytes` each.
   int64_t rows_at_a_time(int64_t bytes) const {
@@ -370,8 +371,9 @@ struct Lanes {  // one tap of sixteen outputs: which lane of the inputs, if any,
     inside = 0;
     for (int64_t o = begin; o < std::min(begin + SMALL, plan.call.horizontal.out); o++) {
       const int64_t x = plan.horizontal.first(o) + tap;
-      if (tap < plan.taps) weights[o - begin] = plan.column_weights[plan.horizontal.phase(o) * plan.taps + tap];
-      if (tap >= plan.horizontal.taps || x < 0 || x >= plan.call.horizontal.in) continue;
+      if (tap >= plan.taps) continue;
+      weights[o - begin] = plan.column_weights[plan.horizontal.phase(o) * plan.taps + tap];
+      if (x < 0 || x >= plan.call.horizontal.in) continue;
       from[o - begin] = x;
       inside |= 1 << (o - begin);
     }
@@ -547,7 +549,9 @@ void run_nhwc(const Plan<T>& plan, bool streams) {
         std::fill(line, line + (inside - begin_x) * channels, A(0));
         std::fill(line + (outside - begin_x) * channels, line + (end_x - begin_x) * channels, A(0));
       }
-      plan.sum_lines(sum, {x + inside * channels, zeros.data(), height, width * channels}, first, last, scratch.data() + (inside - begin_x) * channels, line_size, (outside - inside) * channels, 1, 0);
+      const Rows<T> rows{x + inside * channels, zeros.data(), height, width * channels};
+      A* const to = scratch.data() + (inside - begin_x) * channels;
+      plan.sum_lines(sum, rows, first, last, to, line_size, (outside - inside) * channels, 1, 0);
       filter(plan, begin, end, left, right, scratch.data(), first, line_size, offsets.data(),
              {call, streams, ((image * call.vertical.out + begin) * out_width + left) * channels});
     }
@@ -584,7 +588,8 @@ void run_on_cpu(Upfirdn2d call) {
 }
 
 Axis axis_of(int64_t in, int64_t up, int64_t down, int64_t before, int64_t after, int64_t taps) {
-  return {in, (in * up + before + after - taps) / down + 1, static_cast<int>(up), static_cast<int>(down), static_cast<int>(taps), before};
+  const int64_t out = (in * up + before + after - taps) / down + 1;
+  return {in, out, static_cast<int>(up), static_cast<int>(down), static_cast<int>(taps), before};
 }
 
 // The result, and the bits if `bits` is given: then with the epilogue.
@@ -637,12 +642,7 @@ std::tuple<at::Tensor, at::Tensor> upfirdn2d_bias_leaky_relu(
 }  // namespace
 }  // namespace gan_ops
 
-#define GAN_OPS_REGISTER(DEVICE)                                              \
-  TORCH_LIBRARY_IMPL(gan_ops, DEVICE, m) {                                    \
-    m.impl("upfirdn2d", &gan_ops::upfirdn2d);                                 \
-    m.impl("upfirdn2d_bias_leaky_relu", &gan_ops::upfirdn2d_bias_leaky_relu); \
-  }
-GAN_OPS_REGISTER(CPU)
-#if defined(GAN_OPS_CUDA)
-GAN_OPS_REGISTER(CUDA)
-#endif
+GAN_OPS_IMPL(m, {
+  m.impl("upfirdn2d", &gan_ops::upfirdn2d);
+  m.impl("upfirdn2d_bias_leaky_relu", &gan_ops::upfirdn2d_bias_leaky_relu);
+})
