@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from ops.registry import kernels
+
+kernels()  # some tests call torch.ops.gan_ops itself, which loads nothing
+
 CUDA = pytest.param(
     "cuda",
     marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")],

@@ -64,6 +64,16 @@ def test_derivatives_of_both_orders(shape, channels_last, device):
         assert gradgradcheck(lambda *inputs: function(*inputs) ** 3, inputs)  # noqa: B023
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_results_are_rounded_to_nearest_as_torch_does(dtype, device):
+    """Every 16-bit number, infinities and NaN among them, times weights that leave ties and all sorts of rests."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).expand(4, -1).contiguous()
+    weight = torch.tensor([1.0, 1.5, 1 / 3, 1 + 2**-9])
+    got = torch.ops.gan_ops.sample_scale(x.to(device), weight.to(device)).cpu()
+    torch.testing.assert_close(got, (x.float() * weight.view(-1, 1)).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 def test_each_input_alone_may_want_a_gradient():
     a, b, weight = pair((2, 3))
     for wanted in (a, b, weight):
