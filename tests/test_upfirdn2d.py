@@ -68,7 +68,7 @@ def test_equals_the_definition_and_its_derivatives_are_exact(up, down, padding, 
 # have code of their own, and others.
 TAPS = [(1,), (1, 2), (1, 2, -1), (1, 3, 3, 1), (1, 4, 6, 4, 1), tuple(range(1, 10))]
 FACTORS = [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((3, 2), (2, 3)), ((1, 2), (2, 1)), ((4, 1), (1, 5))]
-PLANES = [(1, 3, 17, 37), (2, 8, 12, 24), (1, 9, 8, 40), (1, 8, 16, 16), (3, 8, 8, 8), (1, 2, 1, 3)]
+PLANES = [(1, 3, 17, 37), (2, 8, 12, 24), (1, 9, 8, 40), (1, 8, 16, 16), (3, 8, 8, 8), (1, 2, 1, 3), (1, 32, 7, 40)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -94,6 +94,25 @@ def test_every_dtype_layout_factor_and_filter_agrees_with_float64(shape, channel
         assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         cases += 1
     assert cases > 25
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_filter_of_the_networks_at_every_width_and_padding(channels_last, dtype, device):
+    """Its kernels take sixteen columns, or tiles of them, and several rows at a time."""
+    torch.manual_seed(4)
+    filter = setup_filter([1, 3, 3, 1])
+    margins = itertools.cycle([(2, 1), (1, 2), (0, 0), (3, 3), (-1, 4), (6, -2), (19, 0), (0, 23), (40, 40)])
+    for width, height, down in itertools.product([*range(15, 36), 64, 65, 97], [1, 2, 5, 8], [1, 2]):
+        x = in_layout(torch.randn(1, 16, height, width).to(dtype), channels_last).to(device)
+        padding = [*next(margins), *next(margins)]
+        if height + sum(padding[:2]) < 4:
+            continue
+        y = upfirdn2d(x, filter.to(device), 1, down, padding)
+        close(
+            y, upfirdn2d_reference(x.cpu().double(), filter.double(), [1, 1], [down, down], padding, False, 1.0), dtype
+        )
 
 
 def close(got, want, dtype):
