@@ -33,6 +33,9 @@ ALL = "tv,kl,rkl,pearson,neyman,hellinger2,jeffrey,js2,jsw,gan,alpha"
 @click.option("--gamma", type=click.FloatRange(min=0), default=0.1, show_default=True, help="Its weight.")
 @click.option("--steps", type=click.IntRange(8), help="[default: 6000, 2000 on the ring, 3000 on the grid]")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each divergence.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first; each next one's is 1 more."
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
 def main(
     mixture: str, divergences: str, exact: bool, points: str | None, json_path: Path | None, **options: Any
@@ -49,17 +52,18 @@ def main(
     target = parse_mixture(mixture)
     names = split_names(divergences)
     rows = {name: divergence(name, "--divergences") for name in names}
+    seeds = range(options["seed"], options["seed"] + options["seeds"])
     table: list[dict[str, Any]] = []
     for name in names:
         if options["ruler"]:
-            new = [ruler_row(name, rows[name], options)]
+            new = [ruler_row(name, rows[name], options["ruler"], options["samples"], seeds)]
         elif points:
-            new = [points_row(name, points, seed, options) for seed in range(options["seeds"])]
+            new = [points_row(name, points, seed, options) for seed in seeds]
         elif exact:
             new = [exact_row(name, rows[name], target)]
         else:
             exact_values = exact_row(name, rows[name], target)
-            new = [exact_values | learned_row(name, target, seed, options) for seed in range(options["seeds"])]
+            new = [exact_values | learned_row(name, target, seed, options) for seed in seeds]
         table += new
         for row in new:
             click.echo(
@@ -131,20 +135,19 @@ def points_row(name: str, points: str, seed: int, options: dict[str, Any]) -> di
     }
 
 
-def ruler_row(name: str, row: Any, options: dict[str, Any]) -> dict[str, Any]:
+def ruler_row(name: str, row: Any, k: int, samples: int, seeds: range) -> dict[str, Any]:
     """Mean over pairs of sets of the bound as a share of the exact value, and how often its interval holds that."""
     import numpy as np
 
     from gan.ruler import between_gaussians, measure
 
-    k, held = options["ruler"], 0
-    exact, shares = 0.0, []
-    for seed in range(options["seeds"]):
+    exact, shares, held = 0.0, [], 0
+    for seed in seeds:
         rng = np.random.default_rng(seed)
         p = rng.choice([-0.25, 0.25], k), rng.uniform(0.95, 1.05, k)
         q = np.zeros(k), rng.uniform(0.95, 1.05, k)
         exact = between_gaussians(row, p, q, seed=seed)
-        x, y = (m + s * rng.standard_normal((options["samples"], k)) for m, s in (p, q))
+        x, y = (m + s * rng.standard_normal((samples, k)) for m, s in (p, q))
         result = measure(row, x, y, seed)
         shares.append(result.bound / exact)
         held += result.low <= exact <= result.high
