@@ -27,10 +27,14 @@ ALL = "tv,kl,rkl,pearson,neyman,hellinger2,jeffrey,js2,jsw,gan,alpha"
 @click.option("--points", type=click.Choice(["ring", "grid"]), help="Train on 8 or 25 clusters in the plane instead.")
 @click.option("--ruler", type=click.IntRange(1, 64), metavar="K", help="Estimate from samples of K dimensions instead.")
 @click.option("--samples", type=click.IntRange(200), default=50_000, show_default=True, help="With --ruler.")
-@click.option("--form", type=click.Choice(["paper", "log_ratio"]), default="paper", show_default=True)
+@click.option(
+    "--form",
+    type=click.Choice(["paper", "log_ratio"]),
+    help="[default: log_ratio where there is one, with --points paper]",
+)
 @click.option("--saturating", type=bool, help="G descends the divergence itself. [default: yes, but with --points no]")
-@click.option("--regularizer", help="As in `saddle train`. [default: none, with --points r1]")
-@click.option("--gamma", type=click.FloatRange(min=0), default=0.1, show_default=True, help="Its weight.")
+@click.option("--regularizer", help="As in `saddle train`. [default: r1_r2, with --points r1]")
+@click.option("--gamma", type=click.FloatRange(min=0), help="Its weight. [default: .002, with --points .1]")
 @click.option("--steps", type=click.IntRange(8), help="[default: 6000, 2000 on the ring, 3000 on the grid]")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each divergence.")
 @click.option(
@@ -63,7 +67,7 @@ def main(
             new = [exact_row(name, rows[name], target)]
         else:
             exact_values = exact_row(name, rows[name], target)
-            new = [exact_values | learned_row(name, target, seed, options) for seed in seeds]
+            new = [exact_values | learned_row(name, rows[name], target, seed, options) for seed in seeds]
         table += new
         for row in new:
             click.echo(
@@ -106,19 +110,25 @@ def exact_row(name: str, row: Any, target: "Mixture") -> dict[str, Any]:
     }
 
 
-def objective(name: str, options: dict[str, Any], saturating: bool) -> str:
-    """The objective's name for a divergence's, with the form and the generator's loss that were asked for."""
+def objective(name: str, options: dict[str, Any], form: str, saturating: bool) -> str:
+    """The objective's name for a divergence's, with the form and the generator's loss: those asked for, or these."""
     head, _, given = name.partition(":")
     chosen = saturating if options["saturating"] is None else options["saturating"]
-    return f"f:{head}:{given}{',' * bool(given)}form={options['form']},saturating={int(chosen)}"
+    return f"f:{head}:{given}{',' * bool(given)}form={options['form'] or form},saturating={int(chosen)}"
 
 
-def learned_row(name: str, target: "Mixture", seed: int, options: dict[str, Any]) -> dict[str, Any]:
+def penalty(options: dict[str, Any], name: str, gamma: float) -> tuple[str, float]:
+    """(regularizer, gamma): those asked for, or these."""
+    return options["regularizer"] or name, gamma if options["gamma"] is None else options["gamma"]
+
+
+def learned_row(name: str, row: Any, target: "Mixture", seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """What training found."""
     from gan.gaussian import learned
 
-    penalty = {"regularizer_name": options["regularizer"] or "none", "gamma": options["gamma"]}
-    found = learned(objective(name, options, saturating=True), target, options["steps"] or 6000, seed, **penalty)
+    text = objective(name, options, "log_ratio" if row.log_ratio else "paper", saturating=True)
+    regularizer, gamma = penalty(options, "r1_r2", 0.002)
+    found = learned(text, target, options["steps"] or 6000, seed, regularizer_name=regularizer, gamma=gamma)
     return {"seed": seed, "F": found.divergence, "learned mean": found.mean, "learned deviation": found.deviation}
 
 
@@ -127,11 +137,11 @@ def points_row(name: str, points: str, seed: int, options: dict[str, Any]) -> di
     from gan.points import POINTS, train_points
 
     steps = options["steps"] or {"ring": 2000, "grid": 3000}[points]
-    row = objective(name, options, saturating=False)
+    text = objective(name, options, "paper", saturating=False)
     return {
         "divergence": name,
         "seed": seed,
-        **train_points(row, options["regularizer"] or "r1", options["gamma"], POINTS[points], seed, steps),
+        **train_points(text, *penalty(options, "r1", 0.1), POINTS[points], seed, steps),
     }
 
 
