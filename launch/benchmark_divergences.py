@@ -27,12 +27,19 @@ ALL = "tv,kl,rkl,pearson,neyman,hellinger2,jeffrey,js2,jsw,gan,alpha"
 @click.option("--points", type=click.Choice(["ring", "grid"]), help="Train on 8 or 25 clusters in the plane instead.")
 @click.option("--ruler", type=click.IntRange(1, 64), metavar="K", help="Estimate from samples of K dimensions instead.")
 @click.option("--samples", type=click.IntRange(200), default=50_000, show_default=True, help="With --ruler.")
-@click.option("--form", type=click.Choice(["paper", "log_ratio"]), default="paper", show_default=True)
+@click.option(
+    "--form",
+    type=click.Choice(["paper", "log_ratio"]),
+    help="[default: log_ratio where there is one, with --points paper]",
+)
 @click.option("--saturating", type=bool, help="G descends the divergence itself. [default: yes, but with --points no]")
-@click.option("--regularizer", help="As in `saddle train`. [default: none, with --points r1]")
-@click.option("--gamma", type=click.FloatRange(min=0), default=0.1, show_default=True, help="Its weight.")
+@click.option("--regularizer", help="As in `saddle train`. [default: r1_r2, with --points r1]")
+@click.option("--gamma", type=click.FloatRange(min=0), help="Its weight. [default: .002, with --points .1]")
 @click.option("--steps", type=click.IntRange(8), help="[default: 6000, 2000 on the ring, 3000 on the grid]")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each divergence.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first; each next one's is 1 more."
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
 def main(
     mixture: str, divergences: str, exact: bool, points: str | None, json_path: Path | None, **options: Any
@@ -49,17 +56,18 @@ def main(
     target = parse_mixture(mixture)
     names = split_names(divergences)
     rows = {name: divergence(name, "--divergences") for name in names}
+    seeds = range(options["seed"], options["seed"] + options["seeds"])
     table: list[dict[str, Any]] = []
     for name in names:
         if options["ruler"]:
-            new = [ruler_row(name, rows[name], options)]
+            new = [ruler_row(name, rows[name], options["ruler"], options["samples"], seeds)]
         elif points:
-            new = [points_row(name, points, seed, options) for seed in range(options["seeds"])]
+            new = [points_row(name, points, seed, options) for seed in seeds]
         elif exact:
             new = [exact_row(name, rows[name], target)]
         else:
             exact_values = exact_row(name, rows[name], target)
-            new = [exact_values | learned_row(name, target, seed, options) for seed in range(options["seeds"])]
+            new = [exact_values | learned_row(name, rows[name], target, seed, options) for seed in seeds]
         table += new
         for row in new:
             click.echo(
@@ -102,19 +110,25 @@ def exact_row(name: str, row: Any, target: "Mixture") -> dict[str, Any]:
     }
 
 
-def objective(name: str, options: dict[str, Any], saturating: bool) -> str:
-    """The objective's name for a divergence's, with the form and the generator's loss that were asked for."""
+def objective(name: str, options: dict[str, Any], form: str, saturating: bool) -> str:
+    """The objective's name for a divergence's, with the form and the generator's loss: those asked for, or these."""
     head, _, given = name.partition(":")
     chosen = saturating if options["saturating"] is None else options["saturating"]
-    return f"f:{head}:{given}{',' * bool(given)}form={options['form']},saturating={int(chosen)}"
+    return f"f:{head}:{given}{',' * bool(given)}form={options['form'] or form},saturating={int(chosen)}"
 
 
-def learned_row(name: str, target: "Mixture", seed: int, options: dict[str, Any]) -> dict[str, Any]:
+def penalty(options: dict[str, Any], name: str, gamma: float) -> tuple[str, float]:
+    """(regularizer, gamma): those asked for, or these."""
+    return options["regularizer"] or name, gamma if options["gamma"] is None else options["gamma"]
+
+
+def learned_row(name: str, row: Any, target: "Mixture", seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """What training found."""
     from gan.gaussian import learned
 
-    penalty = {"regularizer_name": options["regularizer"] or "none", "gamma": options["gamma"]}
-    found = learned(objective(name, options, saturating=True), target, options["steps"] or 6000, seed, **penalty)
+    text = objective(name, options, "log_ratio" if row.log_ratio else "paper", saturating=True)
+    regularizer, gamma = penalty(options, "r1_r2", 0.002)
+    found = learned(text, target, options["steps"] or 6000, seed, regularizer_name=regularizer, gamma=gamma)
     return {"seed": seed, "F": found.divergence, "learned mean": found.mean, "learned deviation": found.deviation}
 
 
@@ -123,28 +137,27 @@ def points_row(name: str, points: str, seed: int, options: dict[str, Any]) -> di
     from gan.points import POINTS, train_points
 
     steps = options["steps"] or {"ring": 2000, "grid": 3000}[points]
-    row = objective(name, options, saturating=False)
+    text = objective(name, options, "paper", saturating=False)
     return {
         "divergence": name,
         "seed": seed,
-        **train_points(row, options["regularizer"] or "r1", options["gamma"], POINTS[points], seed, steps),
+        **train_points(text, *penalty(options, "r1", 0.1), POINTS[points], seed, steps),
     }
 
 
-def ruler_row(name: str, row: Any, options: dict[str, Any]) -> dict[str, Any]:
+def ruler_row(name: str, row: Any, k: int, samples: int, seeds: range) -> dict[str, Any]:
     """Mean over pairs of sets of the bound as a share of the exact value, and how often its interval holds that."""
     import numpy as np
 
     from gan.ruler import between_gaussians, measure
 
-    k, held = options["ruler"], 0
-    exact, shares = 0.0, []
-    for seed in range(options["seeds"]):
+    exact, shares, held = 0.0, [], 0
+    for seed in seeds:
         rng = np.random.default_rng(seed)
         p = rng.choice([-0.25, 0.25], k), rng.uniform(0.95, 1.05, k)
         q = np.zeros(k), rng.uniform(0.95, 1.05, k)
         exact = between_gaussians(row, p, q, seed=seed)
-        x, y = (m + s * rng.standard_normal((options["samples"], k)) for m, s in (p, q))
+        x, y = (m + s * rng.standard_normal((samples, k)) for m, s in (p, q))
         result = measure(row, x, y, seed)
         shares.append(result.bound / exact)
         held += result.low <= exact <= result.high

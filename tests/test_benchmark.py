@@ -1,12 +1,15 @@
 """`saddle benchmark` as its users meet it."""
 
+import itertools
 import json
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
-from launch import cli
+from gan.trainer import initial_state, update
+from launch import benchmark_regularizers, cli
 
 
 def saddle(monkeypatch, *arguments: object) -> int:
@@ -32,9 +35,37 @@ def test_dirac_prints_what_it_writes(monkeypatch, tmp_path, capsys):
         assert (204, 34, 34) in {color for _, color in image.convert("RGB").getcolors(1 << 20)}
 
 
+def test_regularizers_are_priced_beside_none_and_r1(monkeypatch, tmp_path, capsys):
+    flags = ["--resolution=8", "--channels=4", "--batch=4", "--repeats=1", f"--json={tmp_path / 'rows.json'}"]
+    assert saddle(monkeypatch, "regularizers", "--regularizers=wgan_gp:target=2,clip", *flags) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["regularizer"] for row in rows] == ["none", "r1", "wgan_gp:target=2", "clip"]
+    for row in rows:
+        assert row["x none"] * rows[0]["ms"] == pytest.approx(row["ms"]) == row["x r1"] * rows[1]["ms"]
+    assert "wgan_gp:target=2" in capsys.readouterr().out
+
+
+def test_a_priced_step_takes_the_penalty_in_and_moves_nothing(monkeypatch):
+    critics = []
+    monkeypatch.setattr("gan.trainer.update", lambda D, *rest: critics.append(D) or update(D, *rest))
+    for name in ("none", "r1", "wgan_gp"):
+        task = benchmark_regularizers.task(name, torch.device("cpu"), 8, 4, 4, "nonsaturating")
+        step = benchmark_regularizers.d_step(task)
+        step(), step()
+        for p, start in zip(critics[-1].parameters(), initial_state(task).D.parameters(), strict=True):
+            assert torch.equal(p, start)
+    gradients = [torch.cat([p.grad.flatten() for p in D.parameters() if p.grad is not None]) for D in critics[::2]]
+    assert all((a - b).norm() > 1e-3 * a.norm() for a, b in itertools.combinations(gradients, 2))
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
+        (["regularizers", "--resolution=24"], "try --resolution=16"),
+        (["regularizers", "--regularizers=r3"], "did you mean"),
+        (["regularizers", "--objective=hinge"], "use an objective f:..., or roth_js"),
+        (["regularizers", "--objective=energy"], "no D step"),
+        (["regularizers", "--batch=6"], "try --batch=8"),
         (["dira"], "No such command"),
         (["dirac", "--objective=hing"], "did you mean hinge"),
         (["dirac", "--objective=energy", "--regularizer=none"], "couples samples"),

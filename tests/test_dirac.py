@@ -90,8 +90,9 @@ def test_golden_trajectories(name, alternating):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alternating", [False, True], ids=["simultaneous", "alternating"])
-@pytest.mark.parametrize("name", ["nsgan", "wgan", "wgangp 0.3", "r1 0.3", "roth"])
+@pytest.mark.parametrize(
+    "name,alternating", [(n, False) for n in GAMES] + [(n, True) for n in ("nsgan", "wgan", "wgangp 0.3", "roth")]
+)
 def test_long_golden_trajectories(name, alternating):
     check(GAMES[name], alternating, dict(zip((100, 5000), GOLDEN[name][alternating], strict=True)))
 

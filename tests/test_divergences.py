@@ -17,7 +17,7 @@ V = torch.tensor([-40.0, -9.0, -3.5, -1.7, -0.4, 0.3, 1.1, 2.9, 5.0, 30.0], dtyp
 
 
 def close(ours, theirs, rtol=1e-10):
-    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=0)
 
 
 def derivative(function, x: torch.Tensor) -> torch.Tensor:
@@ -61,8 +61,8 @@ def test_derivatives_thresholds_and_fenchel_young(name):
     close(row.derivative(U), derivative(row.generator, U))
     close(row.second(U), derivative(row.derivative, U))
     t = row.derivative(U)
-    close(row.conjugate_derivative(t), U, 1e-9)
-    close(row.conjugate_derivative(t), derivative(row.conjugate, t), 1e-9)
+    close(row.conjugate_derivative(t), U)
+    close(row.conjugate_derivative(t), derivative(row.conjugate, t))
     assert row.threshold == pytest.approx(row.derivative(torch.ones((), dtype=torch.float64)).item(), abs=1e-15)
     gap = row.generator(U)[:, None] + row.conjugate(t)[None, :] - U[:, None] * t[None, :]
     scale = 1 + (U[:, None] * t[None, :]).abs()
@@ -84,17 +84,15 @@ def test_forms_stay_conjugate_everywhere(name, form_name):
     if name != "tv":
         assert (t <= row.domain).all()
     inside = V[(V.abs() < 20)]
-    close(form.conjugate(inside), row.conjugate(form.value(inside)), 1e-8 if "0.9" in name else 1e-10)
+    close(form.conjugate(inside), row.conjugate(form.value(inside)))
     slope = derivative(form.value, V)
     assert (slope >= 0).all()
-    close(
-        derivative(form.conjugate, inside), (row.conjugate_derivative(form.value(inside)) * slope[V.abs() < 20]), 1e-7
-    )
+    close(derivative(form.conjugate, inside), row.conjugate_derivative(form.value(inside)) * slope[V.abs() < 20])
     boundary = torch.tensor(form.boundary, dtype=torch.float64)
     assert form.value(boundary).item() == pytest.approx(row.threshold, abs=1e-12)
     if name != "tv":
         curve = derivative(row.conjugate_derivative, form.value(inside)) * slope[V.abs() < 20].square()
-        close(form.curvature(inside), curve, 1e-7)
+        close(form.curvature(inside), curve)
 
 
 @pytest.mark.parametrize("name,form_name", FORMS)
@@ -215,8 +213,8 @@ def test_golden_categorical(name):
     t = row.derivative(P / Q)
     assert (P * t - Q * row.conjugate(t)).sum().item() == pytest.approx(forward, rel=1e-12)  # the bound is tight
     if t_star:
-        close(t, torch.tensor(t_star, dtype=torch.float64), 1e-9)
-        close(row.conjugate(t), torch.tensor(conjugate, dtype=torch.float64), 1e-9)
+        assert t.tolist() == pytest.approx(t_star, rel=0, abs=6e-10)  # nine decimals are printed
+        assert row.conjugate(t).tolist() == pytest.approx(conjugate, rel=0, abs=6e-10)
 
 
 GAUSSIANS = {  # P = N(0, 1), Q = N(0.5, 1.2^2)
@@ -285,7 +283,7 @@ def test_real_is_not_what_has_a_positive_output():
 def test_log_omega_and_its_derivatives():
     z = torch.tensor([-300.0, -30.0, -1.0, 0.0, 0.9, 1.0, 1.1, 3.0, 50.0, 1e6], dtype=torch.float64)
     x = log_omega(z)
-    close(x + x.exp(), z, 1e-14)
+    assert (x + x.exp()).tolist() == pytest.approx(z.tolist(), rel=1e-14, abs=1e-14)
     z = z[1:-1].requires_grad_()
     assert torch.autograd.gradcheck(log_omega, z) and torch.autograd.gradgradcheck(log_omega, z)
     assert log_omega(torch.tensor([-200.0, 200.0])).isfinite().all()

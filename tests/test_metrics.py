@@ -33,6 +33,12 @@ def test_frechet_distance_of_commuting_covariances():
     assert distance == pytest.approx(np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-12)
 
 
+def test_golden_wasserstein_distance_of_gaussians():
+    """N(0, 1) and N(1, 1.5^2): W2^2 is the squared differences of means and of deviations."""
+    distance = frechet_distance(np.array([0.0]), np.array([[1.0]]), np.array([1.0]), np.array([[1.5**2]]))
+    assert distance == pytest.approx(1.25, rel=1e-13)
+
+
 def test_frechet_distance_of_rank_deficient_covariances():
     """Ranks 1 along u and v: the trace of the root of the product is |u.v|. Orthogonal supports do not overlap."""
     u, v, zero = RANDOM.randn(50), RANDOM.randn(50), np.zeros(50)

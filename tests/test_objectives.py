@@ -120,36 +120,42 @@ def quantiles(mean: float, deviation: float, count: int) -> torch.Tensor:
     return (mean + deviation * torch.special.ndtri(p)).view(1, -1, 1)
 
 
-@pytest.mark.parametrize("width,expected", [(0.5, 0.099383), (1, 0.141286), (2, 0.115928)])
-def test_golden_discrepancy_of_gaussians(width, expected):
+def expected(function, mean: float, variance: float) -> float:
+    """E function(|X - Y|^2) where X - Y is N(mean, variance), by quadrature with a node where |X - Y| has its kink."""
+    x = torch.arange(-120_000, 120_001, dtype=torch.float64) / 5000
+    density = (-(x - mean).square() / (2 * variance)).exp() / math.sqrt(2 * math.pi * variance)
+    return torch.trapezoid(function(x.square()) * density, x).item()
+
+
+def discrepancy(k) -> float:
+    """MMD^2 of N(0, 1) and N(1, 1.5^2)."""
+    return expected(k, 0, 2) + expected(k, 0, 4.5) - 2 * expected(k, 1, 3.25)
+
+
+@pytest.mark.parametrize("width,golden", [(0.5, 0.099383), (1, 0.141286), (2, 0.115928)])
+def test_golden_discrepancy_of_gaussians(width, golden):
     def k(mean, variance):  # E k(X, Y) in closed form
         s = width**2 + variance
         return width / math.sqrt(s) * math.exp(-(mean**2) / (2 * s))
 
-    assert k(0, 2) + k(0, 4.5) - 2 * k(1, 3.25) == pytest.approx(expected, abs=6e-7)
-    one = kernels.kernel("rbf", scale=width, single=True)
-    ours = kernels.mmd(quantiles(0, 1, 1500), quantiles(1, 1.5, 1500), one, unbiased=False)
-    assert ours.item() == pytest.approx(expected, abs=5e-5)
+    ours = discrepancy(kernels.kernel("rbf", scale=width, single=True))
+    assert ours == pytest.approx(k(0, 2) + k(0, 4.5) - 2 * k(1, 3.25), rel=1e-10)
+    assert ours == pytest.approx(golden, abs=6e-7)
 
 
-def test_golden_energy_scores():
-    n = 2000
-    x, y = torch.full((1, n, 1), 0.7, dtype=torch.float64), quantiles(1, 1.5, n)
-    all_pairs = (n - 1) / n / 2  # quantiles are no sample: their mean over all pairs is wanted
-    ours = kernels.energy_score(x, y, gamma=all_pairs).item()
-    s = (0.7 - 1) / 1.5  # CRPS of a normal distribution in closed form
-    density, below = math.exp(-s * s / 2) / math.sqrt(2 * math.pi), (1 + math.erf(s / math.sqrt(2))) / 2
-    exact = 1.5 * (s * (2 * below - 1) + 2 * density - 1 / math.sqrt(math.pi))
-    assert exact == pytest.approx(0.374400, abs=6e-7) and ours == pytest.approx(exact, abs=5e-5)
+def test_golden_energy_distance_and_score():
     k = kernels.kernel("distance")
-    energy = kernels.mmd(quantiles(0, 1, n), y, k, unbiased=False).item()
-
-    def distance(mean, variance):  # E|X - Y| in closed form
-        s = math.sqrt(variance)
-        return s * math.sqrt(2 / math.pi) * math.exp(-(mean**2) / (2 * variance)) + mean * math.erf(mean / s / 2**0.5)
-
-    exact = 2 * distance(1, 3.25) - distance(0, 2) - distance(0, 4.5)
-    assert exact == pytest.approx(0.487444, abs=6e-7) and energy == pytest.approx(exact, abs=2e-4)
+    assert discrepancy(k) == pytest.approx(0.487444, abs=6e-7)
+    # Against one point x the score is E|x - Y| - E|Y - Y'| / 2, for a normal distribution in closed form
+    crps = expected(k, 0, 4.5) / 2 - expected(k, 0.7 - 1, 2.25)
+    s = (0.7 - 1) / 1.5
+    density, below = math.exp(-s * s / 2) / math.sqrt(2 * math.pi), (1 + math.erf(s / math.sqrt(2))) / 2
+    assert crps == pytest.approx(1.5 * (s * (2 * below - 1) + 2 * density - 1 / math.sqrt(math.pi)), rel=1e-8)
+    assert crps == pytest.approx(0.374400, abs=6e-7)
+    # and between samples half of the unbiased energy distance, which the three points above hold
+    y = torch.randn(1, 6, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    x = torch.full_like(y, 0.7)
+    assert kernels.energy_score(x, y).item() == pytest.approx(kernels.mmd(x, y, k).item() / 2, rel=1e-13)
 
 
 def test_energy_score_by_loops_and_what_gamma_does():

@@ -1,0 +1,129 @@
+"""`saddle benchmark regularizers`: what each adds to the cost of a D step."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launch.cli import run
+from launch.tables import text_table, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from gan.trainer import Task
+    from launch.measure import Call, Times
+
+BASELINES = ("none", "r1")
+
+
+@click.command()
+@click.option("--resolution", type=click.IntRange(8, 1024), default=32, show_default=True, help="A power of two.")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--channels", type=click.IntRange(1), default=64, show_default=True, help="The most in a layer of D.")
+@click.option("--objective", default="f:gan", show_default=True, help="As in `saddle train`; roth needs an f:... one.")
+@click.option("--regularizers", metavar="NAME,...", help="Which to price.  [default: all]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1, 4096), default=1, show_default=True, help="CPU time is taken of one.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Samples of each.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+def main(
+    regularizers: str | None, device: str, threads: int, repeats: int, json_path: Path | None, **options: Any
+) -> None:
+    """Time D steps with each regularizer, in turns within one run.
+
+    A step is the loss, the penalty on every step, the backward pass and the update, as in training, of images that are
+    there already. The last two columns are how many times a step without any, and with R1, it takes.
+    """
+    import torch
+
+    from gan.regularizers import REGULARIZERS
+    from gan.tables import split_names
+    from launch.measure import DeviceClock, HostClock, contest, describe_machine, find_device, machine_line
+
+    target = find_device(device)
+    torch.set_num_threads(threads)
+    names = dict.fromkeys((*BASELINES, *(REGULARIZERS if regularizers is None else split_names(regularizers))))
+    steps = {name: d_step(task(name, target, **options)) for name in names}
+    machine = describe_machine(target)
+    click.echo(machine_line(machine))
+    clock = DeviceClock(keep=0) if device == "cuda" else HostClock(threads)
+    clock.budget = math.inf  # --repeats decides
+    times, left_out = contest(steps, clock, repeats)
+    rows = table(times)
+    click.echo(text_table(rows))
+    for name, reason in left_out.items():
+        click.echo(f"{name} left out: {reason}")
+    if json_path:
+        write_json(json_path, {"machine": machine, **options, "rows": rows, "left_out": left_out})
+        click.echo(f"wrote {json_path}")
+
+
+def task(name: str, device: "torch.device", resolution: int, batch: int, channels: int, objective: str) -> "Task":
+    """Training of a whole network at one resolution. Raises UserError for what cannot be, as training does."""
+    from gan.checkpoint import ImageFormat
+    from gan.config import TrainConfig, override
+    from gan.distributed import Ranks, set_precision
+    from gan.errors import UserError
+    from gan.schedules import build_schedule
+    from gan.trainer import build_task
+
+    last = resolution.bit_length() - 3
+    if resolution != 4 << last:
+        raise UserError(f"--resolution={resolution} is not a power of two; try --resolution={4 << last}")
+    values = {"batch": batch, "growth.mode": "none", "network.channel_max": channels}
+    config = override(TrainConfig(), values | {"objective.name": objective, "regularizer.name": name})
+    ranks = Ranks(device=device)
+    set_precision(ranks, config.distributed.deterministic)
+    images = ImageFormat(channels=3, base=(4, 4), last=last, class_names=(), dataset_hash="")
+    built = build_task(config, build_schedule(config, last), images, ranks)
+    if built.objective.discriminator is None:
+        raise UserError(f"--objective={objective} has no critic, and so no D step")
+    return built
+
+
+def d_step(task: "Task") -> "Call":
+    """D's part of `train_step`, at a learning rate of 0: every call does the same work on the same images."""
+    import torch
+
+    from gan.method import critic_loss
+    from gan.schedules import moment
+    from gan.trainer import build_critic, initial_state, total_over_samples, update
+
+    state, now, draws, gamma = initial_state(task), moment(task.schedule, 0), task.draws(0), task.gamma(0)
+    D, optimizer, batch = state.D, state.d_optimizer, task.config.batch
+    critic = build_critic(D, task, now, 1.0, None, draws, gamma)
+    side = 4 << task.images.last
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (2 * torch.rand(2, batch, 3, side, side, generator=generator) - 1).to(task.ranks.device)
+
+    def step() -> None:
+        d = critic_loss(task.objective, task.regularizer, critic, real.detach(), fake.detach(), draws)
+        total = total_over_samples(d.loss, batch) + sum(gamma / 2 * penalty.sum() for penalty in d.penalties)
+        update(D, optimizer, 0.0, total, batch)
+        if task.regularizer.constrain:
+            task.regularizer.constrain(D, gamma)
+
+    return step
+
+
+def table(times: Mapping[str, "Times"]) -> list[dict[str, Any]]:
+    """Milliseconds of a step, and what they are of the baselines' where those took part."""
+    none, r1 = (times[name].median if name in times else math.nan for name in BASELINES)
+    return [
+        {
+            "regularizer": name,
+            "ms": t.median,
+            "p10": t.p10,
+            "p90": t.p90,
+            "x none": t.median / none,
+            "x r1": t.median / r1,
+        }
+        for name, t in times.items()
+    ]
+
+
+if __name__ == "__main__":
+    run(main, "saddle benchmark regularizers")
