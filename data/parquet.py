@@ -30,7 +30,16 @@ class Group(NamedTuple):
 
     path: Path
     number: int
+    first: int  # row of the file
     rows: int
+
+
+class Columns(NamedTuple):
+    """What the files of one source have in common."""
+
+    image: str
+    label: str | None
+    classes: tuple[str, ...] | None
 
 
 def is_parquet(path: Path) -> bool:
@@ -68,27 +77,17 @@ def _pyarrow() -> Any:
 
 
 def _open_files(name: str, files: Sequence[Path], max_images: int | None) -> Source:
-    pyarrow = _pyarrow()
-    groups: list[Group] = []
-    label_columns = []
-    for path in files:
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                schema, metadata = file.schema_arrow, file.metadata
-                if path == files[0]:
-                    first = schema
-                    image_column, label_column = _image_column(path, schema), _label_column(schema)
-                elif not {image_column, label_column} - {None} <= set(schema.names):
-                    raise DataError(f"{path} has other columns than {files[0]}: {', '.join(schema.names)}")
-                groups += [Group(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
-                if label_column is not None:
-                    label_columns.append(_numbers(path, file.read([label_column], use_threads=False)[label_column]))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path} is a damaged parquet file ({error}): copy it again") from error
+    columns, groups, found = _look_into(files[0])
+    for path in files[1:]:
+        others, more_groups, more_labels = _look_into(path)
+        if others != columns:
+            raise DataError(f"{path} has other columns or class names than {files[0]}: give the folder of one data set")
+        groups += more_groups
+        found += more_labels
     ends = list(accumulate(group.rows for group in groups))
     if not ends or not ends[-1]:
         raise DataError(f"no images in {name}: it has no rows")
-    labels = _labels(name, label_columns, ends[-1], _class_names(first, label_column))
+    labels = _labels(name, found, ends[-1], columns.classes)
     count = min(ends[-1], max_images or ends[-1])
 
     def read(start: int = 0, stop: int | None = None) -> Iterator[Item]:
@@ -99,10 +98,28 @@ def _open_files(name: str, files: Sequence[Path], max_images: int | None) -> Sou
             if begin >= stop:
                 return
             rows = range(max(start - begin, 0), min(stop - begin, group.rows))
-            for row, image in zip(rows, _images(group, image_column, rows), strict=True):
-                yield Item(f"{group.path.name} row {begin + row}", image, labels.values[begin + row])
+            for row, image in zip(rows, _images(group, columns.image, rows), strict=True):
+                yield Item(f"{group.path.name} row {group.first + row}", image, labels.values[begin + row])
 
     return Source(name, count, labels.classes, read, label_dim=labels.dim)
+
+
+def _look_into(path: Path) -> tuple[Columns, list[Group], list[np.ndarray]]:
+    """Which columns matter, the row groups, and the labels (one array, or none if there is no such column)."""
+    pyarrow = _pyarrow()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            label = next((name for name in LABELS if name in schema.names), None)
+            columns = Columns(_image_column(path, schema), label, _class_names(schema, label))
+            rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+            firsts = [0, *accumulate(rows)]
+            groups = [Group(path, number, firsts[number], count) for number, count in enumerate(rows)]
+            if label is None:
+                return columns, groups, []
+            return columns, groups, [_numbers(path, file.read([label], use_threads=False)[label])]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is a damaged parquet file ({error}): copy it again") from error
 
 
 def _image_column(path: Path, schema: Any) -> str:
@@ -123,18 +140,14 @@ def _image_column(path: Path, schema: Any) -> str:
     return (named or columns)[0]
 
 
-def _label_column(schema: Any) -> str | None:
-    return next((name for name in LABELS if name in schema.names), None)
-
-
-def _class_names(schema: Any, column: str | None) -> list[str] | None:
+def _class_names(schema: Any, column: str | None) -> tuple[str, ...] | None:
     """The names of a ClassLabel, from what the Hugging Face library left in the metadata."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[column]["names"]
     except (KeyError, ValueError, TypeError):
         return None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _numbers(path: Path, column: Any) -> np.ndarray:
@@ -147,7 +160,7 @@ def _numbers(path: Path, column: Any) -> np.ndarray:
         raise DataError(f"{path}: the labels are vectors of different lengths") from error
 
 
-def _labels(name: str, columns: Sequence[np.ndarray], count: int, classes: list[str] | None) -> Labels:
+def _labels(name: str, columns: Sequence[np.ndarray], count: int, classes: tuple[str, ...] | None) -> Labels:
     columns = [column for column in columns if len(column)]
     if not columns:
         return no_labels(count)

@@ -34,7 +34,9 @@ def check(source, images, labels, names=None):
     """A source has exactly these images and labels, in this order, from wherever its reading starts."""
     whole = as_read(source.read())
     assert len(whole) == source.count == len(images)
-    assert [image for _, image, _ in whole] == [image if isinstance(image, str) else image.tobytes() for image in images]
+    assert [image for _, image, _ in whole] == [
+        image if isinstance(image, str) else image.tobytes() for image in images
+    ]
     assert [label for _, _, label in whole] == [plain(label) for label in labels]
     if names is not None:
         assert [name for name, _, _ in whole] == names

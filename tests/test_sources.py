@@ -1,18 +1,27 @@
-"""Sources: what they yield, in which order, with which labels; hostile folders and archives."""
+"""Sources of all kinds, folders and zips above all: what they yield, in which order; hostile folders and archives."""
 
 import io
+import json
+import multiprocessing
 import os
+import pickle
 import struct
 import sys
+import tarfile
+import tracemalloc
 import zipfile
 
+import lmdb
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from source_files import as_read, check, encoded, pixels
 
-from data import sources
+from data import digits, folders
 from data.errors import DataError
+from data.prepare import prepare
 from data.sources import label_by_folder, open_source, stacked_choice
 
 
@@ -127,14 +136,242 @@ def test_no_images(tmp_path, names):
 
 def test_what_is_no_source(tmp_path):
     (tmp_path / "x.zip").write_bytes(png())
-    with pytest.raises(DataError, match=r"neither a folder nor a whole zip.*digits or stacked-digits"):
+    with pytest.raises(
+        DataError, match=r"damaged or of no known kind: a source is digits, .* a zip of images, .*, or shards"
+    ):
         open_source(str(tmp_path / "x.zip"))
     with pytest.raises(DataError, match="does not exist"):
         open_source(str(tmp_path / "nowhere"))
     whole = make_zip(tmp_path / "y.zip", ["a.png"])
     os.truncate(whole, os.path.getsize(whole) - 10)
-    with pytest.raises(DataError, match="whole zip"):
+    with pytest.raises(DataError, match="damaged or of no known kind"):
         open_source(whole)
+
+
+# dataset.json
+
+NAMES = ["00001/b.png", "00000/a.png", "00001/a.png", "ünï.png"]  # by name: 1 2 0 3
+IMAGES = pixels(4)
+
+
+def write_labeled(path, kind, labels, names=NAMES):
+    """A folder or zip of IMAGES with a dataset.json: the text given, or the labels by file name."""
+    text = labels if isinstance(labels, str) else json.dumps({"labels": labels})
+    files = {name: encoded(image) for name, image in zip(names, IMAGES, strict=True)} | {"dataset.json": text.encode()}
+    path = path / f"labeled.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        for name, content in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(content)
+    return str(path)
+
+
+BY_NAME = sorted(range(4), key=NAMES.__getitem__)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize(
+    ("labels", "classes", "dim"),
+    [
+        ([3, 0, 1, 0], ("0", "1", "2", "3"), None),
+        ([[0.25, 1], [-1e-3, 2], [3, 4], [5, 6.5]], None, 2),
+        ([None] * 4, None, None),
+    ],
+)
+def test_dataset_json_wins_over_folders(tmp_path, kind, labels, classes, dim):
+    path = write_labeled(tmp_path, kind, list(zip(NAMES, labels, strict=True)))
+    source = open_source(path)
+    assert (source.classes, source.label_dim, source.ignored) == (classes, dim, 0)
+    expected = [labels[i] if dim is None else np.array(labels[i], np.float32) for i in BY_NAME]
+    check(source, IMAGES[BY_NAME], expected, sorted(NAMES))
+    assert all(item.label.dtype == np.float32 for item in source.read() if dim)
+    assert open_source(path, 1).classes == classes
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_dataset_json_without_labels(tmp_path, kind):
+    check(open_source(write_labeled(tmp_path, kind, '{"labels": null}')), IMAGES[BY_NAME], [None] * 4)
+
+
+PAIRS = [[name, 0] for name in NAMES]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (PAIRS[1:], "no label for 00001/b.png, and for 0 other"),
+        ([*PAIRS, ["x.png", 0]], "label for 'x.png'"),
+        ([*PAIRS, PAIRS[0]], "names a file twice"),
+        ([*PAIRS[:3], ["ünï.png", None]], "label of ünï.png is missing, that of 00000/a.png an integer"),
+        ([*PAIRS[:3], ["ünï.png", [1.0]]], "label of ünï.png is a vector of 1"),
+        ([[name, [0.5] * (1 + (name == "ünï.png"))] for name in NAMES], "ünï.png is a vector of 2, that of .* of 1"),
+        ([*PAIRS[:3], ["ünï.png", -1]], "label of ünï.png is -1"),
+        ([*PAIRS[:3], ["ünï.png", 10**30]], "label of ünï.png is .* outside of 0 to"),
+        ([*PAIRS[:3], ["ünï.png", True]], "label of ünï.png is True"),
+        ([*PAIRS[:3], ["ünï.png", 0.5]], "label of ünï.png is 0.5"),
+        ([*PAIRS[:3], ["ünï.png", "cat"]], "label of ünï.png is 'cat'"),
+        ([[name, []] for name in NAMES], r"label of 00000/a.png is \[\]"),
+        ([[name, ["x"]] for name in NAMES], r"label of 00000/a.png is \['x'\]"),
+        ([[name, [1, float("nan")]] for name in NAMES], "label of 00000/a.png is not finite"),
+        ([[name, [1, 1e39]] for name in NAMES], "label of 00000/a.png is not finite"),
+        ([[name, [10**400]] for name in NAMES], "not finite"),
+        ("{", "not of the form"),
+        ("[]", "not of the form"),
+        ("{}", "not of the form"),
+        ('{"labels": 3}', "not of the form"),
+        ('{"labels": {"a.png": 3}}', "not of the form"),
+        ('{"labels": [["a.png"]]}', "not of the form"),
+        ('{"labels": [[["a.png"], 3]]}', "not of the form"),
+        ("[" * 100_000, "not of the form"),
+    ],
+)
+def test_a_dataset_json_that_does_not_fit(tmp_path, kind, labels, message):
+    with pytest.raises(DataError, match=f"dataset.json in .*labeled.{kind}.*{message}"):
+        open_source(write_labeled(tmp_path, kind, labels))
+
+
+def test_refused_files_need_no_label_and_one_below_is_no_labels_file(tmp_path):
+    names = ["a.png", "../b.png", "c.png", "d/e.png"]
+    pairs = [["a.png", 2], ["c.png", 1], ["d/e.png", 0]]
+    source = open_source(write_labeled(tmp_path, "zip", pairs, names))
+    assert [(item.name, item.label) for item in source.read()] == [
+        ("../b.png", None),
+        ("a.png", 2),
+        ("c.png", 1),
+        ("d/e.png", 0),
+    ]
+    make_folder(tmp_path / "f", ["x/dataset.json", "x/0.png"])
+    assert [item.label for item in open_source(str(tmp_path / "f")).read()] == [None]
+
+
+def test_a_labels_file_that_is_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "MAX_MEMBER", 20)
+    for kind in ("folder", "zip"):
+        with pytest.raises(DataError, match=r"dataset.json .*more than"):
+            open_source(write_labeled(tmp_path, kind, PAIRS))
+
+
+# Stacked
+
+
+def write_npz(path, images, labels):
+    np.savez(path, images, labels)
+    return str(path)
+
+
+def test_any_labeled_grey_set_can_be_stacked(tmp_path):
+    images, labels = pixels(7, channels=1), np.array([0, 1, 2, 2, 1, 0, 2])
+    source = open_source(f"stacked-digits:{write_npz(tmp_path / 'x.npz', images, labels)}", 20)
+    assert source.name == "stacked-digits:x.npz" and len(source.classes) == 27 and source.classes[26] == "222"
+    chosen = [stacked_choice(index, 7) for index in range(20)]
+    expected = [9 * labels[a] + 3 * labels[b] + labels[c] for a, b, c in chosen]
+    check(source, np.moveaxis(images[chosen], 1, -1).copy(), [int(label) for label in expected])
+    assert open_source(f"stacked-digits:{tmp_path / 'x.npz'}").count == 50_000
+    for number, image in enumerate(images):
+        (tmp_path / f"f/{labels[number]}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"f/{labels[number]}/{number}.png")
+    order = np.argsort(labels, kind="stable")  # as the folder has them
+    first = next(open_source(f"stacked-digits:{tmp_path / 'f'}").read())
+    np.testing.assert_array_equal(first.image, np.moveaxis(images[order][chosen[0]], 0, -1))
+
+
+def test_stacking_the_digits_is_the_source_stacked_digits():
+    assert as_read(open_source("stacked-digits:digits", 50).read()) == as_read(open_source("stacked-digits", 50).read())
+    assert open_source("stacked-digits:digits").classes == open_source("stacked-digits").classes
+
+
+def test_what_cannot_be_stacked(tmp_path, monkeypatch):
+    def refused(images, labels, message):
+        with pytest.raises(DataError, match=message):
+            open_source(f"stacked-digits:{write_npz(tmp_path / 'x.npz', images, labels)}")
+
+    refused(pixels(11, channels=1), np.arange(11), "11 classes")
+    refused(pixels(11, channels=1), np.zeros((11, 2)), "no classes")
+    refused(pixels(2), np.arange(2), "only grey")
+    monkeypatch.setattr(digits, "MAX_BYTES", 100)
+    refused(pixels(3, channels=1), np.arange(3), "cannot be stacked")
+    for name, content in (("a/0.png", png()), ("b/0.png", b"")):
+        make_folder(tmp_path / "f", [name], content)
+    with pytest.raises(DataError, match=r"a/0.png of f: it has color"):
+        open_source(f"stacked-digits:{tmp_path / 'f'}")
+    (tmp_path / "f/a/0.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a/0.png of f: empty file"):
+        open_source(f"stacked-digits:{tmp_path / 'f'}")
+    for name, size in (("a/0.png", 4), ("b/0.png", 5)):
+        Image.new("L", (size, size)).save(tmp_path / "f" / name)
+    with pytest.raises(DataError, match=r"different sizes"):
+        open_source(f"stacked-digits:{tmp_path / 'f'}")
+    with pytest.raises(DataError, match="does not exist"):
+        open_source("stacked-digits:")
+
+
+# Reading in parts and in forked children
+
+
+def every_kind(root):
+    """The name of a source of every kind that files can be, made here."""
+    images, labels = pixels(6), [0, 1, 2, 0, 1, 2]
+    files = {f"{label}/{i}.png": encoded(images[i]) for i, label in enumerate(labels)}
+    for name, content in files.items():
+        make_folder(root / "folder", [name], content)
+    with zipfile.ZipFile(root / "zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    for name, mode in (("tar", "w"), ("tar.gz", "w:gz"), ("shards-0.tar", "w")):
+        with tarfile.open(root / name, mode) as archive:
+            for path in sorted(root.glob("folder/*/*.png")):
+                archive.add(path, str(path.relative_to(root / "folder")))
+    write_npz(root / "x.npz", images, np.array(labels))
+    (root / "images-idx3").write_bytes(struct.pack(">HBB3I", 0, 8, 3, 6, 8, 18) + images.tobytes())
+    (root / "labels-idx1").write_bytes(struct.pack(">HBBI", 0, 8, 1, 6) + bytes(labels))
+    (root / "cifar").mkdir()
+    fields = {"data": np.ascontiguousarray(np.moveaxis(pixels(6, (8, 8)), 3, 1).reshape(6, -1)), "labels": labels}
+    (root / "cifar/data_batch_1").write_bytes(pickle.dumps(fields, 2))
+    pyarrow.parquet.write_table(pyarrow.table({"image": list(files.values())}), root / "parquet", row_group_size=2)
+    with lmdb.open(str(root / "lmdb"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        for index, content in enumerate(files.values()):
+            transaction.put(b"8-%05d" % index, content)
+        transaction.put(b"length", b"6")
+    prepare(str(root / "x.npz"), root / "ours", resolution=(4, 4))
+    files = sorted(str(path) for path in root.iterdir() if path.name not in ("shards-0.tar", "labels-idx1"))
+    return [
+        *files,
+        str(root / "shards-{0..0}.tar"),
+        "digits",
+        "stacked-digits",
+        f"stacked-digits:{root / 'images-idx3'}",
+    ]
+
+
+def read_in_child(source, start, stop, results):
+    results.put(as_read(source.read(start, stop)))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_every_kind_is_read_in_parts_in_forked_children(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for name in every_kind(tmp_path):
+        source = open_source(name, 6)
+        reading = source.read()
+        whole = [as_read([item])[0] for item in reading]
+        assert len(whole) == 6 and not any(isinstance(image, str) for _, image, _ in whole)
+        held = source.read()
+        next(held)  # the parent is in the middle of reading
+        results = context.Queue()
+        for start, stop in ((0, 3), (3, None)):
+            child = context.Process(target=read_in_child, args=(source, start, stop, results))
+            child.start()
+            try:
+                assert results.get(timeout=60) == whole[start:stop], name
+            finally:
+                child.join(timeout=60)
+                child.kill()
+        assert [as_read([item])[0] for item in held] == whole[1:], name
 
 
 # Hostile folders
@@ -234,12 +471,29 @@ def test_encrypted_oversized_and_damaged_members(tmp_path, monkeypatch):
         entry = content.index(b"PK\x01\x02", entry + 4)
     content[content.index(b"IDAT")] ^= 1  # in the first member
     path.write_bytes(content)
-    monkeypatch.setattr(sources, "MAX_MEMBER", 1 << 19)
+    monkeypatch.setattr(folders, "MAX_MEMBER", 1 << 19)
     read = {name: reason for name, _, reason in summary(open_source(str(path)))}
     assert read["good.png"] is None and read["encrypted.png"] == "encrypted"
     assert "unpacks to more than" in read["huge.png"]
     assert read["damaged.png"].startswith("cannot be opened: Bad CRC-32")
-    assert read["unknown.png"].startswith("cannot be opened")
+    assert read["unknown.png"] == "packed by another method than deflate"
+
+
+def test_a_member_that_lies_about_its_size_is_not_unpacked_further(tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(64 << 20))
+    content = bytearray(path.read_bytes())
+    for start in (content.index(b"PK\1\2") + 24, content.index(b"PK\3\4") + 22):
+        content[start : start + 4] = struct.pack("<I", 1000)
+    path.write_bytes(content)
+    (item,) = open_source(str(path)).read()
+    assert item.image.startswith("cannot be opened: Bad CRC-32")
+    tracemalloc.start()
+    list(open_source(str(path)).read())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 << 20
 
 
 def test_a_zip_with_a_damaged_directory_is_refused(tmp_path):

@@ -116,9 +116,7 @@ def write_npz(path, compress=False, **fields):
         for key, array in fields.items():
             header = repr({"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}).encode()
             header += b" " * (-(len(header) + 11) % 64) + b"\n"
-            archive.writestr(
-                f"{key}.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + array.tobytes()
-            )
+            archive.writestr(f"{key}.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + array.tobytes())
     return str(path)
 
 
@@ -238,7 +236,13 @@ def python2_batch(images, labels):
     data = np.moveaxis(images, 3, 1).reshape(len(images), -1)
     shape = b"J" + struct.pack("<i", data.shape[0]) + b"J" + struct.pack("<i", data.shape[1]) + b"\x86"
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87R"
-    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\0K\1\x87R(K\3" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    dtype = (
+        b"cnumpy\ndtype\n"
+        + text(b"u1")
+        + b"K\0K\1\x87R(K\3"
+        + text(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    )
     state = b"(K\1" + shape + dtype + b"\x89T" + struct.pack("<i", data.nbytes) + data.tobytes() + b"tb"
     numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
     return b"\x80\2}(" + text(b"data") + array + state + text(b"labels") + numbers + b"u."
@@ -310,11 +314,11 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, protocol):
     for fields in (evil, {"data": evil}, {evil: 1}, {"data": PHOTOS[0], "labels": [evil]}):
         (tmp_path / "data_batch_1").write_bytes(pickle.dumps(fields, protocol))
         for path in (tmp_path, tmp_path / "data_batch_1"):
-            with pytest.raises(DataError, match="refused.*asks for"):
+            with pytest.raises(DataError, match=r"refused.*asks for"):
                 open_source(str(path))
     (tmp_path / "data_batch_1").write_bytes(batch(PHOTOS[0], [0, 0, 0, 0]))
     (tmp_path / "batches.meta").write_bytes(pickle.dumps({"label_names": evil}, protocol))
-    with pytest.raises(DataError, match="batches.meta.*refused.*asks for"):
+    with pytest.raises(DataError, match=r"batches.meta.*refused.*asks for"):
         open_source(str(tmp_path))
     assert not sentinel.exists()
 

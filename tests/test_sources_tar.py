@@ -43,7 +43,11 @@ def test_a_tar_is_a_folder_in_the_order_of_the_archive(tmp_path, name, format):
     long = f"./a/{'long' * 40}.png"
     noise = [("./a/.hidden.png", b"x"), ("notes.txt", b"y"), special("a", tarfile.DIRTYPE)]
     shown = "y" * 10 if format == tarfile.USTAR_FORMAT else "ü" * 80
-    files = [*FILES, (long if format != tarfile.USTAR_FORMAT else "a/l.png", FILES[0][1]), (f"a/{shown}.png", FILES[1][1])]
+    files = [
+        *FILES,
+        (long if format != tarfile.USTAR_FORMAT else "a/l.png", FILES[0][1]),
+        (f"a/{shown}.png", FILES[1][1]),
+    ]
     source = open_source(make_tar(tmp_path / name, [*noise, *files], mode, format=format))
     assert (source.name, source.classes, source.ignored) == (name, ("a", "b"), 1)
     names = [name.removeprefix("./") for name, _ in files]
