@@ -47,9 +47,9 @@ def open_idx(path: Path, max_images: int | None) -> Source:
 
 def _idx_labels(path: Path, count: int) -> Labels:
     name = path.name.replace("images", "labels").replace("idx3", "idx1")
-    candidates = (name, name.removesuffix(".gz"), f"{name}.gz")
-    found = next((path.with_name(one) for one in candidates if path.with_name(one).is_file()), path)
-    if found == path or name == path.name:
+    beside = [path.with_name(one) for one in (name, name.removesuffix(".gz"), f"{name}.gz")]
+    found = next((one for one in beside if one.is_file()), None)
+    if found is None or name == path.name:
         return no_labels(count)
     labels = _read_idx(found)
     if labels.ndim != 1:

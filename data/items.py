@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -133,6 +133,19 @@ def quiet_pillow() -> Iterator[None]:
 def claims_image(name: str) -> bool:
     """Whether a file name ends as those of images do."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def holds_only(path: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether a folder has files with one of the suffixes in it, and neither images nor folders beside them."""
+    found = False
+    if path.is_dir():
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if not hidden(entry.name):
+                    if claims_image(entry.name) or entry.is_dir():
+                        return False
+                    found = found or entry.name.endswith(suffixes)
+    return found
 
 
 def hidden(name: str) -> bool:

@@ -47,7 +47,7 @@ def labels_from_array(
         limit = MAX_CLASSES if classes is None else len(classes)
         for index in np.flatnonzero((labels < 0) | (labels >= limit))[:1]:
             raise DataError(f"{where}: the label of {name(index)} is {labels[index]}, outside of 0 to {limit - 1}")
-        return Labels(labels.tolist(), tuple(classes or map(str, range(max(labels.tolist(), default=-1) + 1))))
+        return Labels(labels.tolist(), tuple(classes or map(str, range(int(labels.max()) + 1 if count else 0))))
     if labels.dtype.kind in "biuf" and labels.ndim == 2 and labels.shape[1]:
         with np.errstate(over="ignore"):
             vectors = labels.astype(np.float32)

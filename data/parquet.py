@@ -7,7 +7,6 @@ with files `train*` only those are read: the others are for tests.
 
 import io
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.errors import DataError
-from data.items import Item, Source, claims_image, hidden, open_image
+from data.items import Item, Source, hidden, holds_only, open_image
 from data.labels import Labels, labels_from_array, no_labels
 
 IMAGES = ("image", "img")
@@ -51,9 +50,8 @@ def is_parquet(path: Path) -> bool:
 
 
 def holds_parquet(path: Path) -> bool:
-    """Whether there are parquet files, and no images, directly in a folder."""
-    names = os.listdir(path) if path.is_dir() else []
-    return any(name.endswith(".parquet") for name in names) and not any(map(claims_image, names))
+    """Whether a folder is one of parquet files."""
+    return holds_only(path, (".parquet",))
 
 
 def open_parquet(path: Path, max_images: int | None) -> Source:
@@ -66,6 +64,11 @@ def open_parquet_folder(path: Path, max_images: int | None) -> Source:
     files = [file for file in sorted(path.glob("*.parquet")) if not hidden(file.name)]
     training = [file for file in files if file.name.startswith("train")]
     return _open_files(path.resolve().name, training or files, max_images)
+
+
+def _line(error: Exception) -> str:
+    """The first line of what pyarrow says, which may be a page."""
+    return str(error).partition("\n")[0]
 
 
 def _pyarrow() -> Any:
@@ -119,7 +122,7 @@ def _look_into(path: Path) -> tuple[Columns, list[Group], list[np.ndarray]]:
                 return columns, groups, []
             return columns, groups, [_numbers(path, file.read([label], use_threads=False)[label])]
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is a damaged parquet file ({error}): copy it again") from error
+        raise DataError(f"{path} is a damaged parquet file ({_line(error)}): copy it again") from error
 
 
 def _image_column(path: Path, schema: Any) -> str:
@@ -189,7 +192,7 @@ def _images(group: Group, column: str, rows: range) -> Iterator[Any]:
                     return
         reason = "the file is shorter than it says"
     except (pyarrow.ArrowException, OSError) as error:
-        reason = f"cannot be opened: {error}"
+        reason = f"cannot be opened: {_line(error)}"
     for _ in range(done, rows.stop):
         yield reason
 

@@ -33,8 +33,8 @@ BUILT_IN: dict[str, Callable[[str, int | None], Source]] = {
 }
 
 KINDS = (  # the first that claims a path has it
-    Kind("a folder with CIFAR batches", is_cifar_folder, open_cifar_folder),
-    Kind("an LMDB, of saddle prepare or with keys SIZE-INDEX", is_lmdb, open_lmdb),
+    Kind("a folder of CIFAR batches", is_cifar_folder, open_cifar_folder),
+    Kind("an LMDB of saddle prepare or with keys SIZE-INDEX", is_lmdb, open_lmdb),
     Kind("a folder of parquet files", holds_parquet, open_parquet_folder),
     Kind("a folder of tars", holds_shards, open_shard_folder),
     Kind("a folder of images", Path.is_dir, open_folder),
@@ -66,6 +66,6 @@ def open_source(source: str, max_images: int | None = None) -> Source:
                     return kind.open(path, max_images)
         problem = "is damaged or of no known kind" if source and path.exists() else "does not exist"
     except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-    known = (*BUILT_IN, f"{STACKED}:SOURCE", *(kind.description for kind in KINDS))
+        problem = f"cannot be read ({error.strerror or error})"
+    known = (*(kind.description for kind in KINDS), *BUILT_IN, f"{STACKED}:SOURCE")
     raise DataError(f"{source or 'nothing'} {problem}: a source is {', '.join(known[:-1])}, or {known[-1]}")

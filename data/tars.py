@@ -7,7 +7,6 @@ order: dataset.json at the root, as in a folder; what lies beside an image under
 
 import io
 import json
-import os
 import re
 import tarfile
 from collections import Counter
@@ -18,7 +17,19 @@ from typing import IO, Any, NamedTuple, Self
 
 from data.errors import DataError
 from data.folders import TOO_LARGE, Listed, catalog, folder_labels
-from data.items import MAX_MEMBER, Item, Row, Source, claims_image, hidden, open_items, printable, rows_source, unsafe
+from data.items import (
+    MAX_MEMBER,
+    Item,
+    Row,
+    Source,
+    claims_image,
+    hidden,
+    holds_only,
+    open_items,
+    printable,
+    rows_source,
+    unsafe,
+)
 from data.labels import LABELS_FILE, Labels, labels_from_json
 from data.streams import DAMAGE, Bounded, head, open_unpacked
 
@@ -78,9 +89,8 @@ def open_tar(path: Path, max_images: int | None) -> Source:
 
 
 def holds_shards(path: Path) -> bool:
-    """Whether there are tars, and no images, directly in a folder."""
-    names = os.listdir(path) if path.is_dir() else []
-    return any(name.endswith(SHARD_SUFFIXES) for name in names) and not any(map(claims_image, names))
+    """Whether a folder is one of tars. One that was unpacked beside a tar is a folder of images."""
+    return holds_only(path, SHARD_SUFFIXES)
 
 
 def open_shard_folder(path: Path, max_images: int | None) -> Source:

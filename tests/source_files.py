@@ -1,6 +1,7 @@
 """What the tests of sources share: images to put into files, and how a source is compared."""
 
 import io
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -52,3 +53,39 @@ def check_slices(source, whole=None):
     assert [pair[0] for pair in zip(as_read(source.read()), as_read(source.read()), strict=True)] == whole
     first, second = source.read(), source.read(count - 1)
     assert as_read([next(first)]) == whole[:1] and as_read(second) == whole[-1:]
+
+
+def png(color="red", size=(8, 8)):
+    stream = io.BytesIO()
+    Image.new("RGB", size, color).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def make_folder(root, names, content=None):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png() if content is None else content)
+    return str(root)
+
+
+def make_zip(path, names):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(zipfile.ZipInfo(name), png())
+    return str(path)
+
+
+def write_npz(path, images, labels):
+    np.savez(path, images, labels)
+    return str(path)
+
+
+class Evil:
+    """A pickle of it creates a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")

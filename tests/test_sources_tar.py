@@ -111,6 +111,14 @@ def test_a_pattern_stands_for_shards(tmp_path):
         open_source(str(tmp_path / "s-{9..8}.tar"))
 
 
+def test_a_tar_beside_what_was_in_it_is_not_read_again(tmp_path):
+    make_tar(tmp_path / "x.tar", FILES)
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    source = open_source(str(tmp_path))
+    assert source.count == 6 and source.ignored == 1 and source.classes == ("a", "b")
+
+
 def test_the_same_key_in_two_shards_are_two_samples(tmp_path):
     for shard in range(2):
         files = [("0.png", encoded(IMAGES[shard])), ("0.cls", b"%d" % shard)]
