@@ -181,7 +181,7 @@ def write_lmdb(path, sizes=(8,), length=b"10", subdir=True, values=BYTES, extra=
 
 
 @pytest.mark.parametrize("subdir", [True, False])
-@pytest.mark.parametrize("sizes", [(8,), (8, 16, 128), (64, 128, 1024)])
+@pytest.mark.parametrize("sizes", [(8,), (16, 32), (8, 16, 128), (64, 128, 1024)])
 def test_the_largest_images_of_an_lmdb(tmp_path, subdir, sizes, monkeypatch):
     path = write_lmdb(tmp_path / "x", sizes, subdir=subdir, extra=[(b"notes", b"x"), (b"10-x", b"y")])
     source = open_source(path)
