@@ -7,13 +7,14 @@ order: dataset.json at the root, as in a folder; what lies beside an image under
 
 import io
 import json
+import os
 import re
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple
 
 from data.errors import DataError
 from data.folders import TOO_LARGE, Listed, catalog, folder_labels
@@ -147,8 +148,19 @@ def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> S
     def find_labels(images: Sequence[Listed]) -> Labels:
         return _side_labels(name, images, side) or folder_labels(images)
 
+    # A compressed shard can only be read forward: who goes on where the last reading ended must not begin again.
+    idle: defaultdict[int, list[_Shards]] = defaultdict(list)  # by process
+
+    def open_rows(rows: Sequence[Row]) -> Iterator[Item]:
+        ours = idle[os.getpid()]
+        opened = ours.pop() if ours else _Shards()
+        try:
+            yield from open_items(rows, opened.content)
+        finally:
+            ours.append(opened)
+
     rows, labels, ignored = catalog(name, listed, labels_file, max_images, find_labels)
-    return rows_source(name, rows, labels, _open_rows, ignored)
+    return rows_source(name, rows, labels, open_rows, ignored)
 
 
 def _has_labels(member: tarfile.TarInfo) -> bool:
@@ -198,11 +210,6 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
     return TOO_LARGE if member.size > MAX_MEMBER else None
 
 
-def _open_rows(rows: Sequence[Row]) -> Iterator[Item]:
-    with _Shards() as shards:
-        yield from open_items(rows, shards.content)
-
-
 class _Shards:
     """Reads members, with one shard open at a time."""
 
@@ -210,15 +217,21 @@ class _Shards:
         self._path: Path | None = None
         self._file: IO[bytes] = io.BytesIO()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._file.close()
-
     def content(self, member: Member) -> io.BytesIO:
         """The bytes of a member."""
         if member.shard != self._path:
-            self._file.close()
+            self.close()
             self._file, self._path = open_unpacked(member.shard), member.shard
-        return io.BytesIO(_content(self._file, member.offset, member.size))
+        try:
+            return io.BytesIO(_content(self._file, member.offset, member.size))
+        except DAMAGE:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the shard."""
+        self._file.close()
+        self._path = None
+
+    def __del__(self) -> None:
+        self._file.close()

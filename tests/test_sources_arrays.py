@@ -11,7 +11,9 @@ import pytest
 from source_files import Evil, check, pixels
 
 from data import arrays
+from data.dataset import ImageDataset
 from data.errors import DataError
+from data.prepare import prepare
 from data.sources import open_source
 
 # IDX
@@ -132,6 +134,18 @@ def test_npz(tmp_path, compress, keys, channels):
         assert source.classes == (tuple("0123456789") if expected[0] == 3 else None)
         assert source.label_dim == (3 if labels is VECTORS else None)
         check(source, images, expected)
+
+
+def test_alpha_of_an_array_is_stored_or_laid_onto_white(tmp_path):
+    images = pixels(3, (4, 4), 4)
+    source = write_npz(tmp_path / "x.npz", images=images)
+    stored = prepare(source, tmp_path / "x.lmdb").manifest
+    assert stored.channels == 4
+    np.testing.assert_array_equal(ImageDataset(tmp_path / "x.lmdb").read(np.arange(3), 0), images)
+    prepare(source, tmp_path / "y.lmdb", mode="RGB")
+    color, alpha = images[..., :3].astype(float), images[..., 3:] / 255
+    onto_white = ImageDataset(tmp_path / "y.lmdb").read(np.arange(3), 0)
+    np.testing.assert_allclose(onto_white, color * alpha + 255 * (1 - alpha), atol=1)
 
 
 def test_npz_as_numpy_writes_it_whatever_its_name_and_order(tmp_path):

@@ -7,7 +7,7 @@ import os
 import tarfile
 
 import pytest
-from source_files import check, encoded, pixels
+from source_files import as_read, check, encoded, pixels
 
 from data import tars
 from data.errors import DataError
@@ -148,6 +148,26 @@ def test_a_cls_is_preferred_to_a_json(tmp_path):
         files = [("0.json", b'{"label": 1}'), ("0.cls", b"2")][::order]
         source = open_source(make_tar(tmp_path / "x.tar", [image, *files]))
         assert [item.label for item in source.read()] == [2]
+
+
+def test_a_compressed_archive_is_not_unpacked_again_for_every_part(tmp_path, monkeypatch):
+    source = open_source(make_tar(tmp_path / "x.tar.gz", FILES, "w:gz"))
+    opened = []
+    real = tars.open_unpacked
+    monkeypatch.setattr(tars, "open_unpacked", lambda path: opened.append(path) or real(path))
+    parts = [as_read(source.read(start, start + 1))[0][1] for start in (0, 1, 3, 5, 2)]
+    assert parts == [IMAGES[index].tobytes() for index in (0, 1, 3, 5, 2)] and len(opened) == 1
+
+
+def test_an_archive_that_breaks_while_it_is_read(tmp_path):
+    """A reading that met damage leaves nothing behind that the next one would stumble over."""
+    path = make_tar(tmp_path / "x.tar.gz", FILES, "w:gz")
+    source, whole = open_source(path), (tmp_path / "x.tar.gz").read_bytes()
+    os.truncate(path, len(whole) // 2)
+    images = [item.image for item in source.read()]
+    assert len(images) == 6 and isinstance(images[-1], str) and images[-1].startswith("cannot be opened")
+    (tmp_path / "x.tar.gz").write_bytes(whole)
+    check(source, IMAGES, [1, 0, 1, 0, 1, 0])
 
 
 # Hostile archives
