@@ -18,7 +18,7 @@ MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # channels of the modes that are stored, 
 def natural_mode(image: "Image | np.ndarray") -> str:
     """The smallest of MODES that holds an image, told from its header."""
     if isinstance(image, np.ndarray):
-        return "RGB" if image.ndim == 3 else "L"
+        return {3: "RGB", 4: "RGBA"}[image.shape[2]] if image.ndim == 3 else "L"
     if image.has_transparency_data:
         return "RGBA"
     return "L" if image.mode in ("1", "L", "F") or image.mode.startswith("I") else "RGB"
@@ -29,7 +29,7 @@ def decode(image: "Image | np.ndarray", mode: str) -> "Image | str":
     from PIL import Image, ImageOps
 
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image).convert(mode)
+        return convert(Image.fromarray(image), mode)
     try:
         with quiet_pillow():
             image.load()

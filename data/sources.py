@@ -1,281 +1,71 @@
-"""Where images come from: built-in digits, folders and zip archives, each a lazy, repeatable, ordered list of items."""
+"""Where images come from: the table of the kinds of sources, each a lazy, repeatable, ordered list of items."""
 
-import io
-import os
-import warnings
-import zipfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from operator import itemgetter
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import is_zipfile
 
-import numpy as np
-
+from data.arrays import is_idx, is_npz, open_idx, open_npz
+from data.cifar import is_cifar_folder, is_cifar_tar, is_pickle, open_cifar_file, open_cifar_folder, open_cifar_tar
+from data.digits import STACKED, open_digits, open_stacked, open_stacked_digits, stacked_choice
 from data.errors import DataError
+from data.folders import open_folder, open_zip
+from data.items import Item, Source, open_image, quiet_pillow
+from data.labels import label_by_folder
+from data.lmdbs import is_lmdb, open_lmdb
+from data.parquet import holds_parquet, is_parquet, open_parquet, open_parquet_folder
+from data.tars import BRACES, holds_shards, is_tar, open_shard_folder, open_shard_pattern, open_tar
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # what the content of a file must be, whatever its name
-MAX_MEMBER = 256 << 20  # bytes that one zip member may unpack to
-STACKED_COUNT, STACKED_KEY = 50_000, 0
-
-
-class Item(NamedTuple):
-    """One image of a source."""
-
-    name: str
-    image: "Image | np.ndarray | str"  # opened, header read; or uint8 [H, W] or [H, W, 3]; or why it cannot be read
-    label: int | None
+__all__ = ["Item", "Source", "label_by_folder", "open_image", "open_source", "quiet_pillow", "stacked_choice"]
 
 
-@dataclass(frozen=True)
-class Source:
-    """An ordered set of images. `read` may be called again; an item is valid until the next one is asked for."""
+class Kind(NamedTuple):
+    """A kind of source."""
 
-    name: str
-    count: int  # items that `read` yields, unreadable ones included
-    classes: tuple[str, ...] | None  # class names by label; None: every label is None
-    read: Callable[[], Iterator[Item]]
-    ignored: int = 0  # files that do not claim to be images
+    description: str  # for people
+    claims: Callable[[Path], bool]  # told from the name and how the content begins, for a path that need not exist
+    open: Callable[[Path, int | None], Source]  # (path, max_images); DataError if it is damaged, or without an image
+
+
+BUILT_IN: dict[str, Callable[[str, int | None], Source]] = {
+    "digits": open_digits,
+    STACKED: open_stacked_digits,
+}
+
+KINDS = (  # the first that claims a path has it
+    Kind("a folder of CIFAR batches", is_cifar_folder, open_cifar_folder),
+    Kind("an LMDB of saddle prepare or with keys SIZE-INDEX", is_lmdb, open_lmdb),
+    Kind("a folder of parquet files", holds_parquet, open_parquet_folder),
+    Kind("a folder of tars", holds_shards, open_shard_folder),
+    Kind("a folder of images", Path.is_dir, open_folder),
+    Kind("an npz", is_npz, open_npz),
+    Kind("a zip of images", lambda path: path.is_file() and is_zipfile(path), open_zip),
+    Kind("a parquet file", is_parquet, open_parquet),
+    Kind("an IDX file of images", is_idx, open_idx),
+    Kind("a CIFAR batch", is_pickle, open_cifar_file),
+    Kind("a CIFAR archive", is_cifar_tar, open_cifar_tar),
+    Kind("a tar of images or of webdataset", is_tar, open_tar),
+    Kind("shards such as set-{000..003}.tar", lambda path: BRACES.search(str(path)) is not None, open_shard_pattern),
+)
 
 
 def open_source(source: str, max_images: int | None = None) -> Source:
-    """The source called `source`: a built-in name, a folder or a zip; only its first `max_images` items if given.
+    """The source called `source`: a built-in name or a path; only its first `max_images` items if given.
 
-    DataError if there is no such source or no image in it.
+    DataError if there is no such source, no image in it, or anything wrong with it as a whole.
     """
     if source in BUILT_IN:
-        return BUILT_IN[source](max_images)
+        return BUILT_IN[source](source, max_images)
+    if source.startswith(f"{STACKED}:"):
+        return open_stacked(source, max_images, open_source)
     path = Path(source)
-    if source and path.is_dir():
-        return _folder(path, max_images)
-    if path.is_file() and zipfile.is_zipfile(path):
-        return _archive(path, max_images)
-    problem = "is neither a folder nor a whole zip" if source and path.exists() else "does not exist"
-    raise DataError(
-        f"{source or 'nothing'} {problem}: a source is a folder of images, a zip of one, or {' or '.join(BUILT_IN)}"
-    )
-
-
-# Built-in sources
-
-
-def _digit_scans() -> tuple[np.ndarray, np.ndarray]:
-    """The 1797 scanned digits of scikit-learn: uint8 [N, 8, 8] and labels int [N]."""
     try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError("the digits come with scikit-learn, which is missing: pip install scikit-learn") from error
-    digits = load_digits()
-    sixteenths = digits.data.astype(np.int64).reshape(-1, 8, 8)  # 0..16
-    return ((sixteenths * 255 + 8) // 16).astype(np.uint8), digits.target
-
-
-def _digits(max_images: int | None) -> Source:
-    images, labels = _digit_scans()
-    count = min(len(images), max_images or len(images))
-
-    def read() -> Iterator[Item]:
-        for index in range(count):
-            yield Item(f"digit {index}", images[index], int(labels[index]))
-
-    return Source("digits", count, tuple(map(str, range(10))), read)
-
-
-def stacked_choice(index: int, length: int) -> list[int]:
-    """Which three of `length` digits image `index` of stacked-digits stacks (red, green, blue)."""
-    return [int(raw % length) for raw in np.random.Philox(key=STACKED_KEY, counter=index).random_raw(3)]
-
-
-def _stacked_digits(max_images: int | None) -> Source:
-    images, labels = _digit_scans()
-    count = max_images or STACKED_COUNT
-
-    def read() -> Iterator[Item]:
-        for index in range(count):
-            chosen = stacked_choice(index, len(images))
-            hundreds, tens, ones = labels[chosen]
-            yield Item(f"stack {index}", np.moveaxis(images[chosen], 0, -1), int(100 * hundreds + 10 * tens + ones))
-
-    return Source("stacked-digits", count, tuple(f"{label:03d}" for label in range(1000)), read)
-
-
-BUILT_IN: dict[str, Callable[[int | None], Source]] = {"digits": _digits, "stacked-digits": _stacked_digits}
-
-
-# Folders and archives
-
-# (name, label or None, what to open or the reason why it is refused)
-Row = tuple[str, int | None, "Path | zipfile.ZipInfo | str"]
-
-
-def _folder(root: Path, max_images: int | None) -> Source:
-    rows, classes, ignored = _catalog(root, _walk(root), max_images)
-    return Source(root.resolve().name, len(rows), classes, lambda: _items(rows, _open_file), ignored)
-
-
-def _archive(path: Path, max_images: int | None) -> Source:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = list(_members(archive))
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} is a damaged zip ({error}): copy it again") from error
-    rows, classes, ignored = _catalog(path, members, max_images)
-
-    def read() -> Iterator[Item]:
-        with zipfile.ZipFile(path) as archive:
-            yield from _items(rows, lambda member: io.BytesIO(archive.read(member)))
-
-    return Source(path.name, len(rows), classes, read, ignored)
-
-
-def _walk(root: Path) -> Iterator[tuple[str, Path | str]]:
-    """(name below root, path) of every file, through links too; a folder reached a second time is refused."""
-    seen: set[tuple[int, int]] = set()
-    waiting = deque([("", root)])
-    while waiting:
-        prefix, folder = waiting.popleft()
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            yield prefix, "link to a folder that is read under another name"
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        try:
-            entries = sorted(os.listdir(folder))
-        except OSError as error:
-            yield prefix, f"folder cannot be listed: {error.strerror}"
-            continue
-        for entry in entries:
-            name, path = f"{prefix}{entry}", folder / entry
-            if _hidden(entry):
-                continue
-            if not os.path.isdir(path):
-                yield name, path
-            elif path.is_symlink():
-                waiting.append((f"{name}/", path))  # after all real folders, so that those keep their names
-            else:
-                waiting.appendleft((f"{name}/", path))
-
-
-def _members(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo | str]]:
-    """(name, member) of every file in an archive; an image that it would be unwise to read is refused."""
-    for member in archive.infolist():
-        if not member.is_dir() and not _hidden(member.filename):
-            yield member.filename, (_refusal(member) if _claims_image(member.filename) else None) or member
-
-
-def _refusal(member: zipfile.ZipInfo) -> str | None:
-    name = member.filename.replace("\\", "/")
-    if name.startswith("/") or ".." in name.split("/") or PureWindowsPath(name).drive:
-        return "unsafe name in the archive"
-    if member.flag_bits & 1:
-        return "encrypted"
-    if member.file_size > MAX_MEMBER:
-        return f"unpacks to more than {MAX_MEMBER >> 20} MB"
-    return None
-
-
-def _claims_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def _hidden(name: str) -> bool:
-    parts = name.replace("\\", "/").split("/")
-    return any(part == "__MACOSX" or (part[:1] == "." and part not in (".", "..")) for part in parts)
-
-
-def _printable(name: str) -> str:
-    """A name that any terminal and any encoding takes: control characters and undecodable bytes are escaped."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
-
-
-def _catalog(
-    where: Path, files: Iterable[tuple[str, Path | zipfile.ZipInfo | str]], max_images: int | None
-) -> tuple[list[Row], tuple[str, ...] | None, int]:
-    """(rows in order of their names, class names, how many other files there are) of files."""
-    listed = list(files)
-    images = [(_printable(name), file) for name, file in listed if isinstance(file, str) or _claims_image(name)]
-    ignored = len(listed) - len(images)
-    if not images:
-        looked = ", ".join(SUFFIXES)
-        raise DataError(f"no images in {where}: looked for {looked} in it and below, and found {ignored} other files")
-    images.sort(key=itemgetter(0))
-    classes, labels = label_by_folder([name for name, file in images if not isinstance(file, str)])
-    waiting = iter(labels)
-    rows = [(name, None if isinstance(file, str) else next(waiting), file) for name, file in images]
-    return rows[:max_images], classes, ignored
-
-
-def label_by_folder(names: Sequence[str]) -> tuple[tuple[str, ...] | None, list[int | None]]:
-    """(class names, label of each name): the class is the first folder below those that all names share.
-
-    (None, Nones) if a name has no such folder. Classes are sorted, as numbers if all of them are.
-    """
-    paths = [name.split("/") for name in names]
-    while paths and len({path[0] for path in paths}) == 1 and all(len(path) > 1 for path in paths):
-        paths = [path[1:] for path in paths]
-    if not all(len(path) > 1 for path in paths) or not paths:
-        return None, [None] * len(names)
-    folders = {path[0] for path in paths}
-    numeric = all(folder.isdecimal() for folder in folders)
-    classes = tuple(sorted(folders, key=lambda folder: (int(folder) if numeric else 0, folder)))
-    numbers = {folder: number for number, folder in enumerate(classes)}
-    return classes, [numbers[path[0]] for path in paths]
-
-
-def _items(rows: list[Row], open_file: Callable[[Any], IO[bytes]]) -> Iterator[Item]:
-    """Open one row after the other, each only as long as its item is in use."""
-    for name, label, file in rows:
-        if isinstance(file, str):
-            yield Item(name, file, label)
-            continue
-        try:
-            stream = open_file(file)
-        except Exception as error:  # a damaged archive makes zipfile and its decompressors raise nearly anything
-            yield Item(name, f"cannot be opened: {error}", label)
-            continue
-        with stream:
-            yield Item(name, open_image(stream), label)
-
-
-def _open_file(path: Path) -> IO[bytes]:
-    if not path.is_file():
-        raise OSError("broken link" if path.is_symlink() else "not a regular file")  # opening a pipe would hang
-    return path.open("rb")
-
-
-def open_image(stream: IO[bytes]) -> "Image | str":
-    """The image in a stream, its header read, or the reason why there is none to be had."""
-    from PIL import Image
-
-    if stream.seek(0, os.SEEK_END) == 0:
-        return "empty file"
-    stream.seek(0)
-    try:
-        with quiet_pillow():
-            image = Image.open(stream, formats=FORMATS)
-            # A phone's JPEG may carry a second picture (MPO); the first is the photo.
-            animated = getattr(image, "is_animated", False) and image.format != "MPO"
-        return "more than one frame" if animated else image
-    except Image.UnidentifiedImageError:
-        return "not an image"
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
-    except Exception as error:  # decoders meet bad bytes with nearly any exception
-        return f"damaged: {error}"
-
-
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Within: an image so large that it may be an attack is an error; Pillow's other remarks are not shown."""
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+        if source:
+            for kind in KINDS:
+                if kind.claims(path):
+                    return kind.open(path, max_images)
+        problem = "is damaged or of no known kind" if source and path.exists() else "does not exist"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+    known = (*(kind.description for kind in KINDS), *BUILT_IN, f"{STACKED}:SOURCE")
+    raise DataError(f"{source or 'nothing'} {problem}: a source is {', '.join(known[:-1])}, or {known[-1]}")

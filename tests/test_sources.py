@@ -1,50 +1,25 @@
-"""Sources: what they yield, in which order, with which labels; hostile folders and archives."""
+"""The built-in sources, what is a source at all, and reading every kind in parts and in forked children."""
 
-import io
+import multiprocessing
 import os
+import pickle
 import struct
 import sys
+import tarfile
 import zipfile
 
+import lmdb
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from source_files import as_read, check, encoded, make_folder, make_zip, pixels, png, write_npz
 
-from data import sources
+from data import digits
 from data.errors import DataError
-from data.sources import label_by_folder, open_source, stacked_choice
-
-
-def png(color="red", size=(8, 8)):
-    stream = io.BytesIO()
-    Image.new("RGB", size, color).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def make_folder(root, names, content=None):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png() if content is None else content)
-    return str(root)
-
-
-def make_zip(path, names):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in names:
-            archive.writestr(zipfile.ZipInfo(name), png())
-    return str(path)
-
-
-def summary(source):
-    """[(name, label, reason or None)] of a source, read twice."""
-    first, second = (
-        [(item.name, item.label, item.image if isinstance(item.image, str) else None) for item in source.read()]
-        for _ in range(2)
-    )
-    assert first == second and len(first) == source.count
-    return first
+from data.prepare import prepare
+from data.sources import open_source, stacked_choice
 
 
 def test_digits_are_the_scans_of_scikit_learn():
@@ -84,176 +59,135 @@ def test_digits_without_scikit_learn(monkeypatch):
         open_source("digits")
 
 
-@pytest.mark.parametrize(
-    ("names", "classes", "labels"),
-    [
-        (["b/1.png", "a/1.png", "a/0.png"], ("a", "b"), [0, 0, 1]),
-        (["a/x/0.png", "a/y/0.png", "b/0.png"], ("a", "b"), [0, 0, 1]),
-        (["10/0.png", "9/0.png", "2/0.png"], ("2", "9", "10"), [2, 0, 1]),  # classes as numbers, images by name
-        (["a/0.png", "0.png"], None, [None, None]),
-        (["0.png", "1.png"], None, [None, None]),
-        (["train/a/0.png", "train/b/0.png"], ("a", "b"), [0, 1]),
-        (["set/train/a/0.png", "set/train/b/0.png"], ("a", "b"), [0, 1]),
-        (["only/0.png", "only/1.png"], None, [None, None]),
-        (["train/a/0.png", "train/0.png"], None, [None, None]),
-    ],
-)
-def test_folders_are_classes_in_a_folder_as_in_a_zip(tmp_path, names, classes, labels):
-    noise = [".hidden.png", "__MACOSX/a/0.png", "a/.DS_Store", "notes.txt"]
-    folder = open_source(make_folder(tmp_path / "folder", names + noise))
-    archive = open_source(make_zip(tmp_path / "x.zip", names + noise))
-    for source in (folder, archive):
-        assert source.classes == classes and source.ignored == 1
-        assert summary(source) == [(name, label, None) for name, label in zip(sorted(names), labels, strict=True)]
-    assert (folder.name, archive.name) == ("folder", "x.zip")
-
-
-def test_max_images_takes_the_first(tmp_path):
-    source = open_source(make_folder(tmp_path, ["a/0.png", "b/0.png", "c/0.png"]), max_images=2)
-    assert source.count == 2 and source.classes == ("a", "b", "c")
-    assert summary(source) == [("a/0.png", 0, None), ("b/0.png", 1, None)]
-
-
-def test_labels_of_nothing():
-    assert label_by_folder([]) == (None, [])
-
-
-@pytest.mark.parametrize("names", [[], ["readme.txt", "sub/data.csv"]])
-def test_no_images(tmp_path, names):
-    for source in (make_folder(tmp_path / "f", ["x.txt", *names]), make_zip(tmp_path / "x.zip", names)):
-        with pytest.raises(DataError, match=r"no images in .*other files"):
-            open_source(source)
-
-
 def test_what_is_no_source(tmp_path):
     (tmp_path / "x.zip").write_bytes(png())
-    with pytest.raises(DataError, match=r"neither a folder nor a whole zip.*digits or stacked-digits"):
+    with pytest.raises(
+        DataError,
+        match=r"damaged or of no known kind: a source is a folder .* a zip of images, .*, or stacked-digits:SOURCE",
+    ):
         open_source(str(tmp_path / "x.zip"))
     with pytest.raises(DataError, match="does not exist"):
         open_source(str(tmp_path / "nowhere"))
     whole = make_zip(tmp_path / "y.zip", ["a.png"])
     os.truncate(whole, os.path.getsize(whole) - 10)
-    with pytest.raises(DataError, match="whole zip"):
+    with pytest.raises(DataError, match="damaged or of no known kind"):
         open_source(whole)
-
-
-# Hostile folders
-
-
-def test_links_and_pipes(tmp_path):
-    root = tmp_path / "root"
-    make_folder(root, ["a/0.png", "z/0.png"])
-    make_folder(tmp_path / "elsewhere", ["1.png"])
-    (root / "a/loop").symlink_to(root)
-    (root / "self").symlink_to("self")
-    (root / "b").symlink_to(tmp_path / "elsewhere")
-    make_folder(root, [".hidden/2.png"])
-    (root / "c").symlink_to(root / ".hidden")  # a visible name of a hidden folder shows it
-    (root / "a_again").symlink_to(root / "z")
-    (root / "z/broken.png").symlink_to("nothing")
-    os.mkfifo(root / "z/pipe.png")
-    read = {name: reason for name, _, reason in summary(open_source(str(root)))}
-    assert read.pop("a/0.png") is read.pop("z/0.png") is read.pop("b/1.png") is read.pop("c/2.png") is None
-    assert "broken link" in read.pop("z/broken.png") and "not a regular file" in read.pop("z/pipe.png")
-    assert set(read) == {"a/loop/", "a_again/"} and all("another name" in reason for reason in read.values())
-
-
-def test_names_of_all_kinds(tmp_path):
-    names = ["ünï 猫.png", "new\nline.png", os.fsdecode(b"\xff\xfe.png"), "UPPER.PNG", "-rf.png"]
-    shown = [name for name, _, reason in summary(open_source(make_folder(tmp_path, names))) if reason is None]
-    assert sorted(shown) == sorted(["ünï 猫.png", r"new\nline.png", r"\udcff\udcfe.png", "UPPER.PNG", "-rf.png"])
-    assert "".join(shown).encode()
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "empty file"),
-        (b"hello, I am a text", "not an image"),
-        (b"<html><img></html>", "not an image"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(50), "not an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # a format outside the list
-    ],
-)
-def test_files_that_are_no_images(tmp_path, content, reason):
-    assert summary(open_source(make_folder(tmp_path, ["x.jpg"], content))) == [("x.jpg", None, reason)]
-
-
-def bomb_png(side):
-    """A tiny PNG file whose header claims side x side pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zipfile.crc32(header))
-    return png()[:8] + chunk + png()[33:]
-
-
-@pytest.mark.parametrize("side", [10_000, 20_000, 60_000])
-def test_decompression_bombs(tmp_path, side):
-    ((_, _, reason),) = summary(open_source(make_folder(tmp_path, ["bomb.png"], bomb_png(side))))
-    assert "more than 89478485 pixels" in reason
-
-
-@pytest.mark.parametrize(("format", "suffix"), [("GIF", "gif"), ("WEBP", "webp"), ("PNG", "png"), ("TIFF", "tif")])
-def test_several_frames(tmp_path, format, suffix):
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    frames[0].save(tmp_path / f"x.{suffix}", format, save_all=True, append_images=frames[1:])
-    frames[0].save(tmp_path / f"one.{suffix}", format)
-    assert [reason for _, _, reason in summary(open_source(str(tmp_path)))] == [None, "more than one frame"]
-
-
-# Hostile archives
-
-
-def test_unsafe_names_are_refused_and_nothing_is_written(tmp_path):
-    unsafe = ["/absolute.png", "../up.png", "a/../../up.png", "..\\up.png", "C:\\x.png"]
-    archive = make_zip(tmp_path / "x.zip", ["good.png", *unsafe])
-    read = summary(open_source(archive))
-    assert {name for name, _, reason in read if reason == "unsafe name in the archive"} == set(unsafe)
-    assert [name for name, _, reason in read if reason is None] == ["good.png"]
-    assert os.listdir(tmp_path) == ["x.zip"]
-
-
-def test_duplicate_names_are_two_images(tmp_path):
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("a.png", png("red"))
-        with pytest.warns(UserWarning, match="Duplicate"):
-            archive.writestr("a.png", png("blue"))
-    colors = [item.image.convert("RGB").getpixel((0, 0)) for item in open_source(str(tmp_path / "x.zip")).read()]
-    assert colors == [(255, 0, 0), (0, 0, 255)]
-
-
-def test_encrypted_oversized_and_damaged_members(tmp_path, monkeypatch):
-    path = tmp_path / "x.zip"
-    make_zip(path, ["damaged.png", "encrypted.png", "good.png", "unknown.png"])
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("huge.png", bytes(1 << 20))
-    content = bytearray(path.read_bytes())
-    entry = content.index(b"PK\x01\x02")
-    for name in ("damaged", "encrypted", "good", "unknown"):
-        content[entry + 8] |= name == "encrypted"  # bit 0 of the flags
-        content[entry + 10] = 77 if name == "unknown" else content[entry + 10]  # the compression method
-        entry = content.index(b"PK\x01\x02", entry + 4)
-    content[content.index(b"IDAT")] ^= 1  # in the first member
-    path.write_bytes(content)
-    monkeypatch.setattr(sources, "MAX_MEMBER", 1 << 19)
-    read = {name: reason for name, _, reason in summary(open_source(str(path)))}
-    assert read["good.png"] is None and read["encrypted.png"] == "encrypted"
-    assert "unpacks to more than" in read["huge.png"]
-    assert read["damaged.png"].startswith("cannot be opened: Bad CRC-32")
-    assert read["unknown.png"].startswith("cannot be opened")
-
-
-def test_a_zip_with_a_damaged_directory_is_refused(tmp_path):
-    path = tmp_path / "x.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.png", b"not looked at")
-    whole = bytearray(path.read_bytes())
-    whole[whole.index(b"PK\1\2") + 2] ^= 8
-    path.write_bytes(whole)
-    with pytest.raises(DataError, match="damaged zip"):
-        open_source(str(path))
 
 
 def test_an_empty_name_is_no_source():
     """An unset shell variable must not mean the current folder."""
     with pytest.raises(DataError, match="does not exist"):
         open_source("")
+
+
+# Stacked
+
+
+def test_any_labeled_grey_set_can_be_stacked(tmp_path):
+    images, labels = pixels(7, channels=1), np.array([0, 1, 2, 2, 1, 0, 2])
+    source = open_source(f"stacked-digits:{write_npz(tmp_path / 'x.npz', images, labels)}", 20)
+    assert source.name == "stacked-digits:x.npz" and len(source.classes) == 27 and source.classes[26] == "222"
+    chosen = [stacked_choice(index, 7) for index in range(20)]
+    expected = [9 * labels[a] + 3 * labels[b] + labels[c] for a, b, c in chosen]
+    check(source, np.moveaxis(images[chosen], 1, -1).copy(), [int(label) for label in expected])
+    assert open_source(f"stacked-digits:{tmp_path / 'x.npz'}").count == 50_000
+    for number, image in enumerate(images):
+        (tmp_path / f"f/{labels[number]}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"f/{labels[number]}/{number}.png")
+    order = np.argsort(labels, kind="stable")  # as the folder has them
+    first = next(open_source(f"stacked-digits:{tmp_path / 'f'}").read())
+    np.testing.assert_array_equal(first.image, np.moveaxis(images[order][chosen[0]], 0, -1))
+
+
+def test_stacking_the_digits_is_the_source_stacked_digits():
+    assert as_read(open_source("stacked-digits:digits", 50).read()) == as_read(open_source("stacked-digits", 50).read())
+    assert open_source("stacked-digits:digits").classes == open_source("stacked-digits").classes
+
+
+def test_what_cannot_be_stacked(tmp_path, monkeypatch):
+    def refused(images, labels, message):
+        with pytest.raises(DataError, match=message):
+            open_source(f"stacked-digits:{write_npz(tmp_path / 'x.npz', images, labels)}")
+
+    refused(pixels(11, channels=1), np.arange(11), "11 classes")
+    refused(pixels(11, channels=1), np.zeros((11, 2)), "no classes")
+    refused(pixels(2), np.arange(2), "only grey")
+    monkeypatch.setattr(digits, "MAX_BYTES", 100)
+    refused(pixels(3, channels=1), np.arange(3), "cannot be stacked")
+    for name, content in (("a/0.png", png()), ("b/0.png", b"")):
+        make_folder(tmp_path / "f", [name], content)
+    with pytest.raises(DataError, match=r"a/0.png of f: it has color"):
+        open_source(f"stacked-digits:{tmp_path / 'f'}")
+    (tmp_path / "f/a/0.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a/0.png of f: empty file"):
+        open_source(f"stacked-digits:{tmp_path / 'f'}")
+    for name, size in (("a/0.png", 4), ("b/0.png", 5)):
+        Image.new("L", (size, size)).save(tmp_path / "f" / name)
+    with pytest.raises(DataError, match=r"different sizes"):
+        open_source(f"stacked-digits:{tmp_path / 'f'}")
+    with pytest.raises(DataError, match="does not exist"):
+        open_source("stacked-digits:")
+
+
+# Reading in parts and in forked children
+
+
+def every_kind(root):
+    """The name of a source of every kind that files can be, made here."""
+    images, labels = pixels(6), [0, 1, 2, 0, 1, 2]
+    files = {f"{label}/{i}.png": encoded(images[i]) for i, label in enumerate(labels)}
+    for name, content in files.items():
+        make_folder(root / "folder", [name], content)
+    with zipfile.ZipFile(root / "zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    for name, mode in (("tar", "w"), ("tar.gz", "w:gz"), ("shards-0.tar", "w")):
+        with tarfile.open(root / name, mode) as archive:
+            for path in sorted(root.glob("folder/*/*.png")):
+                archive.add(path, str(path.relative_to(root / "folder")))
+    write_npz(root / "x.npz", images, np.array(labels))
+    (root / "images-idx3").write_bytes(struct.pack(">HBB3I", 0, 8, 3, 6, 8, 18) + images.tobytes())
+    (root / "labels-idx1").write_bytes(struct.pack(">HBBI", 0, 8, 1, 6) + bytes(labels))
+    (root / "cifar").mkdir()
+    fields = {"data": np.ascontiguousarray(np.moveaxis(pixels(6, (8, 8)), 3, 1).reshape(6, -1)), "labels": labels}
+    (root / "cifar/data_batch_1").write_bytes(pickle.dumps(fields, 2))
+    pyarrow.parquet.write_table(pyarrow.table({"image": list(files.values())}), root / "parquet", row_group_size=2)
+    with lmdb.open(str(root / "lmdb"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        for index, content in enumerate(files.values()):
+            transaction.put(b"8-%05d" % index, content)
+        transaction.put(b"length", b"6")
+    prepare(str(root / "x.npz"), root / "ours", resolution=(4, 4))
+    files = sorted(str(path) for path in root.iterdir() if path.name not in ("shards-0.tar", "labels-idx1"))
+    return [
+        *files,
+        str(root / "shards-{0..0}.tar"),
+        "digits",
+        "stacked-digits",
+        f"stacked-digits:{root / 'images-idx3'}",
+    ]
+
+
+def read_in_child(source, start, stop, results):
+    results.put(as_read(source.read(start, stop)))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_every_kind_is_read_in_parts_in_forked_children(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for name in every_kind(tmp_path):
+        source = open_source(name, 6)
+        reading = source.read()
+        whole = [as_read([item])[0] for item in reading]
+        assert len(whole) == 6 and not any(isinstance(image, str) for _, image, _ in whole)
+        held = source.read()
+        next(held)  # the parent is in the middle of reading
+        results = context.Queue()
+        for start, stop in ((0, 3), (3, None)):
+            child = context.Process(target=read_in_child, args=(source, start, stop, results))
+            child.start()
+            try:
+                assert results.get(timeout=60) == whole[start:stop], name
+            finally:
+                child.join(timeout=60)
+                child.kill()
+        assert [as_read([item])[0] for item in held] == whole[1:], name
