@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,7 +30,13 @@ class Item(NamedTuple):
 
     name: str
     image: "Image | np.ndarray | str"  # opened, header read; or uint8 [H, W] or [H, W, 3]; or why it cannot be read
-    label: int | None
+    label: int | np.ndarray | None  # class, or float32 [d]
+
+
+class Read(Protocol):
+    """Items [start, stop) of a source in order, cheap to start anywhere, in any process forked from ours."""
+
+    def __call__(self, start: int = 0, stop: int | None = None) -> Iterator[Item]: ...
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,10 @@ class Source:
 
     name: str
     count: int  # items that `read` yields, unreadable ones included
-    classes: tuple[str, ...] | None  # class names by label; None: every label is None
-    read: Callable[[], Iterator[Item]]
+    classes: tuple[str, ...] | None  # class names by label; None: no label is an int
+    read: Read
     ignored: int = 0  # files that do not claim to be images
+    label_dim: int | None = None  # length of float-vector labels; None: no label is one
 
 
 def open_source(source: str, max_images: int | None = None) -> Source:
@@ -80,8 +87,8 @@ def _digits(max_images: int | None) -> Source:
     images, labels = _digit_scans()
     count = min(len(images), max_images or len(images))
 
-    def read() -> Iterator[Item]:
-        for index in range(count):
+    def read(start: int = 0, stop: int | None = None) -> Iterator[Item]:
+        for index in range(count)[start:stop]:
             yield Item(f"digit {index}", images[index], int(labels[index]))
 
     return Source("digits", count, tuple(map(str, range(10))), read)
@@ -96,8 +103,8 @@ def _stacked_digits(max_images: int | None) -> Source:
     images, labels = _digit_scans()
     count = max_images or STACKED_COUNT
 
-    def read() -> Iterator[Item]:
-        for index in range(count):
+    def read(start: int = 0, stop: int | None = None) -> Iterator[Item]:
+        for index in range(count)[start:stop]:
             chosen = stacked_choice(index, len(images))
             hundreds, tens, ones = labels[chosen]
             yield Item(f"stack {index}", np.moveaxis(images[chosen], 0, -1), int(100 * hundreds + 10 * tens + ones))
@@ -116,7 +123,13 @@ Row = tuple[str, int | None, "Path | zipfile.ZipInfo | str"]
 
 def _folder(root: Path, max_images: int | None) -> Source:
     rows, classes, ignored = _catalog(root, _walk(root), max_images)
-    return Source(root.resolve().name, len(rows), classes, lambda: _items(rows, _open_file), ignored)
+    return Source(
+        root.resolve().name,
+        len(rows),
+        classes,
+        lambda start=0, stop=None: _items(rows[start:stop], _open_file),
+        ignored,
+    )
 
 
 def _archive(path: Path, max_images: int | None) -> Source:
@@ -127,9 +140,11 @@ def _archive(path: Path, max_images: int | None) -> Source:
         raise DataError(f"{path} is a damaged zip ({error}): copy it again") from error
     rows, classes, ignored = _catalog(path, members, max_images)
 
-    def read() -> Iterator[Item]:
-        with zipfile.ZipFile(path) as archive:
-            yield from _items(rows, lambda member: io.BytesIO(archive.read(member)))
+    opened: dict[int, zipfile.ZipFile] = {}  # by process: forked ones would move each other's place in the file
+
+    def read(start: int = 0, stop: int | None = None) -> Iterator[Item]:
+        archive = opened.get(os.getpid()) or opened.setdefault(os.getpid(), zipfile.ZipFile(path))
+        yield from _items(rows[start:stop], lambda member: io.BytesIO(archive.read(member)))
 
     return Source(path.name, len(rows), classes, read, ignored)
 

@@ -11,7 +11,8 @@ from data import prepare as module
 from data.dataset import ImageDataset
 from data.errors import DataError
 from data.images import TRANSFORMS, convert, decode, natural_mode, pyramid
-from data.prepare import parse_size, prepare, top_level
+from data.plan import parse_size, top_level
+from data.prepare import prepare
 from data.sources import open_source
 from data.verify import verify
 
@@ -46,11 +47,15 @@ def block_means(image, factor):
 # The pyramid
 
 
+def pyramid_of(top, count):
+    return [level[0] for level in pyramid(top[None], count)]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(4, 4), (16, 16), (64, 32), (256, 256)])
 def test_each_level_is_the_rounded_mean_of_the_top(size, channels):
     top = noise(*size, channels)
-    levels = pyramid(top, min(size).bit_length())
+    levels = pyramid_of(top, min(size).bit_length())
     for below, level in enumerate(reversed(levels)):
         np.testing.assert_array_equal(level, half_up(block_means(top, 2**below)))
         assert level.dtype == np.uint8
@@ -58,7 +63,7 @@ def test_each_level_is_the_rounded_mean_of_the_top(size, channels):
 
 def test_halves_are_rounded_up_and_only_once():
     top = np.array([[0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]], np.uint8)[..., None]
-    small, middle, _ = pyramid(top, 3)
+    small, middle, _ = pyramid_of(top, 3)
     np.testing.assert_array_equal(middle[..., 0], [[1, 0], [1, 0]])
     assert small.item() == 0  # 4/16; the mean of the rounded middle would be 1/2, and round to 1
 
@@ -67,7 +72,7 @@ def test_color_is_weighted_by_alpha():
     top = noise(32, 32, 4)
     top[:8, :8, 3] = 0
     alpha = top[..., 3:].astype(np.float64)
-    for below, level in enumerate(reversed(pyramid(top, 6))):
+    for below, level in enumerate(reversed(pyramid_of(top, 6))):
         weights, colors = block_means(alpha, 2**below), block_means(top[..., :3] * alpha, 2**below)
         if below:
             np.testing.assert_array_equal(level[..., :3], half_up(colors / np.maximum(weights, 1e-9)))
@@ -77,7 +82,7 @@ def test_color_is_weighted_by_alpha():
 def test_opaque_images_have_the_pyramid_of_their_colors():
     colors = noise(64, 64)
     opaque = np.concatenate([colors, np.full((64, 64, 1), 255, np.uint8)], axis=2)
-    for with_alpha, without in zip(pyramid(opaque, 7), pyramid(colors, 7), strict=True):
+    for with_alpha, without in zip(pyramid_of(opaque, 7), pyramid_of(colors, 7), strict=True):
         np.testing.assert_array_equal(with_alpha[..., :3], without)
         assert (with_alpha[..., 3] == 255).all()
 
@@ -85,7 +90,7 @@ def test_opaque_images_have_the_pyramid_of_their_colors():
 @pytest.mark.parametrize("side", [256, 1024])
 def test_white_stays_white_down_to_one_pixel(side):
     for channels in (3, 4):
-        levels = pyramid(np.full((side, side, channels), 255, np.uint8), side.bit_length())
+        levels = pyramid_of(np.full((side, side, channels), 255, np.uint8), side.bit_length())
         assert all((level == 255).all() for level in levels)
 
 
@@ -193,7 +198,7 @@ def test_hidden_color_does_not_bleed(side):
     image[...] = (0, 255, 0, 0)  # green that nobody sees
     image[16:48, 16:48] = (255, 0, 0, 255)
     fitted = np.asarray(TRANSFORMS["center-crop"](Image.fromarray(image), (side, side)))
-    for level in pyramid(fitted, 3):
+    for level in pyramid_of(fitted, 3):
         assert level[..., 1][level[..., 3] > 0].max() <= 1
 
 
@@ -328,12 +333,12 @@ def test_bad_images_among_good_ones_are_skipped_and_listed(tmp_path):
     reasons = bad_images(tmp_path / "in")
     report = prepare(str(tmp_path / "in"), tmp_path / "x")
     assert report.found == 12 and report.manifest.count == 4 and len(report.skipped) == 8
-    assert {name for name, _ in report.skipped} == set(reasons)
-    assert all(reasons[name] in reason for name, reason in report.skipped)
+    assert {name for _, name, _ in report.skipped} == set(reasons)
+    assert all(reasons[name] in reason for _, name, reason in report.skipped)
     assert sum(report.manifest.skipped.values()) == 8 and report.manifest.skipped["not an image"] == 2
     assert report.skipped_file == tmp_path / "x.skipped.txt"
     lines = report.skipped_file.read_text().splitlines()
-    assert [tuple(line.split("\t")) for line in lines] == report.skipped
+    assert [tuple(line.split("\t")) for line in lines] == [one[1:] for one in report.skipped]
     expected = [noise(16, 16, seed=seed) for seed in range(4)]
     np.testing.assert_array_equal(ImageDataset(tmp_path / "x").read(np.arange(4), 2), expected)
     assert verify(tmp_path / "x") == []
@@ -392,8 +397,8 @@ def test_too_little_room_is_told_before_the_build(tmp_path, monkeypatch):
 
 def test_the_estimate_is_near_the_truth(tmp_path):
     plans = []
-    report = prepare("digits", tmp_path / "x", resolution=(16, 16), announce=plans.append)
-    assert 0.7 < plans[0].estimated_bytes / report.bytes < 1.4
+    report = prepare("digits", tmp_path / "x", resolution=(16, 16), announce=lambda *plan: plans.append(plan))
+    assert 0.7 < plans[0][1]["raw"].bytes / report.bytes < 1.4
 
 
 def test_a_phone_photo_with_a_second_picture_is_a_photo(tmp_path):
