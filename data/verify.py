@@ -104,6 +104,8 @@ def _look_at(reader: Reader, level: int, indices: np.ndarray, found: Findings) -
     try:
         images = reader.read(indices, level, check=True)
     except DataError as error:
+        if error.__cause__:  # LMDB's word that more than a record is damaged
+            raise
         if len(indices) == 1:
             found.bad[level, int(indices[0])] = str(error)
         else:
