@@ -81,7 +81,8 @@ def _resize(image: "Image", size: Size, box: tuple[int, int, int, int] | None = 
     height, width = bottom - top, right - left
     factor = height // size[0]
     if factor and factor & (factor - 1) == 0 and (height, width) == (size[0] * factor, size[1] * factor):
-        return _shrink(image.crop((left, top, right, bottom)), factor)
+        whole = (left, top, right, bottom) == (0, 0, *image.size)
+        return _shrink(image if whole else image.crop((left, top, right, bottom)), factor)
     larger = size[0] > height or size[1] > width
     return image.resize(size[::-1], Resampling.BICUBIC if larger else Resampling.LANCZOS, box)
 
@@ -90,10 +91,40 @@ def _shrink(image: "Image", factor: int) -> "Image":
     """The means of factor x factor blocks (a power of two), rounded half up, color weighted by alpha."""
     from PIL import Image
 
-    if factor == 1 or image.mode != "RGBA":
+    if factor == 1:
+        return image
+    if image.mode != "RGBA":
         return image.reduce(factor)  # exact for powers of two; with alpha it would round twice
-    levels = pyramid(np.asarray(image)[None], factor.bit_length())
-    return Image.fromarray(levels[0][0])
+    pixels = np.asarray(image)
+    if factor == 2:
+        return Image.fromarray(_halve(pixels))
+    return Image.fromarray(pyramid(pixels[None], factor.bit_length())[0][0])
+
+
+def _halve(top: np.ndarray) -> np.ndarray:
+    """The next level below uint8 [H, W, 4], as `pyramid` has it, in half the time for images that are mostly opaque.
+
+    Each 64-bit word is two pixels side by side; its even and odd bytes, taken apart, have 16 bits each to be added in.
+    """
+    height, width, _ = top.shape
+    words = top.reshape(height, 4 * width).view("<u8")
+    sums = []
+    for lane in (words, words >> np.uint64(8)):
+        lane = lane & np.uint64(0x00FF00FF00FF00FF)
+        lane = lane[0::2] + lane[1::2]
+        lane += lane >> np.uint64(32)
+        sums.append(lane)  # the lower half: of red and blue, or of green and alpha
+    even, odd = ((lane + np.uint64(0x00020002)) >> np.uint64(2) & np.uint64(0x00FF00FF) for lane in sums)
+    means = (even | odd << np.uint64(8)).astype("<u4")
+    alpha = (sums[1] >> np.uint64(16)).astype(np.uint16)
+    means[alpha == 0] = 0
+    level = means.view(np.uint8).reshape(height // 2, width // 2, 4)
+    rows, columns = np.nonzero((alpha != 0) & (alpha != 4 * 255))  # here colors weigh differently
+    blocks = top.reshape(height // 2, 2, width // 2, 2, 4)[rows, :, columns].astype(np.uint32)  # [n, 2, 2, 4]
+    weights = alpha[rows, columns, None].astype(np.uint32)
+    weighted = (blocks[..., :3] * blocks[..., 3:]).sum((1, 2), dtype=np.uint32)
+    level[rows, columns, :3] = (2 * weighted + weights) // (2 * weights)
+    return level
 
 
 def center_crop(image: "Image", size: Size) -> "Image":
