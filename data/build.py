@@ -1,6 +1,6 @@
 """Building a dataset file: the images of a source in chunks, by several processes, into one writer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -105,7 +105,7 @@ def _store(plan: Plan, writer: Writer, workers: int, progress: Progress) -> None
     most = 2 * size * plan.raw_bytes + 4096 * size * len(plan.levels)  # noise as JPEG is larger than as pixels
     results = in_order(partial(make_chunk, plan, size), starts, workers, most, private=[writer.file])
 
-    def items():
+    def items() -> Generator[int, None, None]:
         with closing(results):
             for chunk, values in results:
                 levels = len(plan.levels)

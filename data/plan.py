@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any, TypeVar
 
@@ -119,8 +120,8 @@ def estimate_costs(plan: Plan) -> dict[str, Cost]:
     costs = {}
     for name, row in ENCODINGS.items():
         if plan.channels in row.channels and max(plan.size) <= row.max_side:
-            images, seconds = _timed(lambda image, name=name: encode_image(image, name)[0], pyramids)
-            size = sum(_stored_bytes(list(map(len, image))) for image in images) / len(images)
+            encoded, seconds = _timed(partial(encode_image, encoding=name), pyramids)
+            size = sum(_stored_bytes(list(map(len, values))) for values, _ in encoded) / len(encoded)
             costs[name] = Cost(round(source.count * size), source.count * (common + more + seconds))
     return costs
 

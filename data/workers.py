@@ -6,7 +6,7 @@ import os
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -14,13 +14,13 @@ from typing import Any
 from data.errors import DataError, Interrupted
 
 Bytes = bytes | memoryview
-Result = tuple[Any, list[Bytes]]  # anything small, and bytes that are not copied through a pipe
+Result = tuple[Any, Sequence[Bytes]]  # anything small, and bytes that are not copied through a pipe
 SLOTS = 2  # results of one worker that may wait to be taken
 
 
 def in_order(
     work: Callable[[int], Result], tasks: Sequence[int], workers: int, slot_bytes: int, private: Sequence[int] = ()
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """work(task) of every task, in order; with one worker in this process, else by forked ones, each every so many.
 
     The bytes of one result, at most `slot_bytes`, are valid until the next is asked for. `private` are open files that

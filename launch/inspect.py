@@ -17,7 +17,8 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
     """The manifest of a dataset with what follows from it, as plain values."""
     manifest = dataset.manifest
     classes = manifest.classes
-    counts = None if classes is None else np.bincount(dataset.labels, minlength=len(classes)).tolist()
+    labels = dataset.labels if classes is not None else None
+    counts = None if labels is None else np.bincount(labels, minlength=len(classes or ())).tolist()
     return {
         "path": str(dataset.path),
         "bytes": dataset.path.stat().st_size,
