@@ -1,5 +1,6 @@
 """Writing a dataset: commits, trimming, locks, full disks, and builds that are killed and go on."""
 
+import fcntl
 import os
 import random
 import signal
@@ -102,11 +103,13 @@ def test_two_builds_of_one_file(tmp_path):
 
 
 def photos(root, count=40, size=16):
-    root.mkdir()
+    """Images in two classes, one of them bad."""
+    for folder in "ab":
+        (root / folder).mkdir(parents=True)
     for index in range(count):
         pixels = np.random.default_rng(index).integers(0, 256, (size, size, 3), np.uint8)
-        Image.fromarray(pixels).save(root / f"{index:03d}.png")
-    (root / "017.png").write_bytes(b"")
+        Image.fromarray(pixels).save(root / "ab"[index % 2] / f"{index:03d}.png")
+    (root / "b/017.png").write_bytes(b"")
     return root
 
 
@@ -116,7 +119,7 @@ import os, sys, time; from data import build, prepare, writer; from data.errors 
 source, dest, workers, sleep = sys.argv[1:]
 build.CHUNK_IMAGES, writer.BATCH_BYTES = 3, 2000
 step = build.make_chunk
-build.make_chunk = lambda *args: (time.sleep(float(sleep)), step(*args))[1]
+build.make_chunk = lambda *args: (time.sleep(float(sleep)), step(*args))[-1]
 def progress(items, total, label):
     print("ready", flush=True)
     yield from items
@@ -173,7 +176,7 @@ def test_killed_while_it_is_published(undisturbed, tmp_path, where):
     again = run(PREPARE, source, tmp_path / "x.lmdb", 1, 0)
     assert again.returncode == 0 and "ready" not in again.stdout, again  # nothing was left to build
     assert (tmp_path / "x.lmdb").read_bytes() == expected
-    assert "017.png\tempty file" in (tmp_path / "x.lmdb.skipped.txt").read_text()
+    assert "b/017.png\tempty file" in (tmp_path / "x.lmdb.skipped.txt").read_text()
 
 
 def stopped(source, path):
@@ -211,7 +214,7 @@ def test_a_part_of_another_build_is_not_gone_on_with(undisturbed, tmp_path, chan
     stopped(source, path)
     if change == "source":
         photos(tmp_path / "other", 1)
-        os.replace(tmp_path / "other/000.png", source / "009.png")
+        os.replace(tmp_path / "other/a/000.png", source / "b/009.png")
     script = PREPARE.replace("workers=int", "levels=2, workers=int") if change == "settings" else PREPARE
     if change == "garbage":
         part.write_bytes(b"garbage" * 1000)
@@ -232,13 +235,15 @@ def test_a_worker_that_dies_is_one_error_and_the_same_command_goes_on(undisturbe
     assert (tmp_path / "x.lmdb").read_bytes() == expected
 
 
-def test_workers_die_with_their_parent(undisturbed, tmp_path):
-    told = PREPARE.replace("time.sleep(float(sleep))", "os.write(1, b'%d\\n' % os.getpid()), time.sleep(0.05)")
+def test_workers_die_with_their_parent_and_do_not_hold_its_lock(undisturbed, tmp_path):
+    told = PREPARE.replace("time.sleep(float(sleep))", "os.write(1, b'%d\\n' % os.getpid()), time.sleep(0.5)")
     command = [sys.executable, "-c", told, undisturbed[0], tmp_path / "x.lmdb", "2", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as child:
-        workers = {int(line) for line in (child.stdout.readline() for _ in range(7)) if line.strip().isdigit()}
+        workers = {int(line) for line in (child.stdout.readline() for _ in range(5)) if line.strip().isdigit()}
         child.kill()
     assert len(workers) == 2
+    with (tmp_path / "x.lmdb.part").open() as part:
+        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)  # while they are busy still
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
