@@ -112,18 +112,22 @@ class Cost:
 
 def estimate_costs(plan: Plan) -> dict[str, Cost]:
     """The cost of every encoding that could hold the plan, from a few images that are built without being stored."""
-    source = plan.source
-    positions = _spread(source.count, COST_SAMPLE)
-    tops, common = _timed(lambda position: plan.fit(next(source.read(position, position + 1))), positions)
-    tops = [top for top in tops if not isinstance(top, str)] or [np.zeros((*plan.size, plan.channels), np.uint8)]
+    count = plan.source.count
+    fitted, common = _timed(partial(_fit_at, plan), _spread(count, COST_SAMPLE))
+    tops = [top for fits in fitted for top in fits if not isinstance(top, str)]
+    tops = tops or [np.zeros((*plan.size, plan.channels), np.uint8)]
     pyramids, more = _timed(lambda top: [level[0] for level in pyramid(top[None], len(plan.levels))], tops)
     costs = {}
     for name, row in ENCODINGS.items():
         if plan.channels in row.channels and max(plan.size) <= row.max_side:
             encoded, seconds = _timed(partial(encode_image, encoding=name), pyramids)
             size = sum(_stored_bytes(list(map(len, values))) for values, _ in encoded) / len(encoded)
-            costs[name] = Cost(round(source.count * size), source.count * (common + more + seconds))
+            costs[name] = Cost(round(count * size), count * (common + more + seconds))
     return costs
+
+
+def _fit_at(plan: Plan, position: int) -> list[np.ndarray | str]:
+    return [plan.fit(item) for item in plan.source.read(position, position + 1)]
 
 
 def _timed(work: Callable[[Any], Any], items: Sequence[Any]) -> tuple[list[Any], float]:

@@ -9,6 +9,7 @@ from PIL import Image
 from data import plan
 from data import prepare as module
 from data.dataset import ImageDataset
+from data.encodings import ENCODINGS
 from data.errors import DataError
 from data.plan import parse_size, top_level
 from data.prepare import prepare
@@ -285,8 +286,12 @@ def test_too_little_room_is_told_before_the_build(tmp_path, monkeypatch):
 
 def test_the_estimate_is_near_the_truth(tmp_path):
     plans = []
-    report = prepare("digits", tmp_path / "x", resolution=(16, 16), announce=lambda *plan: plans.append(plan))
-    assert 0.7 < plans[0][1]["raw"].bytes / report.bytes < 1.4
+    photos(tmp_path / "in", 30, size=64)
+    for source in ("digits", str(tmp_path / "in")):
+        for encoding in ENCODINGS:
+            path = tmp_path / f"{encoding}{len(source)}"
+            report = prepare(source, path, encoding=encoding, announce=lambda *plan: plans.append(plan))
+            assert 0.6 < plans[-1][1][encoding].bytes / report.bytes < 1.4
 
 
 def test_a_phone_photo_with_a_second_picture_is_a_photo(tmp_path):
