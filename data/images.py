@@ -119,11 +119,12 @@ def _halve(top: np.ndarray) -> np.ndarray:
     alpha = (sums[1] >> np.uint64(16)).astype(np.uint16)
     means[alpha == 0] = 0
     level = means.view(np.uint8).reshape(height // 2, width // 2, 4)
-    rows, columns = np.nonzero((alpha != 0) & (alpha != 4 * 255))  # here colors weigh differently
-    blocks = top.reshape(height // 2, 2, width // 2, 2, 4)[rows, :, columns].astype(np.uint32)  # [n, 2, 2, 4]
+    mixed = np.flatnonzero((alpha != 0) & (alpha != 4 * 255))  # here colors weigh differently
+    rows, columns = np.divmod(mixed, width // 2)
+    blocks = top.reshape(height // 2, 2, width // 2, 2, 4)[rows, :, columns].reshape(-1, 4, 4).astype(np.uint32)
+    first, second, third, fourth = (blocks[:, pixel, :3] * blocks[:, pixel, 3:] for pixel in range(4))
     weights = alpha[rows, columns, None].astype(np.uint32)
-    weighted = (blocks[..., :3] * blocks[..., 3:]).sum((1, 2), dtype=np.uint32)
-    level[rows, columns, :3] = (2 * weighted + weights) // (2 * weights)
+    level[rows, columns, :3] = (2 * (first + second + third + fourth) + weights) // (2 * weights)
     return level
 
 
