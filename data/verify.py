@@ -1,5 +1,6 @@
 """Checking a dataset record by record."""
 
+import faulthandler
 import hashlib
 import multiprocessing
 import os
@@ -71,6 +72,7 @@ def _in_child(work: Callable[[], Any], if_killed: str) -> Any:
 
 
 def _send_result(work: Callable[[], Any], there: Connection) -> None:
+    faulthandler.disable()  # if this process dies, its parent says so in one line
     try:
         there.send(work())
     except Exception as error:
