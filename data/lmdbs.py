@@ -75,9 +75,9 @@ def _ours(name: str, path: Path, max_images: int | None) -> Source:
 
 
 def _environment(path: Path) -> Any:
-    from data.store import _open_checked
+    from data.store import open_checked
 
-    return _open_checked(path)
+    return open_checked(path)
 
 
 def _foreign_size(path: Path, environment: Any, not_ours: DataError) -> tuple[int, int]:

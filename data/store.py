@@ -1,24 +1,20 @@
-"""The dataset file: one LMDB holding every image at every growth level, and the only code that knows its format.
+"""The dataset file: one LMDB holding every image at every growth level. `writer` makes it, this module reads it.
 
     b"LL/IIIIIIIIII"  one image: level LL (two digits), index (ten digits), so keys run by level, then index. Level l is
                       base * 2**l pixels large. The value is the encoded uint8 pixels [H, W, C] and their CRC.
-    b"labels"         int32[N], little-endian, and its CRC. Absent if there are no classes.
+    b"labels"         int32 [N] or float32 [N, d], little-endian, and its CRC. Absent if the images have no labels.
     b"manifest"       JSON of `Manifest` and its CRC, written last: a file without one is an unfinished build.
 
-A CRC is `zlib.crc32` of what precedes it in the value, as 4 little-endian bytes. Encoding "raw" is pixels in C order.
-The content hash is SHA-256 over the decoded pixels of the top level in index order, then the int32 labels: it does not
-depend on the encoding. A file is built beside its destination as `.part` and renamed when everything is on disk.
+A CRC is `zlib.crc32` of what precedes it in the value, as 4 little-endian bytes. `encodings` has the ways to store
+pixels, and the content hash over what they decode to.
 """
 
-import fcntl
-import hashlib
 import json
-import mmap
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,27 +22,11 @@ from weakref import WeakValueDictionary, finalize
 
 import numpy as np
 
+from data.encodings import CRC_BYTES, ENCODINGS, without_crc
 from data.errors import DataError
 
-VERSION = 1
-BATCH_IMAGES = 1000  # a transaction holds at most so many images, and
-BATCH_BYTES = 64 << 20  # about so many bytes: LMDB keeps what is not committed in memory
-FIRST_MAP = 16 << 20
+VERSION = 2
 LABELS, MANIFEST = b"labels", b"manifest"
-CRC_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How the pixels of one image become bytes and come back."""
-
-    encode: Callable[[np.ndarray], bytes]
-    decode: Callable[[memoryview, tuple[int, int, int]], np.ndarray]  # may return a view of the bytes
-
-
-ENCODINGS = {
-    "raw": Encoding(np.ndarray.tobytes, lambda payload, shape: np.frombuffer(payload, np.uint8).reshape(shape)),
-}
 
 
 @dataclass(frozen=True)
@@ -58,10 +38,14 @@ class Manifest:
     base: tuple[int, int]  # (height, width) of level 0
     levels: tuple[int, ...]  # the levels stored, ascending, without gaps
     encoding: str  # key of ENCODINGS
-    classes: tuple[str, ...] | None  # class names by label; None if unlabeled
+    lossy: bool  # the images are not quite what the source's pixels gave
+    transform: str  # key of TRANSFORMS: how the images were made to fit
+    classes: tuple[str, ...] | None  # class names by label; None if no label is a class
+    label_dim: int | None  # length of float-vector labels; None if no label is one
     content_hash: str
     source: str
     skipped: dict[str, int]  # why images of the source were left out -> how many
+    skipped_positions: tuple[int, ...]  # which they were, so that the others can be found again
     lmdb: str  # version of the LMDB library that wrote the file
     version: int = VERSION
 
@@ -84,7 +68,7 @@ class Manifest:
         fields = json.loads(text)
         if fields["version"] != VERSION or fields["encoding"] not in ENCODINGS:
             raise ValueError(f"format {fields['version']}, encoding {fields['encoding']!r}")
-        for name in ("base", "levels", "classes"):
+        for name in ("base", "levels", "classes", "skipped_positions"):
             fields[name] = None if fields[name] is None else tuple(fields[name])
         return cls(**fields)
 
@@ -94,182 +78,9 @@ def image_key(level: int, index: int) -> bytes:
     return b"%02d/%010d" % (level, index)
 
 
-def estimated_bytes(count: int, channels: int, sizes: Sequence[tuple[int, int]]) -> int:
-    """About how large a file of `count` raw images at all `sizes` will be, page waste included."""
-    page = mmap.PAGESIZE
-    payloads = [height * width * channels + 40 for height, width in sizes]  # key, CRC and LMDB's own headers
-    # Above half a page LMDB gives a value pages of its own; smaller ones share pages that end up about 2/3 full.
-    return count * sum(-(-size // page) * page if size > page // 2 else size * 3 // 2 for size in payloads)
-
-
-def check_new(path: Path) -> None:
-    """DataError if a dataset cannot be made at `path` because something is there."""
-    if path.is_dir():
-        raise DataError(f"{path} is a folder: name a file to write, such as {path / 'data.lmdb'}")
-    if path.exists():
-        raise DataError(f"{path} exists: remove it first, or choose another name")
-
-
 def part_path(path: Path) -> Path:
     """Where the dataset that will be `path` is built."""
     return path.with_name(path.name + ".part")
-
-
-class Writer:
-    """Builds a dataset file: `add` images in index order, then `finish`. Leaving the `with` block early removes it."""
-
-    def __init__(
-        self, path: Path, *, channels: int, base: tuple[int, int], levels: Sequence[int], encoding: str = "raw"
-    ) -> None:
-        self.path, self.part = path, part_path(path)
-        self.channels, self.base, self.levels, self.encoding = channels, base, tuple(levels), encoding
-        self.count = 0
-        self._published = False
-        self._hash = hashlib.sha256()
-        self._records: list[tuple[bytes, bytes]] = []
-        self._waiting = 0  # bytes in _records
-        self._made = [folder for folder in path.absolute().parents if not folder.exists()]  # innermost first
-        with _explained(path):
-            path.absolute().parent.mkdir(parents=True, exist_ok=True)
-            self._file = _lock_part(self.part)
-            try:
-                check_new(path)  # once more: another build may have ended before we held the lock
-                self._env = self._open()
-            except BaseException:
-                self._discard()
-                raise
-
-    def _open(self) -> Any:
-        import lmdb
-
-        # The flock on the part keeps other writers out, so LMDB needs no lock file; it is synced once, at the end.
-        return lmdb.open(
-            str(self.part), subdir=False, lock=False, map_size=FIRST_MAP, sync=False, metasync=False, readahead=False
-        )
-
-    def add(self, pyramid: Sequence[np.ndarray]) -> None:
-        """Append one image: uint8 [H, W, C] for every level of `levels`, in that order."""
-        for level, image in zip(self.levels, pyramid, strict=True):
-            expected = (self.base[0] << level, self.base[1] << level, self.channels)
-            assert image.shape == expected and image.dtype == np.uint8, (image.shape, image.dtype, expected)
-            value = with_crc(ENCODINGS[self.encoding].encode(image))
-            self._records.append((image_key(level, self.count), value))
-            self._waiting += len(value)
-        self._hash.update(np.ascontiguousarray(pyramid[-1]).data)
-        self.count += 1
-        if self.count % BATCH_IMAGES == 0 or self._waiting >= BATCH_BYTES:
-            self._flush()
-
-    def finish(
-        self, *, source: str, labels: np.ndarray | None, classes: Sequence[str] | None, skipped: dict[str, int]
-    ) -> Manifest:
-        """Write labels (int [N]) and manifest, make everything durable, and put the file in its place."""
-        import lmdb
-
-        if labels is not None:
-            stored = labels.astype("<i4").tobytes()
-            self._hash.update(stored)
-            self._records.append((LABELS, with_crc(stored)))
-        self._flush()
-        manifest = Manifest(
-            count=self.count,
-            channels=self.channels,
-            base=self.base,
-            levels=self.levels,
-            encoding=self.encoding,
-            classes=None if classes is None else tuple(classes),
-            content_hash=self._hash.hexdigest(),
-            source=source,
-            skipped=skipped,
-            lmdb=".".join(map(str, lmdb.version())),
-        )
-        self._records.append((MANIFEST, with_crc(manifest.to_json().encode())))
-        self._flush()
-        with _explained(self.path):
-            self._publish()
-        return manifest
-
-    def _flush(self) -> None:
-        """Commit the waiting records in key order, growing the map as often as it takes."""
-        import lmdb
-
-        self._records.sort()
-        with _explained(self.path):
-            while True:
-                try:
-                    with self._env.begin(write=True) as transaction:
-                        transaction.cursor().putmulti(self._records)
-                    break
-                except lmdb.MapFullError:
-                    self._env.set_mapsize(2 * self._env.info()["map_size"])
-        self._records, self._waiting = [], 0
-
-    def _publish(self) -> None:
-        used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        self._env.sync(True)
-        self._env.close()
-        os.ftruncate(self._file, used)
-        os.fsync(self._file)
-        os.replace(self.part, self.path)
-        self._published = True
-        folder = os.open(self.path.absolute().parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-        os.close(self._file)
-
-    def _discard(self) -> None:
-        os.unlink(self.part)
-        os.close(self._file)
-        for folder in self._made:
-            with suppress(OSError):
-                folder.rmdir()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._env.close()
-        if not self._published:
-            self._discard()
-
-
-def with_crc(payload: bytes) -> bytes:
-    """A stored value: the payload and its checksum."""
-    return payload + zlib.crc32(payload).to_bytes(CRC_BYTES, "little")
-
-
-def without_crc(value: bytes) -> bytes:
-    """The payload of a stored value. ValueError if it is not what its checksum says."""
-    payload, crc = value[:-CRC_BYTES], value[-CRC_BYTES:]
-    if zlib.crc32(payload).to_bytes(CRC_BYTES, "little") != crc:
-        raise ValueError("its checksum differs")
-    return payload
-
-
-def _lock_part(part: Path) -> int:
-    """An open, locked and empty `part`; what a killed build left there is dropped."""
-    file = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The build that held the lock before us may just have renamed the file we opened.
-        if not part.exists() or not os.path.samestat(os.fstat(file), part.stat()):
-            raise BlockingIOError
-    except BlockingIOError:
-        os.close(file)
-        raise DataError(f"{part} is being written by another process: wait for it, or choose another name") from None
-    os.ftruncate(file, 0)
-    return file
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what the disk and LMDB raise while writing into a DataError."""
-    import lmdb
-
-    try:
-        yield
-    except (lmdb.Error, OSError) as error:
-        raise DataError(f"cannot write {path}: {error} (is the disk full, or the folder read-only?)") from error
 
 
 class Reader:
@@ -277,7 +88,7 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.env = _open_checked(path)
+        self.env = open_checked(path)
         finalize(self, self.env.close)
         try:
             self.manifest = self._manifest()
@@ -327,17 +138,18 @@ class Reader:
         return f"image {index} at {height}x{width} in {self.path}"
 
     def labels(self) -> np.ndarray | None:
-        """int64 [N], or None if the dataset has no classes. DataError if they are damaged."""
-        if self.manifest.classes is None:
+        """int64 [N], float32 [N, d], or None if the dataset has neither. DataError if they are damaged."""
+        count, dim = self.manifest.count, self.manifest.label_dim
+        if self.manifest.classes is None and dim is None:
             return None
         with self._transaction() as transaction:
             try:
-                labels = np.frombuffer(_payload(transaction.get(LABELS), check=True), "<i4").astype(np.int64)
+                stored = np.frombuffer(_payload(transaction.get(LABELS), check=True), "<i4" if dim is None else "<f4")
             except ValueError as error:
                 raise DataError(f"the labels in {self.path} are damaged: {error}") from None
-        if len(labels) != self.manifest.count:
-            raise DataError(f"{self.path} has {len(labels)} labels for {self.manifest.count} images")
-        return labels
+            if len(stored) != count * (dim or 1):
+                raise DataError(f"{self.path} has {len(stored) // (dim or 1)} labels for {count} images")
+            return stored.astype(np.int64) if dim is None else stored.astype(np.float32).reshape(count, dim)
 
     def entries(self) -> int:
         """How many keys the file has."""
@@ -354,8 +166,8 @@ def _payload(value: memoryview | None, check: bool) -> memoryview:
     return payload
 
 
-def _open_checked(path: Path) -> Any:
-    """The read-only LMDB environment of a file that is whole; DataError says what is wrong with any other."""
+def open_checked(path: Path) -> Any:
+    """The read-only LMDB environment of a file of the right length; DataError says what is wrong with any other."""
     import lmdb
 
     if path.stat().st_size == 0:

@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from data.dataset import ImageDataset
-from data.prepare import format_size
+from data.plan import format_size
 from launch.cli import run
 from launch.prepare import megabytes
 
@@ -17,7 +17,8 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
     """The manifest of a dataset with what follows from it, as plain values."""
     manifest = dataset.manifest
     classes = manifest.classes
-    counts = None if dataset.labels is None else np.bincount(dataset.labels, minlength=len(classes or ())).tolist()
+    labels = dataset.labels if classes is not None else None
+    counts = None if labels is None else np.bincount(labels, minlength=len(classes or ())).tolist()
     return {
         "path": str(dataset.path),
         "bytes": dataset.path.stat().st_size,
@@ -32,11 +33,13 @@ def show(facts: dict[str, Any]) -> None:
     """Print what `describe` found as text."""
     click.echo(f"{facts['path']}: {megabytes(facts['bytes'])}, from {facts['source']}")
     click.echo(f"images   {facts['count']}, {format_size(facts['resolution'])}, {facts['channels']} channels")
-    click.echo(f"levels   {', '.join(map(format_size, facts['sizes']))} ({facts['encoding']})")
+    click.echo(
+        f"levels   {', '.join(map(format_size, facts['sizes']))} ({facts['encoding']}{', lossy' * facts['lossy']})"
+    )
     for reason, count in facts["skipped"].items():
         click.echo(f"skipped  {count}: {reason}")
     if facts["classes"] is None:
-        click.echo("classes  none")
+        click.echo("classes  none" if facts["label_dim"] is None else f"labels   {facts['label_dim']} numbers each")
     else:
         counts = facts["images_per_class"]
         click.echo(f"classes  {len(counts)}, of {min(counts)} to {max(counts)} images")

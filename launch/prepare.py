@@ -7,9 +7,12 @@ from typing import TypeVar
 
 import click
 
+from data.encodings import ENCODINGS
 from data.errors import DataError
 from data.images import MODES, TRANSFORMS
-from data.prepare import Plan, Report, format_size, parse_size, prepare
+from data.plan import Cost, Plan, format_size, parse_size
+from data.prepare import Report, prepare
+from data.repair import repair as repair_dataset
 from launch.cli import run
 
 T = TypeVar("T")
@@ -33,14 +36,26 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
             print(f"{label}: {done} of {total}, about {left:.0f} s left", file=sys.stderr, flush=True)
 
 
-def show_plan(plan: Plan, dest: str) -> None:
-    """What is about to be built, in one line."""
-    levels = ", ".join(format_size((plan.base[0] << level, plan.base[1] << level)) for level in plan.levels)
-    classes = f"{len(plan.source.classes)} classes" if plan.source.classes else "no classes"
+def show_plan(plan: Plan, costs: dict[str, Cost], workers: int, dest: str) -> None:
+    """What is about to be built and what that will take, in one line, and what other encodings would take."""
+    labels = f"{len(plan.source.classes)} classes" if plan.source.classes else "no classes"
+    if plan.source.label_dim is not None:
+        labels = f"labels of {plan.source.label_dim} numbers"
+    chosen = costs[plan.encoding]
+    others = [
+        f"{shown_encoding(name)} {megabytes(cost.bytes)}" for name, cost in costs.items() if name != plan.encoding
+    ]
     click.echo(
-        f"{plan.source.name} -> {dest}: {plan.source.count} images, {classes}, {format_size(plan.size)} {plan.mode} "
-        f"({plan.transform}), levels {levels}, about {megabytes(plan.estimated_bytes)}"
+        f"{plan.source.name} -> {dest}: {plan.source.count} images, {labels}, {format_size(plan.size)} {plan.mode} "
+        f"({plan.transform}), levels {', '.join(map(format_size, plan.sizes))}, about {megabytes(chosen.bytes)} "
+        f"{shown_encoding(plan.encoding)} in {max(1, round(chosen.seconds / workers))} s "
+        f"(--encoding: {', '.join(others)})"
     )
+
+
+def shown_encoding(name: str) -> str:
+    """The name of an encoding, with a warning if it loses something."""
+    return name if ENCODINGS[name].lossless else f"{name} (lossy)"
 
 
 def show_report(report: Report) -> None:
@@ -49,7 +64,7 @@ def show_report(report: Report) -> None:
     click.echo(f"stored   {manifest.count} of {report.found} images")
     for reason, count in manifest.skipped.items():
         click.echo(f"skipped  {count}: {reason}")
-    for name, reason in report.skipped[:SHOWN]:
+    for _, name, reason in report.skipped[:SHOWN]:
         click.echo(f"         {name}: {reason}")
     if len(report.skipped) > SHOWN:
         click.echo(f"         and {len(report.skipped) - SHOWN} more")
@@ -62,6 +77,13 @@ def show_report(report: Report) -> None:
         click.echo(f"note: {report.empty_classes} of the classes have no image; --max-images takes the first by name")
     click.echo(f"hash     {manifest.content_hash}")
     click.echo(f"size     {megabytes(report.bytes)}, built in {report.seconds:.1f} s")
+
+
+def show_repair(problems: list[str], dest: str) -> None:
+    """What was bad and has been replaced."""
+    for problem in problems[:SHOWN]:
+        click.echo(f"repaired {problem}")
+    click.echo(f"{dest}: {f'{len(problems)} problems repaired' if problems else 'every record is good'}")
 
 
 def megabytes(count: int) -> str:
@@ -97,9 +119,18 @@ def read_size(context: click.Context, parameter: click.Parameter, text: str | No
 )
 @click.option("--mode", type=click.Choice(["auto", *MODES]), default="auto", show_default=True, help="Channels stored.")
 @click.option(
+    "--encoding",
+    type=click.Choice(list(ENCODINGS)),
+    help="How pixels are stored; only jpeg loses some.  [default: raw; webp if that would take more than 8 GB]",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that decode and encode.  [default: all cores]")
+@click.option(
     "--max-images", type=click.IntRange(min=1), help="Take only the first so many images, in the order of their names."
 )
 @click.option("--strict", is_flag=True, help="Refuse at the first image that cannot be read instead of skipping it.")
+@click.option(
+    "--repair", is_flag=True, help="Replace the bad records of DEST, which was made of SOURCE, and only those."
+)
 def main(
     source: str,
     dest: str,
@@ -108,14 +139,20 @@ def main(
     levels: int | None,
     transform: str,
     mode: str,
+    encoding: str | None,
+    workers: int | None,
     max_images: int | None,
     strict: bool,
+    repair: bool,
 ) -> None:
     """Build the LMDB dataset DEST from SOURCE.
 
     SOURCE is `digits`, `stacked-digits`, a folder of images (its sub-folders are classes) or a zip of one.
-    A SIZE is one side or HxW.
+    A SIZE is one side or HxW. If it was killed, the same command goes on after the last commit.
     """
+    if repair:
+        show_repair(repair_dataset(source, dest, track), dest)
+        return
     report = prepare(
         source,
         dest,
@@ -124,10 +161,13 @@ def main(
         levels=levels,
         transform=transform,
         mode=mode,
+        encoding=encoding,
+        workers=workers,
         max_images=max_images,
         strict=strict,
         progress=track,
-        announce=lambda plan: show_plan(plan, dest),
+        announce=lambda plan, costs, workers: show_plan(plan, costs, workers, dest),
+        say=click.echo,
     )
     show_report(report)
 

@@ -17,7 +17,9 @@ def main(data: str) -> int:
     for problem in problems[:SHOWN]:
         click.echo(problem, err=True)
     if problems:
-        click.echo(f"{data}: {len(problems)} problems: copy it again or run saddle prepare again", err=True)
+        click.echo(
+            f"{data}: {len(problems)} problems: run saddle prepare --repair SOURCE {data}, or copy it again", err=True
+        )
         return 2
     click.echo(f"{data}: every record is good")
     return 0

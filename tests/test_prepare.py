@@ -1,18 +1,19 @@
 """Preparation: pixels against Pillow and numpy, bad images among good ones, sizes that are possible and not."""
 
-import io
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data import plan
 from data import prepare as module
 from data.dataset import ImageDataset
+from data.encodings import ENCODINGS
 from data.errors import DataError
-from data.images import TRANSFORMS, convert, decode, natural_mode, pyramid
-from data.prepare import parse_size, prepare, top_level
-from data.sources import open_source
+from data.plan import parse_size, top_level
+from data.prepare import prepare
+from data.sources import Item, Source, open_source
 from data.verify import verify
 
 
@@ -26,13 +27,6 @@ def save(path, image, **options):
     image.save(path, **options)
 
 
-def photos(root, count=4, size=16):
-    """A folder of `count` RGB images."""
-    for index in range(count):
-        save(root / f"{index}.png", noise(size, size, seed=index))
-    return root
-
-
 def half_up(values):
     return np.floor(values + 0.5).astype(np.uint8)
 
@@ -43,158 +37,11 @@ def block_means(image, factor):
     return image.astype(np.float64).reshape(height // factor, factor, width // factor, factor, channels).mean((1, 3))
 
 
-# The pyramid
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [(4, 4), (16, 16), (64, 32), (256, 256)])
-def test_each_level_is_the_rounded_mean_of_the_top(size, channels):
-    top = noise(*size, channels)
-    levels = pyramid(top, min(size).bit_length())
-    for below, level in enumerate(reversed(levels)):
-        np.testing.assert_array_equal(level, half_up(block_means(top, 2**below)))
-        assert level.dtype == np.uint8
-
-
-def test_halves_are_rounded_up_and_only_once():
-    top = np.array([[0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]], np.uint8)[..., None]
-    small, middle, _ = pyramid(top, 3)
-    np.testing.assert_array_equal(middle[..., 0], [[1, 0], [1, 0]])
-    assert small.item() == 0  # 4/16; the mean of the rounded middle would be 1/2, and round to 1
-
-
-def test_color_is_weighted_by_alpha():
-    top = noise(32, 32, 4)
-    top[:8, :8, 3] = 0
-    alpha = top[..., 3:].astype(np.float64)
-    for below, level in enumerate(reversed(pyramid(top, 6))):
-        weights, colors = block_means(alpha, 2**below), block_means(top[..., :3] * alpha, 2**below)
-        if below:
-            np.testing.assert_array_equal(level[..., :3], half_up(colors / np.maximum(weights, 1e-9)))
-        np.testing.assert_array_equal(level[..., 3:], half_up(weights))
-
-
-def test_opaque_images_have_the_pyramid_of_their_colors():
-    colors = noise(64, 64)
-    opaque = np.concatenate([colors, np.full((64, 64, 1), 255, np.uint8)], axis=2)
-    for with_alpha, without in zip(pyramid(opaque, 7), pyramid(colors, 7), strict=True):
-        np.testing.assert_array_equal(with_alpha[..., :3], without)
-        assert (with_alpha[..., 3] == 255).all()
-
-
-@pytest.mark.parametrize("side", [256, 1024])
-def test_white_stays_white_down_to_one_pixel(side):
-    for channels in (3, 4):
-        levels = pyramid(np.full((side, side, channels), 255, np.uint8), side.bit_length())
-        assert all((level == 255).all() for level in levels)
-
-
-# Modes
-
-
-def reopened(image, format="PNG", **options):
-    stream = io.BytesIO()
-    image.save(stream, format, **options)
-    return Image.open(stream)
-
-
-def test_16_bits_are_scaled_and_rounded():
-    values = np.array([[0, 128, 129, 257, 30000, 65535]], np.uint16)
-    image = reopened(Image.fromarray(values))
-    assert natural_mode(image) == "L"
-    np.testing.assert_array_equal(np.asarray(decode(image, "L")), np.rint(values / 257))
-    big_endian = Image.open(io.BytesIO(b"P5 6 1 65535\n" + values.astype(">u2").tobytes()))
-    np.testing.assert_array_equal(np.asarray(decode(big_endian, "L")), np.rint(values / 257))
-    assert decode(Image.fromarray(np.array([[70_000]], np.int32)), "L") == "damaged: 32-bit pixels have no known range"
-
-
-def test_cmyk_palette_and_single_bits():
-    rgb = Image.fromarray(noise(16, 16))
-    cmyk = reopened(rgb.convert("CMYK"), "TIFF")
-    np.testing.assert_array_equal(np.asarray(decode(cmyk, "RGB")), np.asarray(rgb))
-    palette = rgb.quantize(16)
-    assert natural_mode(reopened(palette)) == "RGB"
-    np.testing.assert_array_equal(np.asarray(decode(reopened(palette), "RGB")), np.asarray(palette.convert("RGB")))
-    bits = reopened(rgb.convert("1"))
-    assert natural_mode(bits) == "L"
-    np.testing.assert_array_equal(np.unique(np.asarray(decode(bits, "L"))), [0, 255])
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
-def test_transparency_is_seen_and_laid_onto_white_if_it_must_go(mode):
-    image = Image.new(mode, (4, 4), {"RGBA": (0, 0, 0, 0), "LA": (0, 0), "P": 0, "RGB": (0, 0, 0), "L": 0}[mode])
-    keys = {"P": 0, "RGB": (0, 0, 0), "L": 0}
-    image = reopened(image, transparency=keys[mode]) if mode in keys else reopened(image)
-    assert natural_mode(image) == "RGBA"
-    assert (np.asarray(decode(image, "RGBA"))[..., 3] == 0).all()
-    assert (np.asarray(convert(image, "RGB")) == 255).all() and (np.asarray(convert(image, "L")) == 255).all()
-
-
-def test_half_transparent_red_on_white():
-    image = Image.new("RGBA", (1, 1), (255, 0, 0, 128))
-    assert convert(image, "RGB").getpixel((0, 0)) == (255, 127, 127)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(orientation):
-    upright = np.zeros((16, 32, 3), np.uint8)
-    upright[:8, :16] = 255  # the top left quarter, once shown
-    undo = {
-        1: lambda x: x,
-        2: lambda x: x[:, ::-1],
-        3: lambda x: x[::-1, ::-1],
-        4: lambda x: x[::-1],
-        5: lambda x: x.transpose(1, 0, 2),
-        6: lambda x: np.rot90(x),
-        7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
-        8: lambda x: np.rot90(x, -1),
-    }
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
-    image = reopened(stored, "JPEG", exif=exif, quality=100)
-    assert np.abs(np.asarray(decode(image, "RGB")).astype(int) - upright).max() < 8
-
-
-# Transforms
-
-
-@pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("size", [(8, 8), (16, 8), (64, 128)])
-@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (37, 111), (500, 3)])
-def test_transforms_give_the_size_asked_for(transform, size, shape):
-    for channels in (1, 3, 4):
-        fitted = TRANSFORMS[transform](
-            Image.fromarray(noise(*shape, channels).squeeze(-1 if channels == 1 else ())), size
-        )
-        assert (fitted.height, fitted.width) == size
-
-
-@pytest.mark.parametrize("transform", TRANSFORMS)
-def test_images_of_the_right_size_are_not_touched(transform):
-    image = noise(16, 32)
-    np.testing.assert_array_equal(np.asarray(TRANSFORMS[transform](Image.fromarray(image), (16, 32))), image)
-
-
-def test_what_each_transform_keeps():
-    image = np.zeros((8, 24, 3), np.uint8)
-    image[:, :8], image[:, 8:16], image[:, 16:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    fitted = {name: np.asarray(fit(Image.fromarray(image), (8, 8))) for name, fit in TRANSFORMS.items()}
-    assert (fitted["center-crop"] == (0, 255, 0)).all()
-    assert fitted["stretch"][4, 0].argmax() == 0 and fitted["stretch"][4, 7].argmax() == 2
-    assert (fitted["pad"][0] == 0).all() and fitted["pad"][4, 0].argmax() == 0 and fitted["pad"][4, 7].argmax() == 2
-    rgba = Image.fromarray(image).convert("RGBA")
-    assert TRANSFORMS["pad"](rgba, (8, 8)).getpixel((0, 0)) == (0, 0, 0, 0)
-
-
-@pytest.mark.parametrize("side", [16, 24, 128])
-def test_hidden_color_does_not_bleed(side):
-    image = np.zeros((64, 64, 4), np.uint8)
-    image[...] = (0, 255, 0, 0)  # green that nobody sees
-    image[16:48, 16:48] = (255, 0, 0, 255)
-    fitted = np.asarray(TRANSFORMS["center-crop"](Image.fromarray(image), (side, side)))
-    for level in pyramid(fitted, 3):
-        assert level[..., 1][level[..., 3] > 0].max() <= 1
+def photos(root, count=4, size=16):
+    """A folder of `count` RGB images."""
+    for index in range(count):
+        save(root / f"{index}.png", noise(size, size, seed=index))
+    return root
 
 
 # Sizes
@@ -257,6 +104,53 @@ def test_levels_keeps_the_largest(tmp_path):
     for levels in (0, 4):
         with pytest.raises(DataError, match=r"from 4x4 to 16x16 there are 3"):
             prepare(str(tmp_path / "in"), tmp_path / "y", levels=levels)
+
+
+# The plan
+
+
+def test_large_datasets_are_not_stored_raw_by_default(tmp_path, monkeypatch):
+    photos(tmp_path / "in")
+    assert prepare(str(tmp_path / "in"), tmp_path / "x").manifest.encoding == "raw"
+    monkeypatch.setattr(plan, "RAW_LIMIT", 1000)
+    assert prepare(str(tmp_path / "in"), tmp_path / "y").manifest.encoding == "webp"
+    assert prepare(str(tmp_path / "in"), tmp_path / "z", encoding="raw").manifest.encoding == "raw"
+
+
+def test_what_an_encoding_cannot_hold(tmp_path):
+    photos(tmp_path / "in", 1)
+    with pytest.raises(DataError, match="--encoding=webp holds at most 16383 pixels a side"):
+        prepare(str(tmp_path / "in"), tmp_path / "x", resolution=(4, 32768), base=(1, 8192), encoding="webp")
+
+
+def test_a_mode_that_the_sample_did_not_see(tmp_path, monkeypatch):
+    """The last of many images is the only one with alpha: the file is the one that a full scan would have given."""
+    monkeypatch.setattr(plan, "MODE_SAMPLE", 1)
+    photos(tmp_path / "in")
+    save(tmp_path / "in/y.png", noise(16, 16, 1))
+    save(tmp_path / "in/z.png", noise(16, 16, 4))
+    said = []
+    prepare(str(tmp_path / "in"), tmp_path / "x", say=said.append)
+    assert said == ["z.png needs RGBA, and the images before it fitted RGB: starting anew"]
+    monkeypatch.setattr(plan, "MODE_SAMPLE", 256)
+    prepare(str(tmp_path / "in"), tmp_path / "y")
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
+def test_float_vector_labels_are_kept_past_skipped_images(tmp_path, monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+
+    def read(start=0, stop=None):
+        for index in range(6)[start:stop]:
+            yield Item(str(index), "bad" if index == 2 else noise(4, 4, seed=index), vectors[index])
+
+    monkeypatch.setattr(module, "open_source", lambda *args: Source("vectors", 6, None, read, label_dim=3))
+    manifest = prepare("vectors", tmp_path / "x").manifest
+    labels = ImageDataset(tmp_path / "x").labels
+    np.testing.assert_array_equal(labels, np.delete(vectors, 2, axis=0))
+    assert (labels.dtype, manifest.label_dim, manifest.classes) == (np.float32, 3, None) and verify(
+        tmp_path / "x"
+    ) == []
 
 
 # Whole datasets
@@ -328,12 +222,12 @@ def test_bad_images_among_good_ones_are_skipped_and_listed(tmp_path):
     reasons = bad_images(tmp_path / "in")
     report = prepare(str(tmp_path / "in"), tmp_path / "x")
     assert report.found == 12 and report.manifest.count == 4 and len(report.skipped) == 8
-    assert {name for name, _ in report.skipped} == set(reasons)
-    assert all(reasons[name] in reason for name, reason in report.skipped)
+    assert {name for _, name, _ in report.skipped} == set(reasons)
+    assert all(reasons[name] in reason for _, name, reason in report.skipped)
     assert sum(report.manifest.skipped.values()) == 8 and report.manifest.skipped["not an image"] == 2
     assert report.skipped_file == tmp_path / "x.skipped.txt"
     lines = report.skipped_file.read_text().splitlines()
-    assert [tuple(line.split("\t")) for line in lines] == report.skipped
+    assert [tuple(line.split("\t")) for line in lines] == [one[1:] for one in report.skipped]
     expected = [noise(16, 16, seed=seed) for seed in range(4)]
     np.testing.assert_array_equal(ImageDataset(tmp_path / "x").read(np.arange(4), 2), expected)
     assert verify(tmp_path / "x") == []
@@ -392,8 +286,12 @@ def test_too_little_room_is_told_before_the_build(tmp_path, monkeypatch):
 
 def test_the_estimate_is_near_the_truth(tmp_path):
     plans = []
-    report = prepare("digits", tmp_path / "x", resolution=(16, 16), announce=plans.append)
-    assert 0.7 < plans[0].estimated_bytes / report.bytes < 1.4
+    photos(tmp_path / "in", 30, size=64)
+    for source in ("digits", str(tmp_path / "in")):
+        for encoding in ENCODINGS:
+            path = tmp_path / f"{encoding}{len(source)}"
+            report = prepare(source, path, encoding=encoding, announce=lambda *plan: plans.append(plan))
+            assert 0.6 < plans[-1][1][encoding].bytes / report.bytes < 1.4
 
 
 def test_a_phone_photo_with_a_second_picture_is_a_photo(tmp_path):

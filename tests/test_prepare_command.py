@@ -140,6 +140,37 @@ def test_verify_names_bad_records(saddle):
     assert "image 11 at 8x8" in errors and "d.lmdb: 1 problems" in errors
 
 
+def test_repair_from_the_same_source(saddle):
+    saddle("prepare", "digits", "d.lmdb", "--max-images=40")
+    assert saddle("prepare", "--repair", "digits", "d.lmdb")[:2] == (0, "d.lmdb: every record is good\n")
+    wanted = ImageDataset("d.lmdb").read(np.array([11]), 1).tobytes()  # also in pages that LMDB has left behind
+    Path("d.lmdb").write_bytes(Path("d.lmdb").read_bytes().replace(wanted, bytes([wanted[0] ^ 4]) + wanted[1:]))
+    assert "--repair SOURCE d.lmdb" in saddle("verify", "d.lmdb")[2]
+    code, output, _ = saddle("prepare", "--repair", "digits", "d.lmdb")
+    assert code == 0 and output.startswith("repaired image ") and "1 problems repaired" in output
+    assert saddle("verify", "d.lmdb")[0] == 0
+    assert saddle("prepare", "--repair", "stacked-digits", "d.lmdb")[0] == 0  # which nobody needed
+    assert saddle("prepare", "--repair", "digits", "nowhere")[0] == 2
+
+
+def test_the_plan_shows_what_each_encoding_would_take(saddle):
+    plan = saddle("prepare", "digits", "d.lmdb", "--encoding=jpeg", "--workers=2")[1].splitlines()[0]
+    assert " MB jpeg (lossy) in " in plan and all(f"{name} " in plan for name in ("raw", "webp", "png"))
+    assert "(jpeg, lossy)" in saddle("inspect", "d.lmdb")[1]
+    assert json.loads(saddle("inspect", "d.lmdb", "--json")[1])["lossy"] is True
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); from launch.cli import main; main()"
+    )
+    command = [sys.executable, "-c", script, "prepare", "digits", "x.lmdb"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "disk full" in done.stderr, done
+    assert os.listdir(tmp_path) == []
+
+
 def test_progress_in_a_log_is_a_line_now_and_then(capsys, monkeypatch):
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(prepare.time, "monotonic", lambda: next(clock))

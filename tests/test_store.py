@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -14,30 +13,15 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
+from stores import COUNT, LEVELS, build, images
 
-from data import store
 from data.dataset import ImageDataset
+from data.encodings import with_crc
 from data.errors import DataError
-from data.store import Manifest, Writer, image_key
+from data.store import Manifest, image_key
 from data.verify import verify
 
 ROOT = Path(__file__).parents[1]
-COUNT, LEVELS = 25, (0, 1, 2)
-
-
-def images(count=COUNT, channels=3):
-    """Random pyramids (the store does not care that they are none): one list of [h, w, C] per image."""
-    random = np.random.default_rng(0)
-    return [[random.integers(0, 256, (4 << k, 8 << k, channels), np.uint8) for k in LEVELS] for _ in range(count)]
-
-
-def build(path, pyramids=None, labels=True):
-    pyramids = pyramids or images()
-    with Writer(path, channels=3, base=(4, 8), levels=LEVELS) as writer:
-        for pyramid in pyramids:
-            writer.add(pyramid)
-        chosen = np.arange(len(pyramids)) % 3 if labels else None
-        return writer.finish(source="test", labels=chosen, classes=["a", "b", "c"] if labels else None, skipped={})
 
 
 @pytest.fixture
@@ -81,12 +65,15 @@ def test_the_format_is_the_one_documented(path):
     text, crc = found[b"manifest"][:-4], found[b"manifest"][-4:]
     assert zlib.crc32(text).to_bytes(4, "little") == crc
     manifest = json.loads(text)
-    assert manifest["content_hash"] == hashlib.sha256(b"".join(p[-1].tobytes() for p in pyramids) + labels).hexdigest()
+    chain = bytes(32)
+    for pyramid in pyramids:
+        chain = hashlib.sha256(chain + hashlib.sha256(pyramid[-1].tobytes()).digest()).digest()
+    assert manifest["content_hash"] == hashlib.sha256(chain + labels).hexdigest()
     assert (manifest["count"], manifest["base"], manifest["levels"], manifest["version"]) == (
         COUNT,
         [4, 8],
         [0, 1, 2],
-        1,
+        2,
     )
 
 
@@ -122,91 +109,6 @@ def test_wrong_requests_are_refused(path):
     for index in (-1, COUNT):
         with pytest.raises(IndexError):
             dataset.read(np.array([0, index]), 0)
-
-
-def test_the_map_grows_and_the_file_is_trimmed(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FIRST_MAP", 1 << 16)
-    monkeypatch.setattr(store, "BATCH_IMAGES", 10)
-    path = tmp_path / "x.lmdb"
-    build(path, images(95))
-    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as env:
-        assert path.stat().st_size == (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-        assert path.stat().st_size > 4 << 16
-        assert env.info()["last_txnid"] == 9 + 2  # one commit for ten images, one for the rest, one for the manifest
-    assert verify(path) == []
-    assert os.listdir(tmp_path) == ["x.lmdb"]  # neither part nor lock file
-
-
-def test_large_images_are_committed_before_a_thousand(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BATCH_BYTES", 10_000)
-    build(tmp_path / "x.lmdb")
-    with lmdb.open(str(tmp_path / "x.lmdb"), subdir=False, readonly=True, lock=False) as env:
-        assert env.info()["last_txnid"] > 5
-
-
-# Writing that fails
-
-
-def test_an_error_leaves_nothing(tmp_path):
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Writer(tmp_path / "a/b/x.lmdb", channels=3, base=(4, 8), levels=LEVELS) as writer,
-    ):
-        writer.add(images(1)[0])
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path) == []
-
-
-def test_an_existing_file_is_kept(path):
-    before = path.read_bytes()
-    with pytest.raises(DataError, match="exists: remove it"):
-        build(path)
-    with pytest.raises(DataError, match="is a folder"):
-        build(path.parent)
-    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
-
-
-def test_two_builds_of_one_file(tmp_path):
-    with Writer(tmp_path / "x.lmdb", channels=3, base=(4, 8), levels=LEVELS) as writer:
-        with pytest.raises(DataError, match="being written by another process"):
-            build(tmp_path / "x.lmdb")
-        writer.add(images(1)[0])
-        writer.finish(source="first", labels=None, classes=None, skipped={})
-    assert ImageDataset(tmp_path / "x.lmdb").manifest.source == "first"
-
-
-def test_a_killed_build_is_visible_and_can_be_repeated(tmp_path):
-    script = """
-import os, signal, sys; from pathlib import Path; import numpy as np; from data import store
-store.BATCH_IMAGES = 1
-writer = store.Writer(Path(sys.argv[1]), channels=3, base=(4, 8), levels=(0,))
-for _ in range(9): writer.add([np.zeros((4, 8, 3), np.uint8)])
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    path = tmp_path / "x.lmdb"
-    assert run(script, path).returncode == -signal.SIGKILL
-    assert os.listdir(tmp_path) == ["x.lmdb.part"]
-    for unfinished in (path, tmp_path / "x.lmdb.part"):
-        with pytest.raises(DataError, match="unfinished"):
-            ImageDataset(unfinished)
-    build(path)
-    assert verify(path) == [] and os.listdir(tmp_path) == ["x.lmdb"]
-
-
-def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path):
-    script = """
-import resource, signal, sys; from pathlib import Path; import numpy as np; from data import store
-from data.errors import DataError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-try:
-    with store.Writer(Path(sys.argv[1]), channels=3, base=(64, 64), levels=(0,)) as writer:
-        for _ in range(1000): writer.add([np.zeros((64, 64, 3), np.uint8)])
-except DataError as error: print(error)
-"""
-    done = run(script, tmp_path / "x.lmdb")
-    assert done.returncode == 0 and "cannot write" in done.stdout and "disk full" in done.stdout, done
-    assert os.listdir(tmp_path) == []
 
 
 # Damaged files
@@ -268,13 +170,13 @@ def test_a_flipped_bit_is_found_and_named(path):
     ("key", "value", "message"),
     [
         (image_key(2, 5), None, "image 5 at 16x32 .* missing"),
-        (image_key(2, 5), store.with_crc(b"short"), "image 5 at 16x32"),
+        (image_key(2, 5), with_crc(b"short"), "image 5 at 16x32"),
         (b"03/0000000000", b"stray", "79 entries|78 entries"),
         (b"labels", None, "labels .* missing"),
-        (b"labels", store.with_crc(b"\x01\x00\x00\x00"), "1 labels for 25 images"),
-        (b"labels", store.with_crc(np.full(COUNT, 3, "<i4").tobytes()), "label 3 of image 0 .* outside its 3 classes"),
-        (b"labels", store.with_crc(np.zeros(COUNT, "<i4").tobytes()), "content hash"),
-        (image_key(2, 5), store.with_crc(bytes(16 * 32 * 3)), "content hash"),
+        (b"labels", with_crc(b"\x01\x00\x00\x00"), "1 labels for 25 images"),
+        (b"labels", with_crc(np.full(COUNT, 3, "<i4").tobytes()), "label 3 of image 0 .* outside its 3 classes"),
+        (b"labels", with_crc(np.zeros(COUNT, "<i4").tobytes()), "content hash"),
+        (image_key(2, 5), with_crc(bytes(16 * 32 * 3)), "content hash"),
     ],
 )
 def test_verify_names_what_is_wrong(path, key, value, message):
