@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.store import Reader, open_reader
+from data.reader import Reader, open_reader
 
 
 class ImageDataset:
