@@ -1,11 +1,14 @@
 """A dataset file open for reading: checked before the first read, once per process, shared by all who read it."""
 
+import ctypes
 import math
+import mmap
 import os
 import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary, finalize
@@ -95,6 +98,33 @@ class Reader:
     def entries(self) -> int:
         """How many keys the file has."""
         return self.env.stat()["entries"]
+
+    def drop_pages(self) -> None:
+        """Let go of the pages that reading has mapped into this process; others may read meanwhile.
+
+        DataError where that cannot be done. The kernel may keep them in its page cache, which it frees when it must.
+        """
+        for start, length in self._maps:
+            if _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED):
+                raise DataError(f"cannot drop the pages of {self.path}: {os.strerror(ctypes.get_errno())}")
+
+    @cached_property
+    def _maps(self) -> list[tuple[int, int]]:
+        """(address, bytes) of LMDB's map of the file: it does not tell, and the kernel does."""
+        try:
+            lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+        except OSError as error:
+            raise DataError(f"the pages of {self.path} can be dropped on Linux only; use run.pages=keep") from error
+        name = str(self.path.resolve())
+        spans = [line[0].split("-") for line in lines if line[1] == "r--s" and line[5:] == [name]]
+        if not spans:
+            raise DataError(f"cannot find where {self.path} is mapped; use run.pages=keep")
+        return [(int(start, 16), int(end, 16) - int(start, 16)) for start, end in spans]
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _payload(value: memoryview | None, check: bool) -> memoryview:
