@@ -27,20 +27,23 @@ class ImageDataset:
     def __init__(self, path: str | os.PathLike[str], pages: str = "keep") -> None:
         assert pages in PAGES, pages
         self.path, self.pages = Path(path).absolute(), pages
-        reader = open_reader(self.path)  # closed again after this, unless somebody is reading
-        self.manifest = reader.manifest
-        if pages == "drop":
-            reader.drop_pages()  # can it be done?
+        self.manifest = self._open().manifest  # and closes it again, unless somebody is reading
         self._opened: tuple[int, Reader] | None = None  # (process id, reader)
         self._touched = 0  # bytes that may be resident since pages were dropped
 
     def __len__(self) -> int:
         return self.manifest.count
 
+    def _open(self) -> Reader:
+        reader = open_reader(self.path)
+        if self.pages == "drop":
+            reader.drop_pages()  # can it be done? It is found out while the file still has this name
+        return reader
+
     def _reader(self) -> Reader:
         opened = self._opened
         if opened is None or opened[0] != os.getpid():
-            opened = (os.getpid(), open_reader(self.path))
+            opened = (os.getpid(), self._open())
             if opened[1].manifest != self.manifest:
                 raise DataError(f"{self.path} was replaced by another dataset while in use: start again")
             self._opened = opened
