@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.reader import open_reader
+from data.store import open_reader
 
 CHUNK = 16 << 20
 WAIT = 3600.0  # seconds for another process's copy to be ready

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.reader import Reader, open_reader
+from data.store import Reader, open_reader
 
 PAGES = ("keep", "drop")
 DROP_BYTES = 64 << 20  # pages that may be resident, about, before they are dropped

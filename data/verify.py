@@ -9,7 +9,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.prepare import Progress, silent
-from data.reader import Reader, open_reader
+from data.store import Reader, open_reader
 
 
 def verify(path: str | os.PathLike[str], progress: Progress = silent) -> list[str]:

@@ -10,8 +10,7 @@ import pytest
 
 from data.dataset import ImageDataset
 from data.errors import DataError
-from data.reader import Reader
-from data.store import Writer
+from data.store import Reader, Writer
 
 ROOT = Path(__file__).parents[1]
 MB = 1 << 20
