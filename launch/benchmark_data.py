@@ -1,9 +1,9 @@
 """`saddle benchmark data`: building and reading datasets beside Pillow on the folder, a copy, and litdata."""
 
 import inspect
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from data.dataset import ImageDataset
-from data.prepare import format_size, prepare
+from data.prepare import prepare
 from data.store import ENCODINGS
 from gan.errors import UserError
 from launch import readers
@@ -29,7 +29,9 @@ SIDES = (32, 256)  # of synthetic images
 BATCHES = {64: 64, 2**30: 16}  # side up to which a batch holds so many
 MOST_IMAGES, MOST_BYTES, FEWEST_IMAGES = 10_000, 200 << 20, 64
 REPEATS, QUICK_REPEATS, QUICK_IMAGES = 11, 3, 128
-SAMPLE_SECONDS = 0.02  # long against the two batches that a loader is ahead
+SAMPLE_SECONDS = 0.02
+BUDGET = 30.0  # of each size; its contestants read up to 800 encoded images a call
+NO_LITDATA = "litdata is not installed"
 WORKERS = (1, 2)
 # (what, what the other's name begins with, image side at least, at most, wanted ratio of their rates)
 WANTED = (
@@ -51,7 +53,8 @@ class Row:
     size: str  # HxW
     batch: int  # images at once; 0 where there are no batches
     workers: int
-    images_per_second: float
+    images_per_second: float  # by the clock where something was built, of CPU time where it was read
+    images_per_cpu_second: float  # of all processes together
     megabytes_per_second: float  # of pixels
     spread: float  # (90th - 10th percentile) / median of the samples; 0 where there is one
     disk_bytes_per_image: float | None = None
@@ -139,36 +142,36 @@ def measure(images: np.ndarray, place: Path, source: str | None, repeats: int, s
     folders = {kind: readers.write_folder(images, place / kind, kind) for kind in FORMATS}
     origin = source or str(place / "PNG")
     rows, datasets = build_all(origin, images, place, skipped)
-    with ExitStack() as stack:
-        raw = datasets["raw", 1]
-        level = raw.manifest.levels[-1]
-        calls: dict[tuple[str, int], readers.Call] = {
-            ("direct", 0): readers.direct(raw, level, batch),
-            ("direct, checksums", 0): readers.direct(raw, level, batch, check=True),
-            ("memcpy", 0): readers.memcpy(images, batch),
-        }
-        for kind, paths in folders.items():
-            calls[f"folder {kind}", 0] = readers.pillow(paths, batch)
-            calls[f"folder {kind}, as floats", 0] = readers.pillow(paths, batch, floats=True)
-        litdata = readers.litdata(images, place / "litdata", batch)
-        if litdata:
-            calls["litdata", 0] = litdata
-        elif "litdata is not installed" not in skipped:
-            skipped.append("litdata is not installed")
-        for (encoding, workers), dataset in datasets.items():
-            name = "" if encoding == "raw" else f" {encoding}"
-            if name and workers == 1:
-                calls[f"direct{name}", 0] = readers.direct(dataset, level, batch)
-            threads = f"loader{name}, {workers} thread{'s' * (workers > 1)}"
-            calls[threads, workers] = readers.loader(dataset, level, batch, workers, stack)
-        named = {f"{what}\0{workers}": call for (what, workers), call in calls.items()}
-        clock = HostClock(1)
-        clock.sample_seconds = SAMPLE_SECONDS
-        times, _ = contest(named, clock, repeats)
-    for key, taken in times.items():
-        what, workers = key.split("\0")
-        rate, spread = 1e3 * batch / taken.median, (taken.p90 - taken.p10) / taken.median
-        rows.append(_row("read", what, images.shape[1:], batch, int(workers), rate, spread))
+    raw = datasets["raw", 1]
+    level = raw.manifest.levels[-1]
+    one: dict[str, readers.Call] = {  # calls that read one batch
+        "direct": readers.direct(raw, level, batch),
+        "direct, checksums": readers.direct(raw, level, batch, check=True),
+        "memcpy": readers.memcpy(images, batch),
+    }
+    for kind, paths in folders.items():
+        one[f"folder {kind}"] = readers.pillow(paths, batch)
+        one[f"folder {kind}, as floats"] = readers.pillow(paths, batch, floats=True)
+    litdata = readers.litdata(images, place / "litdata", batch)
+    if litdata:
+        one["litdata"] = litdata
+    elif NO_LITDATA not in skipped:
+        skipped.append(NO_LITDATA)
+    many: dict[str, tuple[readers.Call, int, int]] = {}  # (call, batches that it reads, threads)
+    for (encoding, workers), dataset in datasets.items():
+        name, batches = ("", 100) if encoding == "raw" else (f" {encoding}", 8)
+        if name:
+            one[f"direct{name}"] = readers.direct(datasets[encoding, 1], level, batch)
+        call = readers.loader(dataset, level, batch, workers, batches)
+        many[f"loader{name}, {workers} thread{'s' * (workers > 1)}"] = call, batches, workers
+    everything = {name: (call, 1, 0) for name, call in one.items()} | many
+    clock = HostClock(1)
+    clock.sample_seconds, clock.budget = SAMPLE_SECONDS, BUDGET
+    times, _ = contest({name: call for name, (call, *_) in everything.items()}, clock, repeats)
+    for name, taken in times.items():
+        _, batches, workers = everything[name]
+        rate, spread = 1e3 * batches * batch / taken.median, (taken.p90 - taken.p10) / taken.median
+        rows.append(_row("read", name, images.shape[1:], batch, workers, rate, rate, spread))
     return rows
 
 
@@ -179,17 +182,20 @@ def build_all(
     rows, datasets = [], {}
     height, width, channels = images.shape[1:]
     known = inspect.signature(prepare).parameters
-    started = time.perf_counter()
+    began = _cpu_seconds(), time.perf_counter()
     for path in sorted((place / "PNG").iterdir()):
         with Image.open(path) as image:
             np.asarray(image)
-    rows.append(
-        _row("build", "decode PNG alone", images.shape[1:], 0, 1, len(images) / (time.perf_counter() - started))
+    cpu, clock = (
+        len(images) / max(now - then, 1e-3)
+        for now, then in zip((_cpu_seconds(), time.perf_counter()), began, strict=True)
     )
+    rows.append(_row("build", "decode PNG alone", images.shape[1:], 0, 1, clock, cpu))
     for encoding in ENCODINGS if "encoding" in known else ["raw"]:
         for workers in WORKERS if "workers" in known else [1]:
             options: dict[str, Any] = {"encoding": encoding, "workers": workers}
             path = place / f"{encoding}-{workers}.lmdb"
+            before = _cpu_seconds()
             report = prepare(
                 source,
                 path,
@@ -199,10 +205,16 @@ def build_all(
                 max_images=len(images),
                 **{name: value for name, value in options.items() if name in known},
             )
-            rate, disk = report.manifest.count / report.seconds, report.bytes / report.manifest.count
-            rows.append(_row("build", encoding, images.shape[1:], 0, workers, rate, disk=disk))
+            stored = report.manifest.count
+            rates = stored / report.seconds, stored / max(_cpu_seconds() - before, 1e-3)
+            rows.append(_row("build", encoding, images.shape[1:], 0, workers, *rates, disk=report.bytes / stored))
             datasets[encoding, workers] = ImageDataset(path)
     return rows, datasets
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those it has started that have ended."""
+    return time.process_time() + sum(os.times()[2:4])
 
 
 def _base(size: tuple[int, int]) -> tuple[int, int]:
@@ -219,21 +231,23 @@ def _row(
     batch: int,
     workers: int,
     rate: float,
+    cpu_rate: float,
     spread: float = 0.0,
     disk: float | None = None,
 ) -> Row:
     megabytes = rate * int(np.prod(shape)) / 1e6
-    return Row(doing, what, format_size((shape[0], shape[1])), batch, workers, rate, megabytes, spread, disk)
+    return Row(doing, what, f"{shape[0]}x{shape[1]}", batch, workers, rate, cpu_rate, megabytes, spread, disk)
 
 
 def table(rows: list[Row]) -> Iterator[str]:
     """The rows for people."""
-    head = ["", "what", "size", "batch", "threads", "images/s", "MB/s", "spread", "bytes/image"]
-    yield from aligned([head, *map(_cells, rows)], right=range(3, 9))
+    head = ["", "what", "size", "batch", "threads", "images/s", "per CPU s", "MB/s", "spread", "bytes/image"]
+    yield from aligned([head, *map(_cells, rows)], right=range(3, 10))
 
 
 def _cells(row: Row) -> list[str]:
     numbers = [f"{row.batch or '-'}", f"{row.workers or '-'}", f"{row.images_per_second:.0f}"]
+    numbers.append(f"{row.images_per_cpu_second:.0f}")
     spread = f"{row.spread:.0%}" if row.spread else "-"
     disk = f"{row.disk_bytes_per_image:.0f}" if row.disk_bytes_per_image else "-"
     return [row.doing, row.what, row.size, *numbers, f"{row.megabytes_per_second:.0f}", spread, disk]

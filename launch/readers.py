@@ -1,7 +1,6 @@
 """The contestants of `saddle benchmark data`: ways of getting the next batch of the same images into memory."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,19 @@ def direct(dataset: ImageDataset, level: int, batch: int, check: bool = False) -
     return lambda: dataset.read(next(turns), level, check, out)
 
 
-def loader(dataset: ImageDataset, level: int, batch: int, workers: int, stack: ExitStack) -> Call:
-    """What training reads from: shuffled, by threads, into buffers in turn. `stack` ends the threads."""
-    batches = load(dataset, ((k * batch, batch, level) for k in count()), seed=0, workers=workers)
-    stack.callback(batches.close)
-    return lambda: next(batches)[0]
+def loader(dataset: ImageDataset, level: int, batch: int, workers: int, batches: int) -> Call:
+    """What training reads from: so many shuffled batches, by threads, into buffers in turn. Its threads begin and end
+    with the call, so that nothing is read ahead while another contestant is timed. -> the last batch"""
+    begin = count(0, batches * batch)
+
+    def read() -> np.ndarray:
+        first = next(begin)
+        requests = ((first + k * batch, batch, level) for k in range(batches))
+        for images, _ in load(dataset, requests, seed=0, workers=workers):
+            last = images
+        return last
+
+    return read
 
 
 def memcpy(images: np.ndarray, batch: int) -> Call:
