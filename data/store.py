@@ -321,7 +321,7 @@ class Reader:
         images = np.empty((len(indices), *shape), np.uint8) if out is None else out
         assert images.shape == (len(indices), *shape) and images.dtype == np.uint8 and images.flags.c_contiguous
         encoding = ENCODINGS[self.manifest.encoding]
-        pixels, length = memoryview(images.reshape(-1)), math.prod(shape)
+        pixels, length = images.reshape(-1).data, math.prod(shape)
         with self._transaction() as transaction:
             get = transaction.get
             for position, index in enumerate(indices.tolist()):

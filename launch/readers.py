@@ -14,7 +14,10 @@ from data.loader import load
 from data.sampler import sample_indices
 
 Call = Callable[[], Any]
-FORMATS = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 95}}  # of the folders that Pillow reads
+FORMATS: dict[str, dict[str, Any]] = {
+    "PNG": {"compress_level": 1},
+    "JPEG": {"quality": 95},
+}  # of the folders that Pillow reads
 
 
 def orders(length: int, batch: int) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ import click
 
 from data.cache import cached
 from data.dataset import ImageDataset
-from data.loader import load
+from data.loader import load, pageable
 from gan.config import TrainConfig, choice, flatten, override, parse_assignment, trajectory
 from gan.errors import UserError
 from launch.cli import run as run_command
@@ -363,8 +363,9 @@ def make_feed(plan: Plan, device: Any) -> Any:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
 
     config = plan.config
-    memory = {"allocate": pinned} if device.type == "cuda" else {}
-    return partial(load, plan.dataset, seed=config.seed, block=config.data.block, workers=config.run.workers, **memory)
+    allocate = pinned if device.type == "cuda" else pageable
+    feed = partial(load, plan.dataset, seed=config.seed, block=config.data.block)
+    return partial(feed, workers=config.run.workers, allocate=allocate)
 
 
 def announce(
