@@ -22,6 +22,7 @@ class Encoding:
     lossless: bool = True
     channels: tuple[int, ...] = tuple(MODE_OF_CHANNELS)
     max_side: int = 1 << 16
+    plain: bool = False  # the bytes are the pixels in C order, and a reader may copy them as they are
 
 
 def _by_pillow(format: str, options: dict[str, Any], **row: Any) -> Encoding:
@@ -50,7 +51,9 @@ def _by_pillow(format: str, options: dict[str, Any], **row: Any) -> Encoding:
 
 
 ENCODINGS = {
-    "raw": Encoding(np.ndarray.tobytes, lambda payload, shape: np.frombuffer(payload, np.uint8).reshape(shape)),
+    "raw": Encoding(
+        np.ndarray.tobytes, lambda payload, shape: np.frombuffer(payload, np.uint8).reshape(shape), plain=True
+    ),
     # Method 0 is nine times as fast as PNG at like size; `exact` keeps the color of transparent pixels.
     "webp": _by_pillow("WEBP", options={"lossless": True, "method": 0, "quality": 0, "exact": True}, max_side=16383),
     "png": _by_pillow("PNG", options={"compress_level": 1}),

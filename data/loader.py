@@ -1,8 +1,10 @@
-"""Batches in the order of the stateless shuffle, read ahead by one thread."""
+"""Batches in the order of the stateless shuffle, read ahead by threads into memory that is used again and again."""
 
-import queue
-import threading
-from collections.abc import Generator, Iterator
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle
 
 import numpy as np
 
@@ -10,51 +12,77 @@ from data.dataset import ImageDataset
 from data.sampler import sample_indices
 
 Request = tuple[int, int, int]  # (first global sample, how many, level)
-Batch = tuple[np.ndarray, np.ndarray | None]  # images uint8 [n, H, W, C], labels int64 [n]
+Batch = tuple[np.ndarray, np.ndarray | None]  # images uint8 [n, H, W, C], labels [n] or [n, d] as they are stored
+Allocate = Callable[[int], np.ndarray]  # bytes -> uint8 [bytes]
+
+RUN = 2048  # indices that are computed at once, which costs each of them a tenth of what a batch's few would
+
+
+def pageable(size: int) -> np.ndarray:
+    """uint8 [size] of ordinary memory."""
+    return np.empty(size, np.uint8)
 
 
 def load(
-    dataset: ImageDataset, requests: Iterator[Request], seed: int, depth: int = 2, check: bool = False
+    dataset: ImageDataset,
+    requests: Iterator[Request],
+    seed: int,
+    *,
+    block: int = 1,
+    workers: int = 1,
+    check: bool = False,
+    allocate: Allocate = pageable,
 ) -> Generator[Batch, None, None]:
-    """The batch of every request, in order, up to `depth` read ahead by a thread (0: read by the caller).
+    """The batch of every request, in order, `workers` + 1 of them read ahead by so many threads (0: by the caller).
 
-    The thread alone advances `requests`. What it raises is raised here; closing this generator ends and joins it.
+    A batch is valid until the next one is asked for: then its memory, of which `allocate` makes `workers` + 2 pieces,
+    is written again. One thread is enough for raw images; encoded ones are decoded by as many as there are. The caller
+    advances `requests`. What a thread raises is raised here in place of its batch; closing the generator joins them.
     """
-    batches = (_fetch(dataset, request, seed, check) for request in requests)
-    return _read_ahead(batches, depth) if depth else batches
-
-
-def _fetch(dataset: ImageDataset, request: Request, seed: int, check: bool) -> Batch:
-    first, count, level = request
-    indices = sample_indices(first, count, len(dataset), seed)
-    labels = dataset.labels
-    return dataset.read(indices, level, check), None if labels is None else labels[indices]
-
-
-def _read_ahead(batches: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
-    """The same batches, computed by a daemon thread that stays at most `depth` ahead."""
-    results: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
-    slots, stopping = threading.Semaphore(depth), threading.Event()
-
-    def work() -> None:
-        try:
-            while slots.acquire() and not stopping.is_set():
-                results.put(next(batches))
-        except BaseException as error:  # whatever it is, the consumer must not wait for ever
-            results.put(error)
-
-    thread = threading.Thread(target=work, name="saddle-loader", daemon=True)
-    thread.start()
+    wanted = _find(requests, len(dataset), seed, block)
+    if not workers:
+        buffer = Buffer(allocate)
+        yield from (_fetch(dataset, indices, level, check, buffer) for indices, level in wanted)
+        return
+    ahead = workers + 1
+    buffers = cycle([Buffer(allocate) for _ in range(ahead + 1)])  # the caller holds one of them
+    pool = ThreadPoolExecutor(workers, "saddle-loader")
+    waiting: deque[Future[Batch]] = deque()
     try:
-        while True:
-            result = results.get()
-            if isinstance(result, StopIteration):
-                return
-            if isinstance(result, BaseException):
-                raise result
-            slots.release()
-            yield result
+        for indices, level in wanted:
+            waiting.append(pool.submit(_fetch, dataset, indices, level, check, next(buffers)))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        stopping.set()
-        slots.release()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
+
+
+class Buffer:
+    """Memory that batches are written into one after the other; it grows where one does not fit."""
+
+    def __init__(self, allocate: Allocate) -> None:
+        self.allocate, self.memory = allocate, np.empty(0, np.uint8)
+
+    def shaped(self, *shape: int) -> np.ndarray:
+        """Its beginning as uint8 [*shape]."""
+        size = math.prod(shape)
+        if self.memory.size < size:
+            self.memory = self.allocate(size)
+        return self.memory[:size].reshape(shape)
+
+
+def _find(requests: Iterator[Request], length: int, seed: int, block: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(indices, level) of every request."""
+    start, run = 0, np.empty(0, np.int64)
+    for first, count, level in requests:
+        if not start <= first <= first + count <= start + len(run):
+            start, run = first, sample_indices(first, max(count, RUN), length, seed, block)
+        yield run[first - start : first - start + count], level
+
+
+def _fetch(dataset: ImageDataset, indices: np.ndarray, level: int, check: bool, buffer: Buffer) -> Batch:
+    labels = dataset.labels
+    out = buffer.shaped(len(indices), *dataset.shape(level))
+    return dataset.read(indices, level, check, out), None if labels is None else labels[indices]

@@ -9,13 +9,17 @@ A CRC is `zlib.crc32` of what precedes it in the value, as 4 little-endian bytes
 pixels, and the content hash over what they decode to.
 """
 
+import ctypes
 import json
+import math
+import mmap
 import os
 import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 from weakref import WeakValueDictionary, finalize
@@ -119,16 +123,25 @@ class Reader:
         except lmdb.Error as error:
             raise DataError(f"{self.path} is damaged ({error}): run saddle prepare again") from error
 
-    def read(self, indices: np.ndarray, level: int, check: bool = False) -> np.ndarray:
-        """uint8 [n, H, W, C]: the images `indices` (int [n]) of a level. DataError names a record that is damaged."""
-        height, width = self.manifest.size(level)
-        images = np.empty((len(indices), height, width, self.manifest.channels), np.uint8)
-        decode, shape = ENCODINGS[self.manifest.encoding].decode, images.shape[1:]
+    def read(self, indices: np.ndarray, level: int, check: bool = False, out: np.ndarray | None = None) -> np.ndarray:
+        """uint8 [n, H, W, C]: the images `indices` (int [n]) of a level, in `out` (C order) if given.
+
+        DataError names a record that is damaged.
+        """
+        shape = (*self.manifest.size(level), self.manifest.channels)
+        images = np.empty((len(indices), *shape), np.uint8) if out is None else out
+        assert images.shape == (len(indices), *shape) and images.dtype == np.uint8 and images.flags.c_contiguous
+        encoding = ENCODINGS[self.manifest.encoding]
+        pixels, length = images.reshape(-1).data, math.prod(shape)
         with self._transaction() as transaction:
+            get = transaction.get
             for position, index in enumerate(indices.tolist()):
-                value = transaction.get(image_key(level, index))
                 try:
-                    images[position] = decode(_payload(value, check), shape)
+                    payload = _payload(get(image_key(level, index)), check)
+                    if encoding.plain:  # half the time of going through an array
+                        pixels[position * length : (position + 1) * length] = payload
+                    else:
+                        images[position] = encoding.decode(payload, shape)
                 except ValueError as error:
                     raise DataError(f"{self._name(level, index)} is damaged: {error}") from None
         return images
@@ -154,6 +167,33 @@ class Reader:
     def entries(self) -> int:
         """How many keys the file has."""
         return self.env.stat()["entries"]
+
+    def drop_pages(self) -> None:
+        """Let go of the pages that reading has mapped into this process; others may read meanwhile.
+
+        DataError where that cannot be done. The kernel may keep them in its page cache, which it frees when it must.
+        """
+        for start, length in self._maps:
+            if _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED):
+                raise DataError(f"cannot drop the pages of {self.path}: {os.strerror(ctypes.get_errno())}")
+
+    @cached_property
+    def _maps(self) -> list[tuple[int, int]]:
+        """(address, bytes) of LMDB's map of the file: it does not tell, and the kernel does."""
+        try:
+            lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+        except OSError as error:
+            raise DataError(f"the pages of {self.path} can be dropped on Linux only; use run.pages=keep") from error
+        name = str(self.path.resolve())
+        spans = [line[0].split("-") for line in lines if line[1] == "r--s" and line[5:] == [name]]
+        if not spans:
+            raise DataError(f"cannot find where {self.path} is mapped; use run.pages=keep")
+        return [(int(start, 16), int(end, 16) - int(start, 16)) for start, end in spans]
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _payload(value: memoryview | None, check: bool) -> memoryview:

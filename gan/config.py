@@ -73,6 +73,7 @@ class DataConfig:
     resolution: int = 0  # longer side at which training ends; 0: the dataset's largest
     cond: bool = False  # condition on the class labels
     mirror: bool = False  # flip each real left-right with probability 1/2
+    block: int = 1  # the shuffle moves blocks of so many neighboring records, for disks that are slow at single ones
     aug: str = (
         "none"  # diff: D sees reals and fakes changed at random, and G's gradient passes through (gan/augment.py)
     )
@@ -96,7 +97,9 @@ class RunConfig:
     snap: int = 50  # ticks between snapshots, grids and training states
     keep: int = 2  # training states kept
     threads: int = 0  # intra-op threads of a rank; 0: the cores of the host divided by its ranks
-    workers: int = 1  # batches are read ahead by a thread (1) or by the step itself (0)
+    workers: int = 1  # threads that read and decode batches ahead; 0: the step does it itself
+    pages: str = "keep"  # keep | drop: of the dataset's file, in this process's resident memory
+    cache: str = ""  # a folder on the node's own disk for a copy of the dataset; empty: read it where it is
     max_skipped: int = 10  # steps in a row that non-finite values may void before the run stops
     desc: str = ""  # added to the name of the run's directory
 
@@ -144,6 +147,7 @@ def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     yield choice("regularizer.decay", c.regularizer.decay, ("constant", "cosine", "exponential"))
     yield not decays or c.regularizer.decay_kimg > 0, f"regularizer.decay={c.regularizer.decay} needs decay_kimg"
     yield choice("--aug", c.data.aug, ("none", "diff"))
+    yield choice("run.pages", c.run.pages, ("keep", "drop"))
     yield choice("growth.mode", c.growth.mode, ("progressive", "none"))
     yield choice("precision.dtype", c.precision.dtype, ("float32", "float64"))
     yield not (c.growth.shares and c.growth.kimg), "growth.shares and growth.kimg exclude each other"
@@ -161,6 +165,7 @@ def _ranges(c: TrainConfig) -> Iterable[tuple[str, float, float, float]]:
     yield "--workers", c.run.workers, 0, 64
     yield "--snap", c.run.snap, 1, whole
     yield "--resolution", c.data.resolution, 0, whole
+    yield "data.block", c.data.block, 1, whole
     yield "run.keep", c.run.keep, 1, whole
     yield "run.threads", c.run.threads, 0, 4096
     yield "run.max_skipped", c.run.max_skipped, 1, whole

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,7 +35,8 @@ GRID = 64  # most samples in a grid of fakes or reals
 def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str, Any]) -> int:
     """Go on from `state` to the end of the schedule. -> the exit code, also written to `run/exit.json`.
 
-    feed: maps requests (first sample, count, level) to batches of uint8 images and labels, reading ahead.
+    feed: maps requests (first sample, count, level) to batches of uint8 images and labels, reading ahead. A batch is
+    valid until the next one is asked for.
     about: plain values saved with every training state.
     """
     stats, waited = Statistics(), 0.0
@@ -83,11 +85,24 @@ def ticked(task: Task, now: Moment, images_seen: int) -> tuple[int, bool]:
 
 
 def to_device(batch: Batch, task: Task) -> tuple[Tensor, Tensor | None]:
-    """Images as they are stored, labels where the run is conditional."""
+    """Images as they are stored, labels where the run is conditional. On the CPU they are the feed's own memory, which
+    it writes again when the next batch is asked for; a GPU has them before this returns."""
     images, labels = batch
     device = task.ranks.device
-    wanted = labels if task.config.data.cond else None
-    return torch.from_numpy(images).to(device), None if wanted is None else torch.from_numpy(wanted).to(device)
+    host = [torch.from_numpy(part) for part in (images, labels if task.config.data.cond else None) if part is not None]
+    if device.type == "cuda":
+        stream = _copy_stream(device)  # its own: the host waits for the copy, not for the steps queued before it
+        with torch.cuda.stream(stream):
+            host = [part.to(device, non_blocking=True) for part in host]
+        stream.synchronize()
+        for part in host:
+            part.record_stream(torch.cuda.current_stream(device))
+    return host[0], host[1] if len(host) > 1 else None
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def finish(task: Task, run: Path, state: TrainState, code: int, reason: str) -> int:

@@ -6,6 +6,7 @@ from launch.cli import Saddle, run
 
 BENCHMARKS = {
     "ops": "Fused ops beside their reference, the best of stock PyTorch, and a copy of the same bytes.",
+    "data": "Building and reading datasets beside Pillow on the folder, a copy of the bytes, and litdata.",
     "dirac": "The smallest GAN: trajectories, eigenvalues, step sizes, phase portraits.",
     "regularizers": "What each regularizer adds to the cost of a D step.",
     "divergences": "A Gaussian fitted to a mixture by each divergence, learned beside exact.",
@@ -22,7 +23,7 @@ class Benchmarks(Saddle):
 @click.group(cls=Benchmarks, invoke_without_command=True)
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Measure ops and methods; each prints a table and, with --json=FILE, writes the same rows."""
+    """Measure ops, data and methods; each prints a table and, with --json=FILE, writes the same rows."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

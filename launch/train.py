@@ -15,8 +15,9 @@ from typing import Any
 
 import click
 
+from data.cache import cached
 from data.dataset import ImageDataset
-from data.loader import load
+from data.loader import load, pageable
 from gan.config import TrainConfig, choice, flatten, override, parse_assignment, trajectory
 from gan.errors import UserError
 from launch.cli import run as run_command
@@ -38,6 +39,7 @@ FLAGS = {  # flag -> key of the configuration
     "tick": "run.tick",
     "snap": "run.snap",
     "workers": "run.workers",
+    "cache": "run.cache",
     "desc": "run.desc",
 }
 
@@ -79,7 +81,10 @@ class Train(click.Command):
 @click.option(
     "--gpus", type=click.IntRange(min=1), default=1, help="Ranks on this host (processes where it has no GPU)."
 )
-@click.option("--workers", type=int, help="Read batches ahead in a thread (1) or in the step (0).")
+@click.option("--workers", type=int, help="Threads per rank that read and decode ahead; 0: the step does. [default: 1]")
+@click.option(
+    "--cache", type=click.Path(), help="Folder on this node's disk for a copy of the dataset, to read from there."
+)
 @click.option("--seed", type=int, help="Of the weights, the data order and every draw.")
 @click.option("--tick", type=float, help="kimg between status lines.")
 @click.option("--snap", type=int, help="Ticks between snapshots, grids and training states.")
@@ -130,7 +135,7 @@ def make_plan(flags: Mapping[str, Any]) -> Plan:
 
     config = read_config(flags)
     objective, _ = configured(config)
-    dataset = ImageDataset(flags["data"])
+    dataset = find_dataset(flags, config)
     images = image_format(dataset, config)
     if config.batch > len(dataset):
         raise UserError(
@@ -157,17 +162,26 @@ def make_plan(flags: Mapping[str, Any]) -> Plan:
     size = str(width) if height == width else f"{height}x{width}"
     # A colon in a folder's name reads as a host's name elsewhere.
     rows = [re.sub("[:,=]+", "_", row) for row in (config.objective.name, config.regularizer.name)]
-    parts = [Path(flags["preset"]).stem, dataset.path.stem, *rows, size]
+    parts = [Path(flags["preset"]).stem, Path(flags["data"]).stem, *rows, size]
     name = "-".join([*parts, f"b{config.batch}", *filter(None, [config.run.desc])])
     return Plan(config, schedule, images, dataset, Path(flags["outdir"]), name, options)
+
+
+def find_dataset(flags: Mapping[str, Any], config: TrainConfig) -> ImageDataset:
+    """The dataset, or its copy on this node, which is made now unless nothing is to be done."""
+    path = Path(flags["data"])
+    if config.run.cache and not flags["dry_run"]:
+        path = cached(path, config.run.cache, announce=partial(click.echo, err=True))
+    return ImageDataset(path, config.run.pages)
 
 
 def read_config(flags: Mapping[str, Any]) -> TrainConfig:
     """Defaults < preset < flags < --set."""
     values = {key: flags[flag] for flag, key in FLAGS.items() if flags[flag] is not None}
     values |= dict(parse_assignment(text) for text in flags["assignments"])
-    if values.get("init_from"):
-        values["init_from"] = str(Path(values["init_from"]).absolute())
+    for key in ("init_from", "run.cache"):
+        if values.get(key):
+            values[key] = str(Path(values[key]).absolute())
     try:
         config = override(TrainConfig(), read_preset(flags["preset"]))
     except UserError as error:
@@ -338,8 +352,20 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
         (run / EXIT).unlink(missing_ok=True)
         write_json(run / OPTIONS, plan.options)
         announce(plan, run, now, about, path, passed_over)
-    feed = partial(load, plan.dataset, seed=plan.config.seed, depth=2 * plan.config.run.workers)
-    return loop.train(state, task, feed, run, now)
+    return loop.train(state, task, make_feed(plan, ranks.device), run, now)
+
+
+def make_feed(plan: Plan, device: Any) -> Any:
+    """Requests -> batches, in memory that is page-locked where a GPU copies from it."""
+    import torch
+
+    def pinned(size: int) -> Any:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+
+    config = plan.config
+    allocate = pinned if device.type == "cuda" else pageable
+    feed = partial(load, plan.dataset, seed=config.seed, block=config.data.block)
+    return partial(feed, workers=config.run.workers, allocate=allocate)
 
 
 def announce(

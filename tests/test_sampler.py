@@ -77,7 +77,71 @@ def test_a_giant_dataset_costs_no_more_than_a_small_one():
     assert abs(indices.mean() / 2**39 - 1) < 0.01
 
 
-@pytest.mark.parametrize("arguments", [(-1, 1, 10), (0, -1, 10), (0, 1, 0), (0, 1, 2**40 + 1)])
+@pytest.mark.parametrize(
+    "arguments", [(-1, 1, 10, 1), (0, -1, 10, 1), (0, 1, 0, 1), (0, 1, 2**40 + 1, 1), (0, 1, 9, 0)]
+)
 def test_wrong_arguments(arguments):
+    first, count, length, block = arguments
     with pytest.raises(ValueError, match="must be"):
-        sample_indices(*arguments, seed=0)
+        sample_indices(first, count, length, 0, block)
+
+
+# Blocks
+
+SIZES = [
+    (1, 1),
+    (1, 5),
+    (7, 7),
+    (7, 8),
+    (8, 2),
+    (9, 2),
+    (10, 3),
+    (64, 16),
+    (100, 16),
+    (257, 64),
+    (1000, 37),
+    (5000, 512),
+]
+
+
+@pytest.mark.parametrize(("length", "block"), SIZES)
+def test_blocks_are_permuted_whole(length, block):
+    for epoch in (0, 1, 2, 1000):
+        indices = sample_indices(epoch * length, length, length, seed=7, block=block)
+        np.testing.assert_array_equal(np.sort(indices), np.arange(length))
+        runs = [numbers[0] for numbers in np.split(indices // block, np.flatnonzero(np.diff(indices // block)) + 1)]
+        assert sorted(runs) == list(range(-(-length // block)))  # each block is one run
+
+
+@pytest.mark.parametrize(("length", "block"), SIZES)
+def test_blocks_at_any_place_are_those_of_the_whole_order(length, block):
+    whole = sample_indices(0, 3 * length, length, seed=3, block=block)
+    for first, count in ((0, 1), (length // 2, length), (length - 1, 2), (2 * length - 1, 1)):
+        np.testing.assert_array_equal(sample_indices(first, count, length, 3, block), whole[first : first + count])
+
+
+def test_a_block_of_one_is_no_block():
+    np.testing.assert_array_equal(sample_indices(50, 300, 100, 5, block=1), sample_indices(50, 300, 100, 5))
+
+
+@pytest.mark.parametrize(("length", "block"), [(6, 2), (7, 3), (10, 4), (30, 10), (32, 10)])
+def test_any_block_may_come_first_or_last_and_any_of_its_records(length, block):
+    seeds, blocks = 3000, -(-length // block)
+    orders = np.stack([sample_indices(0, length, length, seed, block) for seed in range(seeds)])
+    starts = [np.bincount(orders[:, 0], minlength=length), np.bincount(orders[:, -1], minlength=length)]
+    sizes = np.minimum(block, length - np.arange(blocks) * block)
+    expected = np.repeat(seeds / blocks / sizes, sizes)
+    for counts in starts:
+        assert abs(((counts - expected) ** 2 / expected).sum() - (length - 1)) < 4 * np.sqrt(2 * length)
+
+
+def test_each_block_and_each_epoch_has_an_order_of_its_own():
+    orders = sample_indices(0, 20 * 1000, 1000, 0, block=100).reshape(200, 100) % 100
+    assert len({order.tobytes() for order in orders}) == 200
+    agreeing = (orders[:, None] == orders[None]).sum() - orders.size
+    assert abs(agreeing / (200 * 199) - 1) < 0.1  # two random orders agree in one place on average
+
+
+# Frozen, as above.
+def test_the_order_of_blocks_is_frozen():
+    assert sample_indices(8, 12, 50, 1, block=8).tolist() == [7, 2, 1, 4, 6, 0, 3, 5, 44, 45, 41, 42]

@@ -91,6 +91,28 @@ def test_a_dry_run_writes_nothing(digits, tmp_path, monkeypatch, capsys):
     assert "would start" in capsys.readouterr().out and not (tmp_path / "runs").exists()
 
 
+def test_how_the_data_is_read_changes_nothing_and_blocks_do(digits, tmp_path, monkeypatch, capsys):
+    command = [f"--outdir={tmp_path / 'runs'}", *SHORT, "--kimg=0.16", "--set=growth.mode=none"]
+    reading = [f"--cache={tmp_path / 'cache'}", "--workers=3", "--set=run.pages=drop"]
+    assert saddle(monkeypatch, f"--data={digits}", *command, *reading, "-n") == 0
+    assert not (tmp_path / "cache").exists()
+    assert saddle(monkeypatch, f"--data={digits}", *command, *reading) == 0
+    (copy,) = (tmp_path / "cache").glob("*.lmdb")
+    out, error = capsys.readouterr()
+    assert copy.read_bytes() == digits.read_bytes() and f"images of {copy}" in out and f"to {copy}" in error
+    assert saddle(monkeypatch, f"--data={digits}", *command, "--resume=none") == 0
+    cached, plain = sorted((tmp_path / "runs").iterdir())
+    assert cached.name[5:] == plain.name[5:]
+    weights = [load_file(run / "network-snapshot-0000000160.safetensors") for run in (cached, plain)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+    capsys.readouterr()
+    assert saddle(monkeypatch, f"--data={digits}", *command, "-n") == 0
+    assert "would go on with" in capsys.readouterr().out
+    assert saddle(monkeypatch, f"--data={digits}", *command, "--set=data.block=8", "-n") == 0
+    assert "would start" in capsys.readouterr().out
+
+
 def test_flags_win_over_the_preset_and_set_over_flags(digits, tmp_path, monkeypatch, capsys):
     flags = [
         "--gamma=3",

@@ -1,0 +1,137 @@
+"""A copy of a dataset on this node's own disk, made once, for datasets that lie on a slow or distant file system.
+
+    NAME.lmdb   the copy; NAME is the content hash and a digest of the whole manifest, so another dataset, or the same
+                images encoded otherwise, gets a file of its own
+    NAME.json   its size, CRC and time of change when it was last known to be equal to the original
+    NAME.lock   held by whoever makes or checks it
+
+A copy whose size and time of change are those noted is used as it is; another one is read again, and replaced unless
+its CRC is right. Nothing is ever removed but damaged or unfinished copies of the dataset that is asked for.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+from data.store import open_reader
+
+CHUNK = 16 << 20
+WAIT = 3600.0  # seconds for another process's copy to be ready
+
+
+def cache_path(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
+    """Where in `folder` the copy of a dataset belongs. DataError if `path` is no dataset."""
+    manifest = open_reader(Path(path)).manifest
+    digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
+    return Path(folder).absolute() / f"{manifest.content_hash[:16]}-{digest[:8]}.lmdb"
+
+
+def cached(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    wait: float = WAIT,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """The sound copy in `folder` of the dataset at `path`, made now if there is none.
+
+    Whoever asks meanwhile waits for it. DataError if that takes more than `wait` seconds, there is no room, or the copy
+    cannot be written or read.
+    """
+    source, copy = Path(path), cache_path(path, folder)
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(copy.with_suffix(".lock"), wait):
+            if not _is_sound(copy):
+                announce(f"copying {source} to {copy}")
+                _make(source, copy)
+    except OSError as error:
+        raise DataError(f"cannot keep a copy of {source} in {folder}: {error}") from error
+    return copy
+
+
+@contextmanager
+def _locked(path: Path, wait: float) -> Iterator[None]:
+    """Hold the lock; its holder's death lets it go."""
+    with path.open("w") as file:
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise DataError(f"{path} has been held for {wait:g} s by another process that copies") from None
+                time.sleep(0.05)
+        yield
+
+
+def _is_sound(copy: Path) -> bool:
+    """Is it what was noted when it was equal to its original? Notes the time if only that has changed."""
+    try:
+        noted = json.loads(_note(copy).read_text())
+        now = _state(copy, noted["crc"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    if now != noted:
+        if now["bytes"] != noted["bytes"] or _crc(copy) != noted["crc"]:
+            return False
+        _note(copy).write_text(json.dumps(now))
+    return True
+
+
+def _make(source: Path, copy: Path) -> None:
+    """Copy, read it again, and put it in place."""
+    size, part = source.stat().st_size, copy.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    free = shutil.disk_usage(copy.parent).free + (copy.stat().st_size if copy.exists() else 0)
+    if size > free:
+        raise DataError(f"{source} has {size >> 20} MB and {copy.parent} {free >> 20} MB free: make room there")
+    copy.unlink(missing_ok=True)  # who reads it keeps it
+    try:
+        crc = _copy(source, part)
+        if part.stat().st_size != size or _crc(part) != crc:
+            raise DataError(f"{copy.parent} does not give back what was written: is the disk failing?")
+        os.replace(part, copy)
+    finally:
+        part.unlink(missing_ok=True)
+    _note(copy).write_text(json.dumps(_state(copy, crc)))
+
+
+def _copy(source: Path, part: Path) -> int:
+    """Copy a file to the disk itself. -> its CRC"""
+    crc = 0
+    with source.open("rb") as read, part.open("wb") as written:
+        while chunk := read.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+            written.write(chunk)
+        written.flush()
+        os.fsync(written.fileno())
+        if hasattr(os, "posix_fadvise"):  # or the check would read what is still in memory
+            os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return crc
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _note(copy: Path) -> Path:
+    return copy.with_suffix(".json")
+
+
+def _state(copy: Path, crc: int) -> dict[str, Any]:
+    status = copy.stat()
+    return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns, "crc": crc}
