@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import finish
 
 from data.dataset import ImageDataset
+from data.encodings import encode_image
 from data.errors import DataError
-from data.store import Reader, Writer
+from data.store import Reader
+from data.writer import Writer
 
 ROOT = Path(__file__).parents[1]
 MB = 1 << 20
@@ -39,12 +42,13 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="ne
 def build(path, count, side=256):
     """Random images, and their sum as EPOCH takes it."""
     total, noise = 0, np.random.default_rng(0).integers(0, 256, (side + count % 64 + 64, side, 3), np.uint8)
-    with Writer(path, channels=3, base=(side, side), levels=(0,)) as writer:
+    with Writer(path, "test", "RGB") as writer:
         for index in range(count):
             image = noise[index % 64 :][:side]
-            writer.add([image])
+            values, digest = encode_image([image], "raw")
+            writer.add(1, (0,), [values], [digest], [None])
             total += int(image[::16, ::16].sum())
-        writer.finish(source="test", labels=None, classes=None, skipped={})
+        finish(writer, base=(side, side), levels=(0,))
     file = os.open(path, os.O_RDONLY)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # what is in memory already costs the reader nothing
     os.close(file)
