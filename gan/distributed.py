@@ -99,19 +99,19 @@ def share(count: int, ranks: Ranks) -> range:
     return range(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
 
 
-def sum_gradients(module: nn.Module, batch: int) -> Tensor:
+def sum_gradients(module: nn.Module, batch: int, stopping: float = 0.0) -> tuple[Tensor, Tensor]:
     """Replace each .grad by its sum over ranks / global batch, through one flat all-reduce.
 
-    Divided by the batch and not by the ranks, so ranks may hold unequal shares. -> 0-dim float32 tensor, 1 where any
-    gradient on any rank is not finite, else 0: the sum carries it, so all ranks read the same without another message.
+    Divided by the batch and not by the ranks, so ranks may hold unequal shares. -> 0-dim float32 tensors, both alike on
+    all ranks because the sum carries them and no other message is needed: 1 where any gradient on any rank is not
+    finite, else 0; and the sum over ranks of `stopping`.
     """
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    if dist.is_initialized():
-        dist.all_reduce(flat)
-    flat /= batch
+    flat = torch.cat([*(g.flatten() for g in gradients), gradients[0].new_full((1,), stopping)])
+    sum_over_ranks(flat)
+    flat, stop = flat[:-1] / batch, flat[-1].float()
     torch._foreach_copy_(gradients, [g.view_as(old) for g, old in zip(_split(flat, gradients), gradients, strict=True)])
-    return 1 - torch.isfinite(flat).all().float()
+    return 1 - torch.isfinite(flat).all().float(), stop
 
 
 def _split(flat: Tensor, like: Iterable[Tensor]) -> tuple[Tensor, ...]:

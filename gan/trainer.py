@@ -86,6 +86,7 @@ class TrainState:
     g_optimizer: torch.optim.Optimizer
     d_optimizer: torch.optim.Optimizer
     skipped: Tensor  # [2] steps voided by non-finite values: in all, and in a row
+    stop: Tensor  # 0-dim, a new one of each step: how many ranks were asked to stop when it began; not saved
     images_seen: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -122,6 +123,7 @@ def initial_state(task: Task) -> TrainState:
         torch.optim.Adam(G.parameters(), lr=torch.tensor(config.optimizer.g_lr, device=device), **options),
         torch.optim.Adam(D.parameters(), lr=torch.tensor(config.optimizer.d_lr, device=device), **options),
         torch.zeros(2, device=device),
+        torch.zeros((), device=device),
     )
 
 
@@ -129,17 +131,26 @@ def initial_state(task: Task) -> TrainState:
 
 
 def train_step(
-    state: TrainState, task: Task, now: Moment, images: Tensor, labels: Tensor | None, stats: Statistics
+    state: TrainState,
+    task: Task,
+    now: Moment,
+    images: Tensor,
+    labels: Tensor | None,
+    stats: Statistics,
+    stopping: float = 0.0,
 ) -> None:
     """One D update, and after every n_critic-th one G update and one of the average.
 
     images: uint8 [n, H, W, C], labels: int64 [n] or None: this rank's share of the samples from `now.images_seen`.
     The losses are summed over this rank's samples and divided by the global batch after the sum over ranks.
-    A gradient that is not finite voids the update it belongs to and those after it in the step.
+    A gradient that is not finite, of D or of G, voids the whole step: it changes nothing but the clock and the count.
+    stopping: 1 if this rank was asked to stop, else 0; `state.stop` becomes the sum over ranks, which comes with the
+    gradients.
     """
     G, D, draws, config, objective = state.G, state.D, task.draws(now.images_seen), task.config, task.objective
     alpha: Alpha = torch.full((), now.alpha, device=state.skipped.device) if now.fading else 1.0
     gamma, bad = task.gamma(now.images_seen), torch.zeros_like(state.skipped[0])
+    before = kept(D, state.d_optimizer)
     critic = build_critic(D, task, now, alpha, labels, draws, gamma)
 
     real = prepare_reals(images, draws if config.data.mirror else None, alpha, G)
@@ -150,7 +161,8 @@ def train_step(
         d = critic_loss(objective, task.regularizer, critic, real, fake, draws, due)
         weight = gamma / 2 * config.regularizer.every
         total = total_over_samples(d.loss, len(real)) + sum(weight * penalty.sum() for penalty in d.penalties)
-        bad = update(D, state.d_optimizer, config.optimizer.d_lr * now.lr_scale, total, config.batch)
+        lr = config.optimizer.d_lr * now.lr_scale
+        bad, state.stop = update(D, state.d_optimizer, lr, total, config.batch, bad, stopping)
         if task.regularizer.constrain:
             task.regularizer.constrain(D, gamma)
         stats.add({"Loss/scores/real": d.real_scores, "Loss/scores/fake": d.fake_scores, "Loss/D/loss": d.loss})
@@ -165,10 +177,12 @@ def train_step(
             paired = critic(real.detach(), "reals of the G step") if objective.paired else d.real_outputs.detach()
             g_loss = objective.generator(paired, critic(G(z, now.stage, alpha, labels), "fakes of the G step"))
             total = total_over_samples(g_loss, len(real))
-            bad = update(G, state.g_optimizer, config.optimizer.g_lr * now.lr_scale, total, config.batch, bad)
+            lr = config.optimizer.g_lr * now.lr_scale
+            bad, state.stop = update(G, state.g_optimizer, lr, total, config.batch, bad, stopping)
         update_average(state.G_ema, G, task, now, bad)
         stats.add({"Loss/G/loss": g_loss})
 
+    put_back(before, D, state.d_optimizer, bad)
     state.skipped.copy_(torch.stack([state.skipped[0] + bad, (state.skipped[1] + 1) * bad]))
     state.images_seen = now.images_seen + config.batch
 
@@ -208,21 +222,52 @@ def total_over_samples(loss: Tensor, samples: int) -> Tensor:
 
 
 def update(
-    module: nn.Module, optimizer: torch.optim.Optimizer, lr: float, total: Tensor, batch: int, bad: Tensor | None = None
-) -> Tensor:
-    """Backward, sum over ranks, step. -> 0-dim, 1 where a gradient (or `bad` before it) was not finite, else 0.
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    total: Tensor,
+    batch: int,
+    bad: Tensor,
+    stopping: float,
+) -> tuple[Tensor, Tensor]:
+    """Backward, sum over ranks, step. -> 0-dim: 1 where a gradient (or `bad` before it) was not finite, else 0; and the
+    sum over ranks of `stopping`.
 
-    A bad step changes nothing: the fused Adam reads `found_inf` on the device, so nobody waits for the answer.
+    A bad update changes nothing: the fused Adam reads `found_inf` on the device, so nobody waits for the answer.
     """
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(total, inputs=list(module.parameters()))  # not into the images a penalty looked at
-    found = sum_gradients(module, batch)
-    found = found if bad is None else torch.maximum(found, bad)
+    found, stop = sum_gradients(module, batch, stopping)
+    found = torch.maximum(found, bad)
     for group in optimizer.param_groups:
         group["lr"].fill_(lr)
     optimizer.found_inf, optimizer.grad_scale = found, None  # type: ignore[attr-defined]
     optimizer.step()
-    return found
+    return found, stop
+
+
+def changing(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Everything of a network that a step changes: parameters, what its optimizer keeps of them, buffers."""
+    slots = [value for p in module.parameters() for value in optimizer.state.get(p, {}).values()]
+    return [*module.parameters(), *slots, *module.buffers()]
+
+
+@torch.no_grad()
+def kept(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
+    """Copies of what a step changes, for `put_back`: D moves before anybody knows whether G's gradient is finite."""
+    tensors = changing(module, optimizer)
+    return dict(zip(tensors, torch._foreach_mul(tensors, 1.0), strict=True))
+
+
+@torch.no_grad()
+def put_back(before: dict[Tensor, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """Undo a step where `bad` is 1, leave it where it is 0, without the host knowing which. What the optimizer began to
+    keep during the step becomes zero."""
+    tensors = changing(module, optimizer)
+    old = [before[t] if t in before else torch.zeros_like(t) for t in tensors]
+    torch._foreach_mul_(tensors, 1 - bad)
+    torch._foreach_mul_(old, bad)
+    torch._foreach_add_(tensors, old)
 
 
 @contextmanager

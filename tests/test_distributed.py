@@ -155,7 +155,18 @@ def test_more_ranks_than_groups_is_refused():
 def test_sum_of_gradients_divides_by_the_batch_and_tells_what_is_not_finite(poison):
     module = torch.nn.Linear(3, 2)
     module.weight.grad, module.bias.grad = torch.full((2, 3), 6.0), torch.full((2,), 3.0)
-    assert sum_gradients(module, 3) == 0
+    assert sum_gradients(module, 3) == (0, 0)
     assert module.weight.grad.eq(2).all() and module.bias.grad.eq(1).all()
     module.weight.grad[1, 2] = poison
-    assert sum_gradients(module, 3) == 1
+    assert sum_gradients(module, 3, stopping=1) == (1, 1)
+
+
+def test_what_befalls_one_rank_befalls_all(tmp_path):
+    """A value that is not finite, in D's or in G's gradient of one rank, and the wish of one rank to stop."""
+    cases = {name: f"6;precision.dtype=float64;poison.{name}=3;stop=2,4" for name in ("D", "G")}
+    alone, together = by_itself(cases), launch(3, tmp_path / "result.pt", cases)
+    for name, one in alone.items():
+        assert together[name]["skipped"] == one["skipped"] == [[0, 0]] * 3 + [[1, 1]] + [[1, 0]] * 2
+        assert together[name]["stops"] == one["stops"] == [0, 0, 1, 0, 1, 0]
+        for key, tensor in one["weights"].items():
+            torch.testing.assert_close(together[name]["weights"][key], tensor, rtol=0, atol=1e-9, msg=f"{name} {key}")
