@@ -1,7 +1,7 @@
 """The configuration: frozen typed dataclasses, filled by defaults < preset < flags < `--set`.
 
-Everything outside `RunConfig` decides the trajectory and enters its hash; `RunConfig` decides how long, how loud and
-how often a run writes.
+Everything outside `RunConfig` decides the trajectory and enters its hash, but for what OUTSIDE names; `RunConfig`
+decides how long, how loud and how often a run writes.
 """
 
 import difflib
@@ -15,6 +15,7 @@ from typing import Any
 from gan.errors import UserError
 
 TRAJECTORY_FORMAT = 1
+OUTSIDE = ("run.", "distributed.micro")  # keys that change rounding at most, and no run into another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,9 @@ class DataConfig:
 class DistributedConfig:
     group: int = 4  # coupling group: a block of the global batch that stays on one rank
     deterministic: bool = False  # on CUDA: deterministic algorithms, at some cost
+    micro: int = 0  # samples of a rank per backward, in whole coupling groups, to save memory; 0: its whole share
+    compress: str = "none"  # none | bf16: gradients are sent in bfloat16 and summed in their own type
+    exact: bool = False  # gradients of single coupling groups, summed in a fixed tree: the same bits on any ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +148,9 @@ def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     yield choice("regularizer.decay", c.regularizer.decay, ("constant", "cosine", "exponential"))
     yield not decays or c.regularizer.decay_kimg > 0, f"regularizer.decay={c.regularizer.decay} needs decay_kimg"
     yield choice("--aug", c.data.aug, ("none", "diff"))
+    yield choice("distributed.compress", c.distributed.compress, ("none", "bf16"))
+    alone = c.distributed.compress == "none" and c.distributed.micro == 0
+    yield not c.distributed.exact or alone, "distributed.exact excludes distributed.compress and distributed.micro"
     yield choice("growth.mode", c.growth.mode, ("progressive", "none"))
     yield choice("precision.dtype", c.precision.dtype, ("float32", "float64"))
     yield not (c.growth.shares and c.growth.kimg), "growth.shares and growth.kimg exclude each other"
@@ -163,6 +170,7 @@ def _ranges(c: TrainConfig) -> Iterable[tuple[str, float, float, float]]:
     yield "--resolution", c.data.resolution, 0, whole
     yield "run.keep", c.run.keep, 1, whole
     yield "run.threads", c.run.threads, 0, 4096
+    yield "distributed.micro", c.distributed.micro, 0, whole
     yield "run.max_skipped", c.run.max_skipped, 1, whole
     yield "regularizer.every", c.regularizer.every, 1, whole
     yield "optimizer.n_critic", c.optimizer.n_critic, 1, whole
@@ -247,10 +255,10 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def trajectory(config: TrainConfig) -> dict[str, Any]:
-    """What decides the weights: the keys outside `run` that differ from their defaults, so that a key added later
+    """What decides the weights: the keys but OUTSIDE that differ from their defaults, so that a key added later
     leaves the runs of today what they are. Whoever changes a default raises TRAJECTORY_FORMAT."""
     default = flatten(asdict(TrainConfig()))
-    changed = {k: v for k, v in flatten(asdict(config)).items() if v != default[k] and not k.startswith("run.")}
+    changed = {k: v for k, v in flatten(asdict(config)).items() if v != default[k] and not k.startswith(OUTSIDE)}
     return {"format": TRAJECTORY_FORMAT, **changed}
 
 

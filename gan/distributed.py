@@ -1,14 +1,13 @@
-"""`torch.distributed` under `torchrun`, and what is ours: who computes what, and the sum of gradients."""
+"""`torch.distributed` under `torchrun`: joining it, who computes what, and what all ranks must have the same."""
 
 import os
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from gan.errors import UserError
 
@@ -87,7 +86,7 @@ def set_precision(ranks: Ranks, deterministic: bool) -> None:
 
 
 def share(count: int, ranks: Ranks) -> range:
-    """The contiguous run of `count` coupling groups that this rank computes; runs differ by one at most.
+    """The contiguous run of `count` blocks of a batch that this rank computes; runs differ by one at most.
 
     Raises UserError when there are more ranks than groups.
     """
@@ -97,25 +96,6 @@ def share(count: int, ranks: Ranks) -> range:
             f"or use at most {count} ranks"
         )
     return range(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
-
-
-def sum_gradients(module: nn.Module, batch: int, stopping: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Replace each .grad by its sum over ranks / global batch, through one flat all-reduce.
-
-    Divided by the batch and not by the ranks, so ranks may hold unequal shares. -> 0-dim float32 tensors, both alike on
-    all ranks because the sum carries them and no other message is needed: 1 where any gradient on any rank is not
-    finite, else 0; and the sum over ranks of `stopping`.
-    """
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([*(g.flatten() for g in gradients), gradients[0].new_full((1,), stopping)])
-    sum_over_ranks(flat)
-    flat, stop = flat[:-1] / batch, flat[-1].float()
-    torch._foreach_copy_(gradients, [g.view_as(old) for g, old in zip(_split(flat, gradients), gradients, strict=True)])
-    return 1 - torch.isfinite(flat).all().float(), stop
-
-
-def _split(flat: Tensor, like: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    return flat.split([g.numel() for g in like])
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import click
 
 from data.dataset import ImageDataset
 from data.loader import load
-from gan.config import TrainConfig, choice, flatten, override, parse_assignment, trajectory
+from gan.config import OUTSIDE, TrainConfig, choice, flatten, override, parse_assignment, trajectory
 from gan.errors import UserError
 from launch.cli import run as run_command
 from launch.ranks import call, end_with_parent, on_first, torchrun
@@ -241,7 +241,7 @@ def locate(plan: Plan, resume: str) -> Path | None:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The keys of two options files that make them different trajectories."""
     flat = [flatten({k: json.loads(json.dumps(o[k])) for k in ("config", "images", "schedule")}) for o in (old, new)]
-    outside = ("config.run.", "schedule.total")
+    outside = (*(f"config.{key}" for key in OUTSIDE), "schedule.total")
     return [k for k in sorted(set().union(*flat)) if flat[0].get(k) != flat[1].get(k) and not k.startswith(outside)]
 
 
@@ -318,10 +318,11 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
             click.echo(f"{run} is finished ({about['images_seen'] / 1000:g} kimg); --resume=none trains another")
             write_json(run / EXIT, {"code": 0, "reason": "finished", "images_seen": about["images_seen"]})
         return 0
-    recorded = about.get("threads", 0) if about.get("world_size") == ranks.world else 0
+    exact = plan.config.distributed.exact
+    recorded = about.get("threads", 0) if exact or about.get("world_size") == ranks.world else 0
     now = {
         "world_size": ranks.world,
-        "threads": distributed.set_threads(plan.config.run.threads or recorded),
+        "threads": distributed.set_threads(plan.config.run.threads or recorded or int(exact)),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "machine": f"{platform.machine()} {ranks.device.type}",
@@ -364,7 +365,10 @@ def announce(
         click.echo(f"note: {line}")
     if path:
         click.echo(f"going on from {path.name}")
-        changed = [f"{k.replace('_', ' ')} was {about.get(k)}" for k in now if about.get(k) != now[k]]
+        alike = {"world_size"} if plan.config.distributed.exact else set()
+        changed = [
+            f"{k.replace('_', ' ')} was {about.get(k)}" for k in now if k not in alike and about.get(k) != now[k]
+        ]
         if changed:
             click.echo(f"note: {', '.join(changed)}: same samples and draws, equal to rounding but not bit for bit")
 
