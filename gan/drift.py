@@ -2,6 +2,7 @@
 
 import sys
 from collections import deque
+from itertools import pairwise
 from pathlib import Path
 
 SLOWER, SLOW_TICKS = 1.5, 3  # times the best sec/kimg of the stage, in so many ticks in a row
@@ -39,7 +40,7 @@ class Drift:
         sizes = list(self.sizes)
         if len(sizes) <= GROWING_TICKS or sizes[-1] < (1 + GROWTH) * sizes[0]:
             return False
-        return all(before < after for before, after in zip(sizes, sizes[1:], strict=False))
+        return all(before < after for before, after in pairwise(sizes))
 
 
 def resident_memory() -> float:

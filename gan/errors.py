@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class PeerError(RuntimeError):
     """This rank cannot go on because of another one. The message is one line: which rank, where, and at which step."""
+
+
+class EverywhereError(UserError):
+    """A UserError that every rank raises at once, so that one of them tells it and all end in order."""

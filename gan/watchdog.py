@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -187,8 +187,8 @@ def describe(stack: Iterator[tuple[str, str, int]]) -> tuple[str, bool]:
 
 
 @contextmanager
-def naming(watchdog: Watchdog, what: str) -> Iterator[None]:
-    """A collective that fails inside raises PeerError, with this rank, its host, what it was at, and who may be why."""
+def naming(watchdog: Watchdog, when: Callable[[], str]) -> Iterator[None]:
+    """A collective that fails inside raises PeerError: this rank, its host, when, what it was at, who may be why."""
     try:
         yield
     except RuntimeError as error:
@@ -197,7 +197,7 @@ def naming(watchdog: Watchdog, what: str) -> Iterator[None]:
             raise
         ranks, reason = watchdog.ranks, " ".join(str(error).split())[:200]
         raise PeerError(
-            f"rank {ranks.rank} on {watchdog.heartbeats.host}, {what}, in {where}: {reason}; {watchdog.suspects()}"
+            f"rank {ranks.rank} on {watchdog.heartbeats.host}, {when()}, in {where}: {reason}; {watchdog.suspects()}"
         ) from error
 
 
