@@ -15,7 +15,11 @@ from typing import Any
 from gan.errors import UserError
 
 TRAJECTORY_FORMAT = 1
-OUTSIDE = ("run.", "distributed.micro")  # keys that change rounding at most, and no run into another
+OUTSIDE = (
+    "run.",
+    "distributed.micro",
+    "distributed.timeout",
+)  # keys that change rounding at most, and no run into another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ class DistributedConfig:
     deterministic: bool = False  # on CUDA: deterministic algorithms, at some cost
     micro: int = 0  # samples of a rank per backward, in whole coupling groups, to save memory; 0: its whole share
     compress: str = "none"  # none | bf16: gradients are sent in bfloat16 and summed in their own type
+    timeout: float = 300.0  # seconds that a collective may take before the rank that waits gives up
     exact: bool = False  # gradients of single coupling groups, summed in a fixed tree: the same bits on any ranks
 
 
@@ -102,6 +107,7 @@ class RunConfig:
     threads: int = 0  # intra-op threads of a rank; 0: the cores of the host divided by its ranks
     workers: int = 1  # batches are read ahead by a thread (1) or by the step itself (0)
     max_skipped: int = 10  # steps in a row that non-finite values may void before the run stops
+    watchdog: float = 600.0  # seconds without a completed step after which a rank ends itself, saying for whom it waits
     desc: str = ""  # added to the name of the run's directory
 
 
@@ -170,6 +176,8 @@ def _ranges(c: TrainConfig) -> Iterable[tuple[str, float, float, float]]:
     yield "--resolution", c.data.resolution, 0, whole
     yield "run.keep", c.run.keep, 1, whole
     yield "run.threads", c.run.threads, 0, 4096
+    yield "run.watchdog", c.run.watchdog, 1, 1e9
+    yield "distributed.timeout", c.distributed.timeout, 1, 1e9
     yield "distributed.micro", c.distributed.micro, 0, whole
     yield "run.max_skipped", c.run.max_skipped, 1, whole
     yield "regularizer.every", c.regularizer.every, 1, whole

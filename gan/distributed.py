@@ -2,16 +2,21 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 
 from gan.errors import UserError
 
 CPU = torch.device("cpu")
+MEETING = timedelta(minutes=10)  # for ranks to come: another host may still be compiling the ops
 
 
 @dataclass(frozen=True)
@@ -28,16 +33,26 @@ class Ranks:
         return self.rank == 0
 
 
-def start() -> Ranks:
-    """Join the group that torchrun's environment describes, or stand alone. NCCL on GPUs, gloo on CPUs."""
+def start(timeout: float = 300.0, check: Callable[[Any, int, int], Any] | None = None) -> Ranks:
+    """Join the group that torchrun's environment describes, or stand alone. NCCL on GPUs, gloo on CPUs.
+
+    timeout: the longest that a collective may take, in seconds, once all have met; they get MEETING to do so.
+    check: called with (store, rank, world) before there are collectives.
+    """
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "WORLD_SIZE" not in os.environ:
         return Ranks(device=device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    store, rank, world = next(rendezvous("env://", timeout=MEETING))
+    if check:
+        check(store, rank, world)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=MEETING)
+    sum_over_ranks(torch.zeros(1, device=device))  # all can reach all; from now on they must answer sooner
+    _set_pg_timeout(timedelta(seconds=timeout))
+    return Ranks(rank, world, device)
 
 
 def stop() -> None:
@@ -46,15 +61,15 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def end_rank() -> None:
-    """End this process, a rank that is done, with 0, past the interpreter's own end.
+def end_rank(code: int = 0) -> None:
+    """End this process, a rank that is done, past the interpreter's own end.
 
     There ranks were seen to abort ("terminate called without an active exception", in 1 of 5 and 4 of 8 runs of three
     ranks on two cores, with no Python frame left), and torchrun then ends the other ranks too.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def check_devices(local_ranks: int) -> None:

@@ -21,11 +21,15 @@ from PIL import Image
 from torch import Tensor
 
 from gan.checkpoint import SNAPSHOT, save_snapshot, save_state
+from gan.distributed import from_first
+from gan.drift import Drift, resident_memory
+from gan.preemption import PREEMPTED, StopRequest, listening
 from gan.runs import EXIT, drop_after, write_json
 from gan.sampling import generate, grid_columns, seed_latents, tile, to_uint8
 from gan.schedules import Moment, moment
 from gan.statistics import Statistics
 from gan.trainer import Batch, Feed, Task, TrainState, train_step
+from gan.watchdog import Watchdog, naming
 
 DONE, NOT_FINITE = 0, 3
 GRID = 64  # most samples in a grid of fakes or reals
@@ -40,33 +44,70 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
     stats, waited = Statistics(), 0.0
     plan = ((*task.samples(now.images_seen), now.stage) for now in steps(task, state.images_seen))
     with ExitStack() as stack:
+        stopping = stack.enter_context(listening())
+        config = task.config.run
+        watchdog = stack.enter_context(closing(Watchdog(task.ranks, run, config.watchdog, stopping)))
+        stack.enter_context(naming(watchdog, lambda: f"after {state.images_seen} images"))
         report = stack.enter_context(closing(Report(task, run, state.images_seen))) if task.ranks.first else None
         if report and state.images_seen == 0:
             save_image(run / "reals.png", real_grid(task, feed))
             save_image(run / "fakes_init.png", fake_grid(state, task, stage=task.schedule.last, alpha=1.0))
         batches = stack.enter_context(closing(feed(plan)))
+        asked = Arriving(state.stop)
         for now in steps(task, state.images_seen):
             begin = time.perf_counter()
             images, labels = to_device(next(batches), task)
             waited += time.perf_counter() - begin
-            train_step(state, task, now, images, labels, stats)
+            train_step(state, task, now, images, labels, stats, float(bool(stopping)))
+            # Read one step late, so that the host need not wait for this one; late alike on all ranks.
+            stop, asked = asked.read(), Arriving(state.stop)
+            watchdog.beat(now.step)
             tick, due = ticked(task, now, state.images_seen)
-            if not due:
+            done = state.images_seen == task.schedule.total
+            if not (due or stop):
                 continue
             means = stats.take()
             skipped, in_a_row = (int(n) for n in state.skipped.tolist())
             if report:
                 report.tick(tick, now, state.images_seen, means, waited, skipped)
             waited = 0.0
-            if in_a_row >= task.config.run.max_skipped:
+            if in_a_row >= config.max_skipped:
                 reason = f"{in_a_row} steps in a row not finite, in {blame(state)}"
                 if report:
                     report.say(f"stopped: {reason}; lower optimizer.d_lr and optimizer.g_lr, or raise --gamma")
                 return finish(task, run, state, NOT_FINITE, reason)
-            if report and (tick % task.config.run.snap == 0 or state.images_seen == task.schedule.total):
+            if report and (tick % config.snap == 0 or done or stop):
                 save(state, task, now, run, about)
                 report.saved()
+            if stop and not done:
+                return preempted(task, run, state, stopping, report)
     return finish(task, run, state, DONE, "finished")
+
+
+class Arriving:
+    """A 0-dim tensor on its way to the host, which need not wait for what comes after it."""
+
+    def __init__(self, value: Tensor):
+        self.value = value.to("cpu", non_blocking=True)
+        self.event = torch.cuda.Event() if value.is_cuda else None
+        if self.event:
+            self.event.record()
+
+    def read(self) -> bool:
+        """Is it more than zero? Waits until it is here."""
+        if self.event:
+            self.event.synchronize()
+        return bool(self.value)
+
+
+def preempted(task: Task, run: Path, state: TrainState, stopping: StopRequest, report: "Report | None") -> int:
+    """Say why, once rank 0 has saved, on whose word all ranks end."""
+    reason = f"{stopping.by or 'another rank'} asked for it"
+    code = finish(task, run, state, PREEMPTED, f"stopped: {reason}")
+    from_first(None)
+    if report:
+        report.say(f"stopped after {state.images_seen} images: {reason}; saved, the same command goes on from here")
+    return code
 
 
 def steps(task: Task, images_seen: int) -> Iterator[Moment]:
@@ -153,7 +194,7 @@ class Report:
         drop_after(run / "stats.jsonl", images_seen)
         self.jsonl: TextIO = (run / "stats.jsonl").open("a")
         self.log: TextIO = (run / "log.txt").open("a")
-        self.board = tensorboard(run, images_seen)
+        self.board, self.drift = tensorboard(run, images_seen), Drift()
 
     def say(self, line: str) -> None:
         """To standard output and log.txt."""
@@ -191,6 +232,8 @@ class Report:
             f" loss/D {means.get('Loss/D/loss', math.nan):<7.3f} loss/G {means.get('Loss/G/loss', math.nan):<7.3f}"
             f" left {duration(left)}" + (f" skipped {skipped}" if skipped else "")
         )
+        for warning in self.drift.tick(now.stage, 1000 * seconds / images, resident_memory()):
+            self.say(f"note: {warning}")
         self.jsonl.write(json.dumps({"images_seen": images_seen, "timestamp": clock, **values}) + "\n")
         self.jsonl.flush()
         if self.board:

@@ -5,7 +5,10 @@ import math
 import os
 import platform
 import re
+import sys
+import time
 import tomllib
+import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,11 +19,12 @@ from typing import Any
 import click
 
 from data.dataset import ImageDataset
+from data.errors import DataError
 from data.loader import load
 from gan.config import OUTSIDE, TrainConfig, choice, flatten, override, parse_assignment, trajectory
-from gan.errors import UserError
+from gan.errors import EverywhereError, PeerError, UserError
 from launch.cli import run as run_command
-from launch.ranks import call, end_with_parent, on_first, torchrun
+from launch.ranks import call, end_with_parent, leave, on_first, torchrun
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 FLAGS = {  # flag -> key of the configuration
@@ -99,12 +103,16 @@ def main(ctx: click.Context, **flags: Any) -> int:
     On many GPUs: --gpus=N, or torchrun ... -m launch.train with the same flags.
     """
     end_with_parent()
+    if "WORLD_SIZE" in os.environ and not flags["dry_run"]:
+        as_rank(flags)
     plan = make_plan(flags)
     if flags["dry_run"]:
         return dry_run(plan, flags["resume"])
-    if flags["gpus"] > 1 and "WORLD_SIZE" not in os.environ:
+    if flags["gpus"] > 1:
         return spawn(plan, flags)
-    return work(plan, flags["resume"])
+    from gan import distributed
+
+    return work(plan, flags["resume"], distributed.start())
 
 
 @dataclass(frozen=True)
@@ -262,17 +270,14 @@ def resolve(plan: Plan, resume: str) -> Path:
 
 
 def spawn(plan: Plan, flags: Mapping[str, Any]) -> int:
-    """Run the same command on N local ranks through torchrun, and take the exit code from what rank 0 left."""
-    from gan.runs import EXIT, hold, read_exit
+    """Run the same command on N local ranks through torchrun -> its exit code."""
+    from gan.runs import hold
     from ops.registry import kernels
 
     kernels()  # compiled before there are ranks, and refused in one line where they must be and cannot
     run = resolve(plan, flags["resume"])
-    with hold(run):  # in use? say so now, in one line
-        (run / EXIT).unlink(missing_ok=True)
-    code = call(torchrun(flags["gpus"], "launch.train", [*arguments(flags), f"--resume={run}"]), flags["gpus"])
-    ended = read_exit(run)
-    return ended["code"] if ended else (code or 1)
+    hold(run).close()  # in use? say so now, in one line
+    return call(torchrun(flags["gpus"], "launch.train", [*arguments(flags), f"--resume={run}"]), flags["gpus"])
 
 
 def arguments(flags: Mapping[str, Any]) -> list[str]:
@@ -281,24 +286,80 @@ def arguments(flags: Mapping[str, Any]) -> list[str]:
     return [f"--{k.replace('_', '-')}={v}" for k, v in single.items()] + [f"--set={a}" for a in flags["assignments"]]
 
 
-def work(plan: Plan, resume: str) -> int:
-    """One rank: find or make the run, hold it, and train to the end."""
+def as_rank(flags: Mapping[str, Any]) -> None:
+    """Train as one of torchrun's ranks, and end the process.
+
+    What all ranks know ends them with 0, after the launcher was told the code: torchrun would start again, or end with
+    1, what exits otherwise. What befell this rank alone ends it with 1, or 2 where a user can mend it.
+    """
+    from gan import distributed
+
+    where = f"rank {os.environ['RANK']} on {platform.node()}"
+    leave("ranks have begun")
+    try:
+        plan, ranks = meet(flags)
+        code = work(plan, flags["resume"], ranks, patience=15.0)
+        if ranks.world > int(os.environ["LOCAL_WORLD_SIZE"]):
+            time.sleep(1)  # a launcher that waits to let another host in must see that before it sees us end
+    except EverywhereError as error:
+        if os.environ["RANK"] == "0":
+            print(f"saddle train: error: {error}", file=sys.stderr)
+        code = 2
+    except (UserError, DataError, PeerError) as error:
+        print(f"saddle train: {where}: {error}".replace(f"{where}: {where}", where), file=sys.stderr)
+        distributed.end_rank(1 if isinstance(error, PeerError) else 2)
+    except BaseException:
+        traceback.print_exc()
+        distributed.end_rank(1)
+    distributed.end_rank(0 if leave(code) or code != 2 else 2)
+
+
+def meet(flags: Mapping[str, Any]) -> tuple[Plan, Any]:
+    """The plan, and this rank among its peers, which all have the same plan, code and versions.
+
+    Raises EverywhereError where they do not, or one has found a reason not to train; PeerError where one is missing.
+    """
+    from gan import distributed, selftest
+    from ops.registry import kernels
+    from ops.toolchain import BuildError
+
+    plan, same, refusal = None, selftest.versions(), ""
+    try:
+        plan = make_plan(flags)
+        config = {f"config {key}": value for key, value in flatten(plan.options["config"]).items()}
+        same |= {"dataset": plan.images.dataset_hash, "ops": kernels(), **config}
+        selftest.check_address(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    except (UserError, DataError, BuildError) as error:
+        refusal = str(error)
+
+    def check(store: Any, rank: int, world: int) -> None:
+        hosts = selftest.compare(store, rank, world, same, refusal, distributed.MEETING.total_seconds())
+        if rank == 0:
+            click.echo(f"self-test: {world} ranks on {', '.join(sorted(set(hosts)))} agree on code, data and settings")
+
+    try:
+        return plan, distributed.start(plan.config.distributed.timeout if plan else 60.0, check)  # type: ignore
+    except PeerError:
+        raise
+    except RuntimeError as error:
+        raise PeerError(f"cannot join the other ranks: {' '.join(str(error).split())[:200]}") from error
+
+
+def work(plan: Plan, resume: str, ranks: Any, patience: float = 0.0) -> int:
+    """Find or make the run, hold it, and train to the end -> the exit code. patience: seconds to wait for whoever has
+    the run: ranks of a host that is gone may need them to end."""
     from gan import distributed
     from gan.runs import hold
 
-    ranks = distributed.start()
     with ExitStack() as stack:
         stack.callback(distributed.stop)
 
         def take() -> Path:
             run = resolve(plan, resume)
-            stack.enter_context(hold(run))
+            stack.enter_context(hold(run, patience))
             return run
 
-        code = go_on(plan, on_first(ranks, take), ranks)
-    if "WORLD_SIZE" in os.environ:  # what ended it is in exit.json
-        distributed.end_rank()
-    return code
+        return go_on(plan, on_first(ranks, take), ranks)
 
 
 def go_on(plan: Plan, run: Path, ranks: Any) -> int:
