@@ -133,9 +133,9 @@ def find_strangers(value: Tensor, ranks: Ranks) -> list[int]:
     """The ranks whose `value`, int64 [1], is not what most have; in a tie, what rank 0 has. The same on all ranks."""
     if ranks.world == 1:
         return []
-    gathered = value.new_empty(ranks.world)
-    dist.all_gather_into_tensor(gathered, value)
-    values = gathered.tolist()
+    gathered = [torch.empty_like(value) for _ in range(ranks.world)]
+    dist.all_gather(gathered, value)
+    values = torch.cat(gathered).tolist()
     usual = max(values, key=values.count)
     return [rank for rank, other in enumerate(values) if other != usual]
 

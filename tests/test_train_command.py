@@ -297,18 +297,20 @@ def start(command: list[str], folder: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_another_number_of_ranks_goes_on_with_the_same_samples_and_draws(digits, tmp_path, monkeypatch, capfd):
-    """Equal to rounding, and it says that it is not bit for bit."""
-    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT, "--set=precision.dtype=float64"]
+@pytest.mark.parametrize("exact", [False, True])
+def test_another_number_of_ranks_goes_on_with_the_same_samples_and_draws(digits, tmp_path, monkeypatch, capfd, exact):
+    """Equal to rounding, and it says that it is not bit for bit; but in exact mode it is."""
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT]
+    command += ["--set=distributed.exact=true"] if exact else ["--set=precision.dtype=float64"]
     assert saddle(monkeypatch, *command, "--gpus=2") == 0
     newest = only_run(tmp_path) / "training-state-0000000800" / "tensors.safetensors"
     whole = {k: v.clone() for k, v in load_file(newest).items()}  # else it is the file that is about to change
     newest.write_bytes(b"damaged")
     assert saddle(monkeypatch, *command) == 0
-    assert "world size was 2: same samples and draws, equal to rounding" in capfd.readouterr().out
+    assert ("world size was 2: same samples and draws, equal to rounding" in capfd.readouterr().out) != exact
     ours = load_file(newest)
     for name in whole:
-        torch.testing.assert_close(ours[name], whole[name], rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(ours[name], whole[name], rtol=0, atol=0 if exact else 1e-9, msg=name)
 
 
 @pytest.mark.slow
