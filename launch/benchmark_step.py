@@ -152,7 +152,8 @@ def check(measured: Sequence[Row], costs: Mapping[int, StepCost], slots: float) 
     for row in measured:
         if row["gpus"] == 1 or row["stage"] not in costs:
             continue
-        link = measure_link(*row["link"], row["gpus"])
+        small, large, size = row["link"]
+        link = measure_link(small, large, size, row["gpus"])
         guess = predict(costs[row["stage"]], row["gpus"], row["shares"]["joined"], link, slots)
         step, took = 1e3 * guess.seconds, row["ms"]["joined"]
         cells = {"gpus": row["gpus"], "stage": row["size"], "predicted ms": round(step, 1), "took ms": round(took, 1)}
