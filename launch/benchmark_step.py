@@ -12,6 +12,7 @@ import click
 import torch
 
 from data.dataset import ImageDataset
+from gan import distributed
 from gan.config import TrainConfig, override, parse_assignment
 from gan.errors import UserError
 from gan.method import configured
@@ -66,7 +67,12 @@ def main(**flags: Any) -> int:
     if max(stages) > images.last:
         raise UserError(f"--stages={flags['stages']}: the last one is {images.last}")
     if "WORLD_SIZE" in os.environ:
-        return measure(config, images, dataset, stages, also, flags)
+        ranks, rows = measure(config, images, dataset, stages, also, flags["rounds"], flags["threads"])
+        if ranks.first:
+            leave_rows(rows, also, flags)
+        distributed.stop()
+        distributed.end_rank()
+    distributed.check_devices(max(worlds))
     predicted = numbers("--predict", flags["worlds"])
     if flags["json_path"]:
         check_writable(flags["json_path"])
@@ -120,6 +126,16 @@ def start_ranks(world: int, flags: Mapping[str, Any]) -> list[Row]:
         if call(torchrun(world, "launch.benchmark_step", given), world) or not rows.exists():
             raise UserError(f"--gpus={world}: the ranks did not finish; what they said is above")
         return torch.load(rows, weights_only=True)
+
+
+def leave_rows(rows: Sequence[Row], also: Sequence[str], flags: Mapping[str, Any]) -> None:
+    """Of rank 0: for the command that started it, or as the table where torchrun was called by hand."""
+    if flags["rows"]:
+        torch.save(rows, flags["rows"])
+        return
+    click.echo(text_table([shown(row, also) for row in rows]))
+    if flags["json_path"]:
+        write_json(flags["json_path"], {"measured": rows})
 
 
 def shown(row: Row, also: Sequence[str]) -> Row:

@@ -75,19 +75,16 @@ def measure(
     dataset: ImageDataset | None,
     stages: Sequence[int],
     also: Sequence[str],
-    flags: Mapping[str, Any],
-) -> int:
-    """Measure on the ranks that torchrun started; rank 0 leaves a row per stage in the file that `flags` name."""
+    rounds: int,
+    threads: int,
+) -> tuple[Ranks, list[dict[str, Any]]]:
+    """Measure on the ranks that torchrun started -> (this one, a row per stage)."""
     ranks = distributed.start()
-    distributed.set_threads(flags["threads"])
+    distributed.set_threads(threads)
     distributed.set_precision(ranks, config.distributed.deterministic)
     link = time_link(ranks) if ranks.world > 1 else None
-    rows = [measure_stage(config, images, ranks, stage, also, flags["rounds"], dataset) for stage in stages]
-    if ranks.first:
-        torch.save([{**row, "link": link} for row in rows], flags["rows"])
-    distributed.stop()
-    distributed.end_rank()
-    return 0
+    rows = [measure_stage(config, images, ranks, stage, also, rounds, dataset) for stage in stages]
+    return ranks, [{**row, "link": link} for row in rows]
 
 
 def noise_format(resolution: int) -> ImageFormat:
