@@ -138,7 +138,7 @@ def addresses(arguments: list[str]) -> list[str]:
         )
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, name)
-    holds = ours == host
+    holds = host in (ours, "127.0.0.1", "127.0.1.1")  # Debian gives a host its own name as the last
     if holds:
         check_port(host, port)
     added = [] if "--local-addr" in flags else [f"--local-addr={ours}"]
