@@ -158,17 +158,30 @@ def check_port(host: str, port: int) -> None:
 
 
 def raise_once(number: int, _: Any) -> None:
-    """Signal handler: torchrun's way to pass a signal on to its ranks and end, for the first of several at once."""
+    """Signal handler: torchrun's way to pass a signal on to its ranks and end, once for several that come together. A
+    later one is an order to end now: the ranks are killed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     from gan.preemption import TOGETHER
 
-    last, raise_once.last = raise_once.last, time.monotonic()  # type: ignore[attr-defined]
-    if time.monotonic() - last > TOGETHER:
-        raise SignalException(f"got {signal.Signals(number).name}", sigval=signal.Signals(number))
+    now, first = time.monotonic(), raise_once.first  # type: ignore[attr-defined]
+    if first is not None and now - first < TOGETHER:
+        return
+    if first is None:
+        raise_once.first = now  # type: ignore[attr-defined]
+    else:
+        for pid in children():
+            os.kill(pid, signal.SIGKILL)
+    raise SignalException(f"got {signal.Signals(number).name}", sigval=signal.Signals(number))
 
 
-raise_once.last = float("-inf")  # type: ignore[attr-defined]
+raise_once.first = None  # type: ignore[attr-defined]
+
+
+def children() -> list[int]:
+    """The processes that this one started. On Linux only; elsewhere none."""
+    lists = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+    return [int(pid) for pids in lists for pid in pids]
 
 
 def end_when_left_alone() -> None:
@@ -176,13 +189,13 @@ def end_when_left_alone() -> None:
 
     torchrun may wait for a host that is gone far longer than it says, and an outer scheduler must get its turn.
     """
-    limit, children = float(os.environ[REJOIN]), [*Path("/proc/self/task").glob("*/children")]
+    limit = float(os.environ[REJOIN])
 
     def watch() -> None:
         seen, since = False, time.monotonic()
         while True:
             time.sleep(min(limit / 4, 2))
-            if any(path.read_text() for path in children):
+            if children():
                 seen, since = True, time.monotonic()
             elif seen and time.monotonic() - since > limit:
                 host = socket.gethostname()
@@ -190,7 +203,7 @@ def end_when_left_alone() -> None:
                       "command goes on from the newest training state", file=sys.stderr, flush=True)  # fmt: skip
                 os._exit(1)
 
-    if children:
+    if list(Path("/proc/self/task").glob("*/children")):
         threading.Thread(target=watch, name="saddle-rejoin", daemon=True).start()
 
 

@@ -104,12 +104,9 @@ class Hosts:
         inside = f'hostname {NAMES[host]}; mount --bind {self.folder}/hosts /etc/hosts; exec "$@"'
         wrapped = ["ip", "netns", "exec", self.spaces[host], "unshare", "--uts", "--mount", "sh", "-c", inside, "sh"]
         base = {k: v for k, v in os.environ.items() if k not in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
-        process = subprocess.Popen(
-            [*wrapped, *command],
-            env={**base, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **(env or {})},
-            stdout=log.open("a"),
-            stderr=subprocess.STDOUT,
-        )
+        env = {**base, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+        with log.open("a") as file:
+            process = subprocess.Popen([*wrapped, *command], env=env, stdout=file, stderr=subprocess.STDOUT)
         self.started.append(process)
         return process
 
