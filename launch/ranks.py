@@ -31,6 +31,8 @@ DEFAULTS = {
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
     REJOIN: "300",
 }
+# How torchrun meets: the longest to wait for the fewest hosts, and from then on for more of them.
+MEETING = "join_timeout=300,last_call_timeout=10"
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -142,7 +144,7 @@ def addresses(arguments: list[str]) -> list[str]:
     if holds:
         check_port(host, port)
     added = [] if "--local-addr" in flags else [f"--local-addr={ours}"]
-    return added if "--rdzv-conf" in flags else [*added, f"--rdzv-conf=is_host={int(holds)},join_timeout=300"]
+    return added if "--rdzv-conf" in flags else [*added, f"--rdzv-conf=is_host={int(holds)},{MEETING}"]
 
 
 def check_port(host: str, port: int) -> None:

@@ -44,7 +44,7 @@ class Job:
         self.hosts, self.out = hosts, hosts.folder / "runs"
         self.command = [str(ROOT / "launch" / "multi_node.sh"), f"--data={digits}", f"--outdir={self.out}", *FLAGS]
         self.command += [f"--kimg={LENGTH / 1000}", *flags]
-        self.env = {"MASTER": "nodea", "NODES": nodes, "RANKS": "2", "DEADLINE": "30", "RESTARTS": str(restarts)}
+        self.env = {"MASTER": "nodea", "NODES": nodes, "RANKS": "2", "DEADLINE": "60", "RESTARTS": str(restarts)}
         self.env |= {"PYTHON": sys.executable, "JOB": f"job{os.getpid()}"}
         self.submit()
 
