@@ -103,7 +103,8 @@ class RunConfig:
     kimg: float = 1000.0  # length of the run, in thousands of real images shown to D
     tick: float = 4.0  # kimg between status lines
     snap: int = 50  # ticks between snapshots, grids and training states
-    keep: int = 2  # training states kept
+    keep: int = 2  # training states kept ...
+    milestone: float = 0.0  # ... and the first of every so many kimg, for ever; 0: none
     threads: int = 0  # intra-op threads of a rank; 0: the cores of the host divided by its ranks
     workers: int = 1  # batches are read ahead by a thread (1) or by the step itself (0)
     max_skipped: int = 10  # steps in a row that non-finite values may void before the run stops
@@ -175,6 +176,7 @@ def _ranges(c: TrainConfig) -> Iterable[tuple[str, float, float, float]]:
     yield "--snap", c.run.snap, 1, whole
     yield "--resolution", c.data.resolution, 0, whole
     yield "run.keep", c.run.keep, 1, whole
+    yield "run.milestone", c.run.milestone, 0, 1e9
     yield "run.threads", c.run.threads, 0, 4096
     yield "run.watchdog", c.run.watchdog, 1, 1e9
     yield "distributed.timeout", c.distributed.timeout, 1, 1e9

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -118,6 +118,26 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
+    """int64 [1]: a sum of the bits of all of them, which one changed bit changes. Stays on their device."""
+    total: Tensor | int = 0
+    for weight, tensor in enumerate(tensors):
+        bits = tensor.detach().view(torch.int64 if tensor.element_size() == 8 else torch.int32)
+        total = total + (2 * weight + 1) * bits.sum(dtype=torch.int64)
+    return torch.as_tensor(total).view(1)
+
+
+def find_strangers(value: Tensor, ranks: Ranks) -> list[int]:
+    """The ranks whose `value`, int64 [1], is not what most have; in a tie, what rank 0 has. The same on all ranks."""
+    if ranks.world == 1:
+        return []
+    gathered = [torch.empty_like(value) for _ in range(ranks.world)]
+    dist.all_gather(gathered, value)
+    values = torch.cat(gathered).tolist()
+    usual = max(values, key=values.count)
+    return [rank for rank, other in enumerate(values) if other != usual]
 
 
 def same_on_all(what: str, value: Any) -> Any:

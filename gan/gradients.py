@@ -78,7 +78,7 @@ def _sum_bfloat16(flat: Tensor, ranks: Ranks) -> None:
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent)
     piece = received.view(ranks.world, size).to(flat.dtype).sum(0).bfloat16()
-    dist.all_gather_into_tensor(sent, piece)
+    dist.all_gather(list(sent.split(size)), piece)
     flat.copy_(sent[: len(flat)])
 
 

@@ -12,6 +12,7 @@ from tiny import tiny_config, tiny_feed, tiny_task
 
 from gan import loop
 from gan.checkpoint import load_snapshot, load_state, newest_state, save_state
+from gan.distributed import Ranks, find_strangers, fingerprint
 from gan.schedules import ema_beta, moment
 from gan.statistics import Statistics
 from gan.trainer import initial_state, prepare_reals, train_step, update_average
@@ -45,14 +46,14 @@ def equal(a: dict, b: dict) -> bool:
 PAIR = {"objective.name": "relativistic", "regularizer.name": "r1_r2", "data.cond": 1, "data.mirror": 1}
 
 
-# Stage 1 is steps 6-14 and fades until 9, stage 2 is steps 15-29 and fades until 20; the penalty is due on even steps.
-@pytest.mark.parametrize("values", [{}, PAIR], ids=["r1", "pair"])
-def test_stopped_anywhere_and_resumed_is_bit_equal(values, tmp_path):
-    task = tiny_task(tiny_config(values))
+# Stage 1 is steps 6-14 and fades until 9, stage 2 is steps 15-29 and fades until 20; the penalty is due every third.
+@pytest.mark.parametrize("values", [{}, PAIR, {"regularizer.name": "spectral_norm"}], ids=["r1", "pair", "spectral"])
+def test_stopped_after_any_step_and_resumed_is_bit_equal(values, tmp_path):
+    task = tiny_task(tiny_config({"regularizer.every": 3, **values}))
     whole, resumed = initial_state(task), initial_state(task)
-    advance(whole, task, 24)
-    for stop in (5, 6, 8, 9, 12, 15, 18, 24):
-        advance(resumed, task, stop - resumed.images_seen // 32)
+    advance(whole, task, 22)
+    for _ in range(22):
+        advance(resumed, task, 1)
         save_state(tmp_path, resumed.images_seen, resumed.tensors(), {}, keep=1)
         tensors, about = load_state(newest_state(tmp_path)[0])
         resumed = initial_state(task)
@@ -60,8 +61,19 @@ def test_stopped_anywhere_and_resumed_is_bit_equal(values, tmp_path):
             for p in [*resumed.G.parameters(), *resumed.D.parameters(), *resumed.G_ema.parameters()]:
                 p.zero_()
         resumed.load_tensors(tensors, about["images_seen"])
-    assert resumed.images_seen == whole.images_seen == 24 * 32
+    assert resumed.images_seen == whole.images_seen == 22 * 32
     assert equal(resumed.tensors(), whole.tensors())
+
+
+@pytest.mark.parametrize("world", [2, 3, 5, 8])
+def test_any_number_of_ranks_asks_for_the_same_samples_and_draws(world):
+    config = tiny_config({"data.mirror": 1})
+    alone, ranks = tiny_task(config), [tiny_task(config, Ranks(rank, world)) for rank in range(world)]
+    for seen in (0, 5 * 32, 15 * 32, 28 * 32):
+        wanted = [i for first, count in (task.samples(seen) for task in ranks) for i in range(first, first + count)]
+        assert wanted == list(range(seen, seen + 32))
+        for draw in (lambda d: d.latents("a", 5), lambda d: d.coins("b"), lambda d: d.noise("c", torch.ones(1, 2, 2))):
+            assert torch.equal(torch.cat([draw(task.draws(seen)) for task in ranks]), draw(alone.draws(seen)))
 
 
 def test_saving_and_reporting_do_not_change_the_trajectory(tmp_path):
@@ -253,6 +265,17 @@ def test_reals_are_scaled_flipped_and_faded():
     faded = prepare_reals(images, None, torch.tensor(0.25), G)
     coarse = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(plain, 2), scale_factor=2)
     torch.testing.assert_close(faded, 0.75 * coarse + 0.25 * plain)
+
+
+def test_a_fingerprint_changes_with_any_bit_and_with_the_order():
+    a, b = torch.randn(5), torch.randn(3, dtype=torch.float64)
+    whole = fingerprint([a, b])
+    assert torch.equal(fingerprint([a.clone(), b.clone()]), whole) and find_strangers(whole, Ranks()) == []
+    for tensor, bits in ((a, torch.int32), (b, torch.int64)):
+        changed = tensor.clone()
+        changed.view(bits)[-1] ^= 1
+        assert not torch.equal(fingerprint([changed if t is tensor else t for t in (a, b)]), whole)
+    assert not torch.equal(fingerprint([a, a + 1]), fingerprint([a + 1, a]))
 
 
 @pytest.mark.parametrize(
