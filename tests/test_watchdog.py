@@ -48,7 +48,7 @@ def test_who_says_nothing_is_named_before_who_is_busy(store):
     assert said.startswith("the others wait for rank 2 on ") and said.endswith("at read (data/store.py:88)")
     ranks[2].say(7, "all_reduce", True)
     ranks[0].look(24.0)
-    assert "every rank waits" in ranks[0].suspects(24.0, silence=8.0)
+    assert "all ranks wait" in ranks[0].suspects(24.0, silence=8.0)
 
 
 def test_a_store_that_is_gone_is_said(monkeypatch):
