@@ -47,8 +47,8 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
     plan = ((*task.samples(now.images_seen), now.stage) for now in steps(task, state.images_seen))
     with ExitStack() as stack:
         stopping = stack.enter_context(listening())
-        config = task.config.run
-        watchdog = stack.enter_context(closing(Watchdog(task.ranks, run, config.watchdog, stopping)))
+        config, timeout = task.config.run, task.config.distributed.timeout
+        watchdog = stack.enter_context(closing(Watchdog(task.ranks, run, config.watchdog, stopping, timeout)))
         stack.enter_context(naming(watchdog, lambda: f"after {state.images_seen} images"))
         report = stack.enter_context(closing(Report(task, run, state.images_seen))) if task.ranks.first else None
         writer = stack.enter_context(closing(Writer(report.say))) if report else None
@@ -181,10 +181,11 @@ def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str,
 
     def write() -> None:
         check_space(run, [*tensors.values(), *G.state_dict().values()])
-        save_state(run, seen, tensors, about, config.run.keep, round(1000 * config.run.milestone))
         snapshot = run / f"{SNAPSHOT}{seen:010d}.safetensors"
         save_snapshot(snapshot, G, asdict(config), task.images, now.stage, now.alpha, seen)
         save_image(run / f"fakes{seen:010d}.png", grid)
+        # Last: a run that is killed goes on from its newest state, and would not write again what comes with it.
+        save_state(run, seen, tensors, about, config.run.keep, round(1000 * config.run.milestone))
 
     writer.start(write)
 

@@ -93,7 +93,9 @@ class Heartbeats:
             )
         if busy:
             return "; ".join(f"the others wait for {self._name(r)}, at {self.last[r]['doing']}" for r in busy)
-        return "every rank waits for the others: a link between them may be down" if self.last else "nobody was asked"
+        return (
+            "every rank waits for the others: a link between them may be down" if self.last else "see the other ranks"
+        )
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} on {self.last[rank]['host']} (process {self.last[rank]['pid']})"
@@ -102,17 +104,19 @@ class Heartbeats:
 class Watchdog:
     """Ends this process with HUNG if no step completes for `limit` seconds, or a wish to stop is not met in `grace`.
 
-    run: where the stacks of all threads go then, as `hang-rank<rank>.txt`. limit counts the time this process ran:
-    one that was stopped and goes on is not to blame for the pause.
+    run: where the stacks of all threads go then, as `hang-rank<rank>.txt`. timeout: after which collectives fail, and
+    `naming` wants to know who is to blame. limit counts the time this process ran: one that was stopped and goes on
+    is not to blame for the pause.
     """
 
     def __init__(
-        self, ranks: Ranks, run: Path, limit: float, stop: StopRequest, grace: float = 110.0, name: str = "heartbeat"
+        self, ranks: Ranks, run: Path, limit: float, stop: StopRequest, timeout: float = 300.0, grace: float = 110.0
     ) -> None:
         self.ranks, self.run, self.limit, self.stop, self.grace = ranks, run, limit, stop, grace
         self.step, self.age, self.main = -1, 0.0, threading.get_ident()
-        self.pause = min(limit / 8, 5.0)
-        self.heartbeats = Heartbeats(ranks, name, self.pause)
+        self.patience = min(limit, timeout) / 4  # after which it looks what the others do
+        self.pause = min(self.patience / 2, 5.0)
+        self.heartbeats = Heartbeats(ranks, "heartbeat", self.pause)
         self.closed = threading.Event()
         self.heartbeats.say(self.step, "the start", False)
         self.thread = threading.Thread(target=self._watch, name="saddle-watchdog", daemon=True)
@@ -140,7 +144,7 @@ class Watchdog:
             limit = self.limit * (FIRST if self.step < 0 else 1)
             where, waiting = doing(self.main)
             self.heartbeats.say(self.step, where, waiting)
-            if self.age > limit / 4:
+            if self.age > self.patience:
                 self.heartbeats.look(now)
             if self.age > limit:
                 self._end(f"no step has completed for {self.age:.0f} s (run.watchdog={self.limit:g})", where)

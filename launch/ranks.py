@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ DEFAULTS = {
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
     REJOIN: "300",
 }
+STOPPED = 5.0  # seconds to let other hosts end too, after the ranks here stopped on purpose
+AGAIN = "the same command goes on from the newest training state"
+# How torchrun meets: the longest to wait for the fewest hosts, and from then on for more of them.
+MEETING = "join_timeout=300,last_call_timeout=10"
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -138,11 +143,11 @@ def addresses(arguments: list[str]) -> list[str]:
         )
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, name)
-    holds = ours == host
+    holds = host in (ours, "127.0.0.1", "127.0.1.1")  # Debian gives a host its own name as the last
     if holds:
         check_port(host, port)
     added = [] if "--local-addr" in flags else [f"--local-addr={ours}"]
-    return added if "--rdzv-conf" in flags else [*added, f"--rdzv-conf=is_host={int(holds)},join_timeout=300"]
+    return added if "--rdzv-conf" in flags else [*added, f"--rdzv-conf=is_host={int(holds)},{MEETING}"]
 
 
 def check_port(host: str, port: int) -> None:
@@ -158,40 +163,67 @@ def check_port(host: str, port: int) -> None:
 
 
 def raise_once(number: int, _: Any) -> None:
-    """Signal handler: torchrun's way to pass a signal on to its ranks and end, for the first of several at once."""
+    """Signal handler: torchrun's way to pass a signal on to its ranks and end, once for several that come together. A
+    later one is an order to end now: the ranks are killed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     from gan.preemption import TOGETHER
 
-    last, raise_once.last = raise_once.last, time.monotonic()  # type: ignore[attr-defined]
-    if time.monotonic() - last > TOGETHER:
-        raise SignalException(f"got {signal.Signals(number).name}", sigval=signal.Signals(number))
+    now, first = time.monotonic(), raise_once.first  # type: ignore[attr-defined]
+    if first is not None and now - first < TOGETHER:
+        return
+    if first is None:
+        raise_once.first = now  # type: ignore[attr-defined]
+    else:
+        for pid in children():
+            os.kill(pid, signal.SIGKILL)
+    raise SignalException(f"got {signal.Signals(number).name}", sigval=signal.Signals(number))
 
 
-raise_once.last = float("-inf")  # type: ignore[attr-defined]
+raise_once.first = None  # type: ignore[attr-defined]
 
 
-def end_when_left_alone() -> None:
-    """End this launcher when it has had ranks and has none for REJOIN seconds. On Linux only.
+def children() -> list[int]:
+    """The processes that this one started and that have not ended. On Linux only; elsewhere none."""
+    found = []
+    for path in Path("/proc/self/task").glob("*/children"):
+        for pid in path.read_text().split():
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    found.append(int(pid))
+    return found
 
-    torchrun may wait for a host that is gone far longer than it says, and an outer scheduler must get its turn.
+
+def end_when_left_alone(ended: Path) -> None:
+    """End this launcher when it has had ranks and has none for REJOIN seconds; or for STOPPED seconds, where what they
+    left in `ended` says that they stopped on purpose. On Linux only.
+
+    torchrun waits for other hosts far longer than it says, and an outer scheduler must get its turn.
     """
-    limit, children = float(os.environ[REJOIN]), [*Path("/proc/self/task").glob("*/children")]
+    limit = float(os.environ[REJOIN])
 
     def watch() -> None:
-        seen, since = False, time.monotonic()
+        since = None
         while True:
-            time.sleep(min(limit / 4, 2))
-            if any(path.read_text() for path in children):
-                seen, since = True, time.monotonic()
-            elif seen and time.monotonic() - since > limit:
-                host = socket.gethostname()
-                print(f"{host}: no ranks for {limit:g} s, the other hosts did not come back ({REJOIN}); the same "
-                      "command goes on from the newest training state", file=sys.stderr, flush=True)  # fmt: skip
+            time.sleep(min(limit / 4, 1))
+            now = time.monotonic()
+            since = now if children() else since
+            word = ended.read_text()
+            if since and word.isdigit() and int(word) and now - since > STOPPED:
+                ended.unlink()
+                os._exit(int(word))
+            if since and now - since > limit:
+                ended.unlink()
+                tell(f"no ranks for {limit:g} s, the other hosts did not come back ({REJOIN}); {AGAIN}")
                 os._exit(1)
 
-    if children:
+    if list(Path("/proc/self/task").glob("*/children")):
         threading.Thread(target=watch, name="saddle-rejoin", daemon=True).start()
+
+
+def tell(line: str) -> None:
+    """One line of this host's launcher."""
+    print(f"{socket.gethostname()}: {line}", file=sys.stderr, flush=True)
 
 
 def agent(arguments: list[str]) -> int:
@@ -214,10 +246,9 @@ def agent(arguments: list[str]) -> int:
         return code if code == 2 else 1
     except (RendezvousError, DistError) as error:
         where = next((a for a in arguments if "endpoint" in a), "the rendezvous")
-        print(
-            f"{socket.gethostname()}: {where} cannot be reached or did not answer: is the host that it names up, "
-            f"its launcher running, the port open? ({' '.join(str(error).split())[:150]})",
-            file=sys.stderr,
+        tell(
+            f"{where} cannot be reached or did not answer: is the host that it names up, its launcher running, "
+            f"the port open? ({' '.join(str(error).split())[:150]})"
         )
         return 2
 
@@ -229,7 +260,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     with tempfile.NamedTemporaryFile(prefix="saddle-ended-") as ended:
         os.environ[ENDED] = ended.name
-        end_when_left_alone()
+        end_when_left_alone(Path(ended.name))
         try:
             code = agent(sys.argv[1:])
         except UserError as error:
@@ -241,7 +272,7 @@ def main() -> None:
     elif code == 2 and word:
         code = 1  # ranks had begun: nothing is wrong with the command
     elif code > 128:
-        print("stopped by a signal; the same command goes on from the newest training state", file=sys.stderr)
+        tell(f"stopped by a signal; {AGAIN}")
     sys.exit(code)
 
 
