@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,22 @@ def save_snapshot(
         "images_seen": images_seen,
     }
     tensors = {**G.state_dict(), "latent_mean": G.latent_mean}
-    part = path.with_suffix(".part")
-    _save_tensors(part, tensors, {"saddle": json.dumps(about)})
-    os.replace(part, path)
+    with replacing(path) as part:
+        _save_tensors(part, tensors, {"saddle": json.dumps(about)})
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file to, which becomes `path` by one rename when all of it is on the disk, and is removed when
+    that fails."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_snapshot(path: str | Path) -> Snapshot:
@@ -137,27 +151,39 @@ def _snapshot(about: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:
 
 
 def save_state(
-    run_dir: Path, images_seen: int, tensors: Mapping[str, Tensor], about: dict[str, Any], keep: int
+    run_dir: Path, images_seen: int, tensors: Mapping[str, Tensor], about: dict[str, Any], keep: int, milestone: int = 0
 ) -> Path:
-    """Write `training-state-<images>/` into a run by one rename, then remove all but `keep` up to it.
+    """Write `training-state-<images>/` into a run by one rename, then remove what is `superseded` up to it.
 
     Later ones, which can only be damaged, are left to be written over: they must not crowd out what is sound.
     """
     final = run_dir / f"{STATE}{images_seen:010d}"
     part = run_dir / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    _save_tensors(part / "tensors.safetensors", tensors, {})
-    _write(part / "state.json", json.dumps({**about, "images_seen": images_seen}, indent=1))
-    sums = {name: _sha256(part / name) for name in ("tensors.safetensors", "state.json")}
-    _write(part / "manifest.json", json.dumps(sums, indent=1))
-    _sync(part)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    _sync(run_dir)
-    for old in [path for path in sorted(run_dir.glob(f"{STATE}*")) if path <= final][:-keep]:
-        shutil.rmtree(old)
+    try:
+        part.mkdir()
+        _save_tensors(part / "tensors.safetensors", tensors, {})
+        _write(part / "state.json", json.dumps({**about, "images_seen": images_seen}, indent=1))
+        sums = {name: _sha256(part / name) for name in ("tensors.safetensors", "state.json")}
+        _write(part / "manifest.json", json.dumps(sums, indent=1))
+        _sync(part)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        _sync(run_dir)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # of a full disk it frees what it took
+    states = {int(path.name[len(STATE) :]): path for path in sorted(run_dir.glob(f"{STATE}*")) if path <= final}
+    for old in superseded(list(states), keep, milestone):
+        shutil.rmtree(states[old])
     return final
+
+
+def superseded(images: Sequence[int], keep: int, milestone: int) -> list[int]:
+    """Of states at so many `images`, ascending, those to remove: all but the last `keep`, and, where `milestone` is not
+    0, but the first at or past each multiple of so many images."""
+    first = {seen // milestone: seen for seen in reversed(images)} if milestone else {}
+    first.pop(0, None)
+    return [seen for seen in images[:-keep] if seen not in first.values()]
 
 
 def check_state(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The configuration: frozen typed dataclasses, filled by defaults < preset < flags < `--set`.
 
-Everything outside `RunConfig` decides the trajectory and enters its hash; `RunConfig` decides how long, how loud and
-how often a run writes.
+Everything outside `RunConfig` decides the trajectory and enters its hash, but for what OUTSIDE names; `RunConfig`
+decides how long, how loud and how often a run writes.
 """
 
 import difflib
@@ -15,6 +15,11 @@ from typing import Any
 from gan.errors import UserError
 
 TRAJECTORY_FORMAT = 1
+OUTSIDE = (
+    "run.",
+    "distributed.micro",
+    "distributed.timeout",
+)  # keys that change rounding at most, and no run into another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,10 @@ class DataConfig:
 class DistributedConfig:
     group: int = 4  # coupling group: a block of the global batch that stays on one rank
     deterministic: bool = False  # on CUDA: deterministic algorithms, at some cost
+    micro: int = 0  # samples of a rank per backward, in whole coupling groups, to save memory; 0: its whole share
+    compress: str = "none"  # none | bf16: gradients are sent in bfloat16 and summed in their own type
+    timeout: float = 300.0  # seconds that a collective may take before the rank that waits gives up
+    exact: bool = False  # gradients of single coupling groups, summed in a fixed tree: the same bits on any ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +104,14 @@ class RunConfig:
     kimg: float = 1000.0  # length of the run, in thousands of real images shown to D
     tick: float = 4.0  # kimg between status lines
     snap: int = 50  # ticks between snapshots, grids and training states
-    keep: int = 2  # training states kept
+    keep: int = 2  # training states kept ...
+    milestone: float = 0.0  # ... and the first of every so many kimg, for ever; 0: none
     threads: int = 0  # intra-op threads of a rank; 0: the cores of the host divided by its ranks
     workers: int = 1  # threads that read and decode batches ahead; 0: the step does it itself
     pages: str = "keep"  # keep | drop: of the dataset's file, in this process's resident memory
     cache: str = ""  # a folder on the node's own disk for a copy of the dataset; empty: read it where it is
     max_skipped: int = 10  # steps in a row that non-finite values may void before the run stops
+    watchdog: float = 600.0  # seconds without a completed step after which a rank ends itself, saying for whom it waits
     desc: str = ""  # added to the name of the run's directory
 
 
@@ -148,6 +159,9 @@ def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     yield not decays or c.regularizer.decay_kimg > 0, f"regularizer.decay={c.regularizer.decay} needs decay_kimg"
     yield choice("--aug", c.data.aug, ("none", "diff"))
     yield choice("run.pages", c.run.pages, ("keep", "drop"))
+    yield choice("distributed.compress", c.distributed.compress, ("none", "bf16"))
+    alone = c.distributed.compress == "none" and c.distributed.micro == 0
+    yield not c.distributed.exact or alone, "distributed.exact excludes distributed.compress and distributed.micro"
     yield choice("growth.mode", c.growth.mode, ("progressive", "none"))
     yield choice("precision.dtype", c.precision.dtype, ("float32", "float64"))
     yield not (c.growth.shares and c.growth.kimg), "growth.shares and growth.kimg exclude each other"
@@ -167,7 +181,11 @@ def _ranges(c: TrainConfig) -> Iterable[tuple[str, float, float, float]]:
     yield "--resolution", c.data.resolution, 0, whole
     yield "data.block", c.data.block, 1, whole
     yield "run.keep", c.run.keep, 1, whole
+    yield "run.milestone", c.run.milestone, 0, 1e9
     yield "run.threads", c.run.threads, 0, 4096
+    yield "run.watchdog", c.run.watchdog, 1, 1e9
+    yield "distributed.timeout", c.distributed.timeout, 1, 1e9
+    yield "distributed.micro", c.distributed.micro, 0, whole
     yield "run.max_skipped", c.run.max_skipped, 1, whole
     yield "regularizer.every", c.regularizer.every, 1, whole
     yield "optimizer.n_critic", c.optimizer.n_critic, 1, whole
@@ -252,10 +270,10 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def trajectory(config: TrainConfig) -> dict[str, Any]:
-    """What decides the weights: the keys outside `run` that differ from their defaults, so that a key added later
+    """What decides the weights: the keys but OUTSIDE that differ from their defaults, so that a key added later
     leaves the runs of today what they are. Whoever changes a default raises TRAJECTORY_FORMAT."""
     default = flatten(asdict(TrainConfig()))
-    changed = {k: v for k, v in flatten(asdict(config)).items() if v != default[k] and not k.startswith("run.")}
+    changed = {k: v for k, v in flatten(asdict(config)).items() if v != default[k] and not k.startswith(OUTSIDE)}
     return {"format": TRAJECTORY_FORMAT, **changed}
 
 

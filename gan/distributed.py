@@ -1,18 +1,22 @@
-"""`torch.distributed` under `torchrun`, and what is ours: who computes what, and the sum of gradients."""
+"""`torch.distributed` under `torchrun`: joining it, who computes what, and what all ranks must have the same."""
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 
 from gan.errors import UserError
 
 CPU = torch.device("cpu")
+MEETING = timedelta(minutes=10)  # for ranks to come: another host may still be compiling the ops
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,26 @@ class Ranks:
         return self.rank == 0
 
 
-def start() -> Ranks:
-    """Join the group that torchrun's environment describes, or stand alone. NCCL on GPUs, gloo on CPUs."""
+def start(timeout: float = 300.0, check: Callable[[Any, int, int], Any] | None = None) -> Ranks:
+    """Join the group that torchrun's environment describes, or stand alone. NCCL on GPUs, gloo on CPUs.
+
+    timeout: the longest that a collective may take, in seconds, once all have met; they get MEETING to do so.
+    check: called with (store, rank, world) before there are collectives.
+    """
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "WORLD_SIZE" not in os.environ:
         return Ranks(device=device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    store, rank, world = next(rendezvous("env://", timeout=MEETING))
+    if check:
+        check(store, rank, world)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=MEETING)
+    sum_over_ranks(torch.zeros(1, device=device))  # all can reach all; from now on they must answer sooner
+    _set_pg_timeout(timedelta(seconds=timeout))
+    return Ranks(rank, world, device)
 
 
 def stop() -> None:
@@ -47,15 +61,15 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def end_rank() -> None:
-    """End this process, a rank that is done, with 0, past the interpreter's own end.
+def end_rank(code: int = 0) -> None:
+    """End this process, a rank that is done, past the interpreter's own end.
 
     There ranks were seen to abort ("terminate called without an active exception", in 1 of 5 and 4 of 8 runs of three
     ranks on two cores, with no Python frame left), and torchrun then ends the other ranks too.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def check_devices(local_ranks: int) -> None:
@@ -87,7 +101,7 @@ def set_precision(ranks: Ranks, deterministic: bool) -> None:
 
 
 def share(count: int, ranks: Ranks) -> range:
-    """The contiguous run of `count` coupling groups that this rank computes; runs differ by one at most.
+    """The contiguous run of `count` blocks of a batch that this rank computes; runs differ by one at most.
 
     Raises UserError when there are more ranks than groups.
     """
@@ -99,30 +113,31 @@ def share(count: int, ranks: Ranks) -> range:
     return range(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
 
 
-def sum_gradients(module: nn.Module, batch: int) -> Tensor:
-    """Replace each .grad by its sum over ranks / global batch, through one flat all-reduce.
-
-    Divided by the batch and not by the ranks, so ranks may hold unequal shares. -> 0-dim float32 tensor, 1 where any
-    gradient on any rank is not finite, else 0: the sum carries it, so all ranks read the same without another message.
-    """
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    if dist.is_initialized():
-        dist.all_reduce(flat)
-    flat /= batch
-    torch._foreach_copy_(gradients, [g.view_as(old) for g, old in zip(_split(flat, gradients), gradients, strict=True)])
-    return 1 - torch.isfinite(flat).all().float()
-
-
-def _split(flat: Tensor, like: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    return flat.split([g.numel() for g in like])
-
-
 def sum_over_ranks(values: Tensor) -> Tensor:
     """In place, where there are ranks."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
+    """int64 [1]: a sum of the bits of all of them, which one changed bit changes. Stays on their device."""
+    total: Tensor | int = 0
+    for weight, tensor in enumerate(tensors):
+        bits = tensor.detach().view(torch.int64 if tensor.element_size() == 8 else torch.int32)
+        total = total + (2 * weight + 1) * bits.sum(dtype=torch.int64)
+    return torch.as_tensor(total).view(1)
+
+
+def find_strangers(value: Tensor, ranks: Ranks) -> list[int]:
+    """The ranks whose `value`, int64 [1], is not what most have; in a tie, what rank 0 has. The same on all ranks."""
+    if ranks.world == 1:
+        return []
+    gathered = [torch.empty_like(value) for _ in range(ranks.world)]
+    dist.all_gather(gathered, value)
+    values = torch.cat(gathered).tolist()
+    usual = max(values, key=values.count)
+    return [rank for rank, other in enumerate(values) if other != usual]
 
 
 def same_on_all(what: str, value: Any) -> Any:

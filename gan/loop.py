@@ -1,16 +1,17 @@
 """The loop around the step: what a run does now and then. Nothing here changes the weights.
 
-Once per tick statistics are reduced and logged and the host waits for the device; every `snap` ticks and at the end
-rank 0 saves a training state, a snapshot and a grid.
+Once per tick statistics are reduced and logged, ranks compared, and the host waits for the device; every `snap` ticks
+and at the end rank 0 saves a training state, a snapshot and a grid.
 """
 
+import copy
 import json
 import math
 import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -21,14 +22,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gan.checkpoint import SNAPSHOT, save_snapshot, save_state
+from gan.checkpoint import SNAPSHOT, replacing, save_snapshot, save_state
+from gan.distributed import find_strangers, fingerprint, from_first
+from gan.drift import Drift, resident_memory
+from gan.preemption import PREEMPTED, StopRequest, listening
 from gan.runs import EXIT, drop_after, write_json
 from gan.sampling import generate, grid_columns, seed_latents, tile, to_uint8
 from gan.schedules import Moment, moment
 from gan.statistics import Statistics
 from gan.trainer import Batch, Feed, Task, TrainState, train_step
+from gan.watchdog import Watchdog, naming
+from gan.writer import Writer, check_space, remove_parts
 
-DONE, NOT_FINITE = 0, 3
+DONE, REFUSED, NOT_FINITE = 0, 2, 3
 GRID = 64  # most samples in a grid of fakes or reals
 
 
@@ -42,33 +48,93 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
     stats, waited = Statistics(), 0.0
     plan = ((*task.samples(now.images_seen), now.stage) for now in steps(task, state.images_seen))
     with ExitStack() as stack:
+        stopping = stack.enter_context(listening())
+        config, timeout = task.config.run, task.config.distributed.timeout
+        watchdog = stack.enter_context(closing(Watchdog(task.ranks, run, config.watchdog, stopping, timeout)))
+        stack.enter_context(naming(watchdog, lambda: f"after {state.images_seen} images"))
         report = stack.enter_context(closing(Report(task, run, state.images_seen))) if task.ranks.first else None
+        writer = stack.enter_context(closing(Writer(report.say))) if report else None
+        if report:
+            remove_parts(run)
         if report and state.images_seen == 0:
             save_image(run / "reals.png", real_grid(task, feed))
             save_image(run / "fakes_init.png", fake_grid(state, task, stage=task.schedule.last, alpha=1.0))
         batches = stack.enter_context(closing(feed(plan)))
+        asked = Arriving(state.stop)
         for now in steps(task, state.images_seen):
             begin = time.perf_counter()
             images, labels = to_device(next(batches), task)
             waited += time.perf_counter() - begin
-            train_step(state, task, now, images, labels, stats)
+            train_step(state, task, now, images, labels, stats, float(bool(stopping)))
+            # Read one step late, so that the host need not wait for this one; late alike on all ranks.
+            stop, asked = asked.read(), Arriving(state.stop)
+            watchdog.beat(now.step)
             tick, due = ticked(task, now, state.images_seen)
-            if not due:
+            done = state.images_seen == task.schedule.total
+            if not (due or stop):
                 continue
             means = stats.take()
             skipped, in_a_row = (int(n) for n in state.skipped.tolist())
             if report:
                 report.tick(tick, now, state.images_seen, means, waited, skipped)
             waited = 0.0
-            if in_a_row >= task.config.run.max_skipped:
-                reason = f"{in_a_row} steps in a row not finite, in {blame(state)}"
+            if wrong := fault(state, task, in_a_row):
                 if report:
-                    report.say(f"stopped: {reason}; lower optimizer.d_lr and optimizer.g_lr, or raise --gamma")
-                return finish(task, run, state, NOT_FINITE, reason)
-            if report and (tick % task.config.run.snap == 0 or state.images_seen == task.schedule.total):
-                save(state, task, now, run, about)
+                    report.say(f"stopped: {wrong[1]}")
+                return finish(task, run, state, *wrong)
+            if report and writer and (tick % config.snap == 0 or done or stop):
+                save(state, task, now, run, about, writer)
                 report.saved()
-    return finish(task, run, state, DONE, "finished")
+            if stop and not done:
+                return preempted(task, run, state, stopping, report, writer)
+        failed = writer.wait() if writer else None
+    return finish(task, run, state, REFUSED if failed else DONE, failed or "finished")
+
+
+class Arriving:
+    """A 0-dim tensor on its way to the host, which need not wait for what comes after it."""
+
+    def __init__(self, value: Tensor):
+        self.value = value.to("cpu", non_blocking=True)
+        self.event = torch.cuda.Event() if value.is_cuda else None
+        if self.event:
+            self.event.record()
+
+    def read(self) -> bool:
+        """Is it more than zero? Waits until it is here."""
+        if self.event:
+            self.event.synchronize()
+        return bool(self.value)
+
+
+def preempted(
+    task: Task, run: Path, state: TrainState, stopping: StopRequest, report: "Report | None", writer: Writer | None
+) -> int:
+    """Say why, once rank 0 has saved, on whose word all ranks end."""
+    reason = f"{stopping.by or 'another rank'} asked for it"
+    failed = writer.wait() if writer else None
+    code = finish(task, run, state, PREEMPTED, f"stopped: {reason}" + (f"; {failed}" if failed else ""))
+    from_first(None)
+    if report:
+        saved = "the same command goes on from the state before" if failed else "saved, the same command goes on"
+        report.say(f"stopped after {state.images_seen} images: {reason}; {saved}")
+    return code
+
+
+def fault(state: TrainState, task: Task, in_a_row: int) -> tuple[int, str] | None:
+    """(exit code, reason) where the run must stop, unsaved; the same on all ranks."""
+    if in_a_row >= task.config.run.max_skipped:
+        where, remedy = blame(state), "lower optimizer.d_lr and optimizer.g_lr, or raise --gamma"
+        return NOT_FINITE, f"{in_a_row} steps in a row not finite, in {where}; {remedy}"
+    tensors = state.tensors()
+    if strangers := find_strangers(fingerprint(tensors.values()), task.ranks):
+        who = f"rank{'s' * (len(strangers) > 1)} {', '.join(map(str, strangers))}"
+        reason = f"the weights of {who} are not those of the others: look at the memory and the versions there"
+        return REFUSED, f"{reason}; the same command goes on from the newest state"
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    if not all(finite):
+        return NOT_FINITE, f"{list(tensors)[finite.index(False)]} is not finite; the newest state is from before"
+    return None
 
 
 def steps(task: Task, images_seen: int) -> Iterator[Moment]:
@@ -121,13 +187,22 @@ def blame(state: TrainState) -> str:
     return "no gradient of the last step"
 
 
-def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str, Any]) -> None:
-    """A training state, a snapshot and a grid of the same moment."""
-    seen = state.images_seen
-    save_state(run, seen, state.tensors(), about, task.config.run.keep)
-    snapshot = run / f"{SNAPSHOT}{seen:010d}.safetensors"
-    save_snapshot(snapshot, state.G_ema, asdict(task.config), task.images, now.stage, now.alpha, seen)
-    save_image(run / f"fakes{seen:010d}.png", fake_grid(state, task, now.stage, now.alpha))
+def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str, Any], writer: Writer) -> None:
+    """A training state, a snapshot and a grid of the same moment: copied now, written while training goes on."""
+    writer.wait()  # or there would be two copies
+    seen, config = state.images_seen, task.config
+    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors().items()}
+    G, grid = copy.deepcopy(state.G_ema).cpu(), fake_grid(state, task, now.stage, now.alpha)
+
+    def write() -> None:
+        check_space(run, [*tensors.values(), *G.state_dict().values()])
+        snapshot = run / f"{SNAPSHOT}{seen:010d}.safetensors"
+        save_snapshot(snapshot, G, asdict(config), task.images, now.stage, now.alpha, seen)
+        save_image(run / f"fakes{seen:010d}.png", grid)
+        # Last: a run that is killed goes on from its newest state, and would not write again what comes with it.
+        save_state(run, seen, tensors, about, config.run.keep, round(1000 * config.run.milestone))
+
+    writer.start(write)
 
 
 def fake_grid(state: TrainState, task: Task, stage: int, alpha: float) -> np.ndarray:
@@ -156,7 +231,8 @@ def save_image(path: Path, image: np.ndarray) -> None:
     """uint8 [H, W, C] -> PNG; one, three or four channels, or else the first one or three of them."""
     channels = image.shape[2]
     kept = channels if channels in (1, 3, 4) else 3 if channels > 3 else 1
-    Image.fromarray(image[:, :, 0] if kept == 1 else image[:, :, :kept]).save(path)
+    with replacing(path) as part:
+        Image.fromarray(image[:, :, 0] if kept == 1 else image[:, :, :kept]).save(part, "PNG")
 
 
 class Report:
@@ -168,13 +244,12 @@ class Report:
         drop_after(run / "stats.jsonl", images_seen)
         self.jsonl: TextIO = (run / "stats.jsonl").open("a")
         self.log: TextIO = (run / "log.txt").open("a")
-        self.board = tensorboard(run, images_seen)
+        self.board, self.drift = tensorboard(run, images_seen), Drift()
 
     def say(self, line: str) -> None:
         """To standard output and log.txt."""
         print(line, flush=True)
-        self.log.write(line + "\n")
-        self.log.flush()
+        append(self.log, line)
 
     def tick(
         self, tick: int, now: Moment, images_seen: int, means: dict[str, float], waited: float, skipped: int
@@ -206,8 +281,9 @@ class Report:
             f" loss/D {means.get('Loss/D/loss', math.nan):<7.3f} loss/G {means.get('Loss/G/loss', math.nan):<7.3f}"
             f" left {duration(left)}" + (f" skipped {skipped}" if skipped else "")
         )
-        self.jsonl.write(json.dumps({"images_seen": images_seen, "timestamp": clock, **values}) + "\n")
-        self.jsonl.flush()
+        for warning in self.drift.tick(now.stage, 1000 * seconds / images, resident_memory()):
+            self.say(f"note: {warning}")
+        append(self.jsonl, json.dumps({"images_seen": images_seen, "timestamp": clock, **values}))
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, images_seen)
@@ -216,11 +292,21 @@ class Report:
     def close(self) -> None:
         """Close the files."""
         for file in filter(None, (self.log, self.jsonl, self.board)):
-            file.close()
+            with suppress(OSError):
+                file.close()
 
     def saved(self) -> None:
         """What has passed since the tick was maintenance."""
         self.maintenance = time.time() - self.last
+
+
+def append(file: TextIO, line: str) -> None:
+    """Write a line. On a full disk it waits in the file's buffer until there is room, and the run goes on."""
+    try:
+        file.write(line + "\n")
+        file.flush()
+    except OSError as error:
+        print(f"{file.name} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def tensorboard(run: Path, images_seen: int) -> Any:

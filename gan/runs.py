@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import re
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,15 +47,23 @@ def create(outdir: Path, name: str, options: dict[str, Any]) -> Path:
     return run
 
 
-def hold(run: Path) -> IO[str]:
-    """Lock a run for as long as the file that is returned stays open. Raises UserError if another process has it."""
-    file = (run / LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+def hold(run: Path, patience: float = 0.0) -> IO[str]:
+    """Lock a run for as long as the file that is returned stays open. Raises UserError if another process has it, and
+    for `patience` seconds does not let go.
+
+    Of another host's processes a lock knows where the file system passes it on, as NFS from version 4 does.
+    """
+    file, deadline = (run / LOCK).open("w"), time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
         file.close()
-        raise UserError(f"{run} is in use by another run; wait for it, stop it, or choose another --outdir") from None
-    return file
+        raise UserError(f"{run} is in use by another run; wait for it, stop it, or choose another --outdir")
 
 
 def read_exit(run: Path) -> dict[str, Any] | None:

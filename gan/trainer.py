@@ -7,7 +7,6 @@ interruptions, not of how often the run logs or saves.
 import copy
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +17,14 @@ from torch import Tensor, nn
 from gan.augment import augment
 from gan.checkpoint import ImageFormat, build_networks, flat_optimizer, load_flat_optimizer
 from gan.config import TrainConfig
-from gan.distributed import Ranks, share, sum_gradients
+from gan.distributed import Ranks, share
 from gan.draws import Draws
+from gan.gradients import sum_gradients
 from gan.method import configured, critic_loss
 from gan.networks import Alpha, ResNetDiscriminator, ResNetGenerator, fade, stage_of
 from gan.objectives import Objective
 from gan.regularizers import Regularizer
+from gan.rewind import frozen, kept, put_back, rewinding
 from gan.schedules import Moment, Schedule, ema_beta, gamma_at, stage_start
 from gan.statistics import Statistics
 from ops import downsample2d, upsample2d
@@ -45,24 +46,34 @@ class Task:
     regularizer: Regularizer
 
     @property
+    def block(self) -> int:
+        """Samples that must stay together: whole coupling groups, and whole groups of what the objective couples."""
+        return math.lcm(self.config.distributed.group, self.objective.group)
+
+    @property
     def groups(self) -> range:
-        """This rank's coupling groups, counted inside a batch: whole blocks of what the objective couples."""
-        unit = math.lcm(self.config.distributed.group, self.objective.group)
-        mine, each = share(self.config.batch // unit, self.ranks), unit // self.config.distributed.group
+        """This rank's coupling groups, counted inside a batch, in whole blocks."""
+        mine, each = share(self.config.batch // self.block, self.ranks), self.block // self.config.distributed.group
         return range(mine.start * each, mine.stop * each)
+
+    @property
+    def parts(self) -> list[range]:
+        """This rank's coupling groups, one backward after the other: all at once, or as many as are asked for."""
+        how, mine = self.config.distributed, self.groups
+        samples = self.block if how.exact else how.micro or len(mine) * how.group
+        step = max(samples // self.block, 1) * self.block // how.group
+        return [mine[i : i + step] for i in range(0, len(mine), step)]
 
     def gamma(self, images_seen: int) -> float:
         """The regularizer's weight at a point of the clock."""
         pixels = math.prod(side * 2**self.images.last for side in self.images.base)
         return gamma_at(images_seen, self.config.regularizer, pixels, self.config.batch)
 
-    def draws(self, images_seen: int) -> Draws:
-        """This rank's draws for the step that begins at `images_seen`."""
-        size = self.config.distributed.group
+    def draws(self, images_seen: int, groups: range | None = None) -> Draws:
+        """The draws of this rank's groups, or of some of them, for the step that begins at `images_seen`."""
+        size, groups = self.config.distributed.group, self.groups if groups is None else groups
         return Draws(
-            self.config.seed,
-            range(images_seen // size + self.groups.start, images_seen // size + self.groups.stop),
-            size,
+            self.config.seed, range(images_seen // size + groups.start, images_seen // size + groups.stop), size
         )
 
     def samples(self, images_seen: int) -> tuple[int, int]:
@@ -86,6 +97,7 @@ class TrainState:
     g_optimizer: torch.optim.Optimizer
     d_optimizer: torch.optim.Optimizer
     skipped: Tensor  # [2] steps voided by non-finite values: in all, and in a row
+    stop: Tensor  # 0-dim, a new one of each step: how many ranks were asked to stop when it began; not saved
     images_seen: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -122,6 +134,7 @@ def initial_state(task: Task) -> TrainState:
         torch.optim.Adam(G.parameters(), lr=torch.tensor(config.optimizer.g_lr, device=device), **options),
         torch.optim.Adam(D.parameters(), lr=torch.tensor(config.optimizer.d_lr, device=device), **options),
         torch.zeros(2, device=device),
+        torch.zeros((), device=device),
     )
 
 
@@ -129,51 +142,89 @@ def initial_state(task: Task) -> TrainState:
 
 
 def train_step(
-    state: TrainState, task: Task, now: Moment, images: Tensor, labels: Tensor | None, stats: Statistics
+    state: TrainState,
+    task: Task,
+    now: Moment,
+    images: Tensor,
+    labels: Tensor | None,
+    stats: Statistics,
+    stopping: float = 0.0,
 ) -> None:
     """One D update, and after every n_critic-th one G update and one of the average.
 
     images: uint8 [n, H, W, C], labels: int64 [n] or None: this rank's share of the samples from `now.images_seen`.
-    The losses are summed over this rank's samples and divided by the global batch after the sum over ranks.
-    A gradient that is not finite voids the update it belongs to and those after it in the step.
+    The losses are summed over samples, part by part, and divided by the global batch after the sum over ranks.
+    A gradient that is not finite, of D or of G, voids the whole step: it changes nothing but the clock and the count.
+    stopping: 1 if this rank was asked to stop, else 0; `state.stop` becomes the sum over ranks, which comes with the
+    gradients.
     """
-    G, D, draws, config, objective = state.G, state.D, task.draws(now.images_seen), task.config, task.objective
+    G, D, config, objective = state.G, state.D, task.config, task.objective
     alpha: Alpha = torch.full((), now.alpha, device=state.skipped.device) if now.fading else 1.0
-    gamma, bad = task.gamma(now.images_seen), torch.zeros_like(state.skipped[0])
-    critic = build_critic(D, task, now, alpha, labels, draws, gamma)
+    gamma, bad, before = task.gamma(now.images_seen), torch.zeros_like(state.skipped[0]), kept(D, state.d_optimizer)
+    parts = cut(images, labels, state, task, now, alpha, gamma)
 
-    real = prepare_reals(images, draws if config.data.mirror else None, alpha, G)
-    if objective.discriminator:
+    def d_total(part: Part) -> Tensor:
         with torch.no_grad():
-            fake = G(draws.latents("latents of the D step", G.z_dim).to(real.device), now.stage, alpha, labels)
+            z = part.draws.latents("latents of the D step", G.z_dim).to(images.device)
+            fake = G(z, now.stage, alpha, part.labels)
         due = now.step % config.regularizer.every == 0
-        d = critic_loss(objective, task.regularizer, critic, real, fake, draws, due)
-        weight = gamma / 2 * config.regularizer.every
-        total = total_over_samples(d.loss, len(real)) + sum(weight * penalty.sum() for penalty in d.penalties)
-        bad = update(D, state.d_optimizer, config.optimizer.d_lr * now.lr_scale, total, config.batch)
-        if task.regularizer.constrain:
-            task.regularizer.constrain(D, gamma)
+        d = critic_loss(objective, task.regularizer, part.critic, part.real, fake, part.draws, due)
         stats.add({"Loss/scores/real": d.real_scores, "Loss/scores/fake": d.fake_scores, "Loss/D/loss": d.loss})
         stats.add({"Loss/signs/real": d.real_scores.sign(), "Loss/signs/fake": d.fake_scores.sign()})
         if d.penalties:
             name = config.regularizer.name.partition(":")[0]
             stats.add({f"Loss/{name}_penalty": torch.stack(d.penalties).sum(0)})
+        weight = gamma / 2 * config.regularizer.every
+        return total_over_samples(d.loss, len(fake)) + sum(weight * penalty.sum() for penalty in d.penalties)
 
+    def g_total(part: Part) -> Tensor:
+        z = part.draws.latents("latents of the G step", G.z_dim).to(images.device)
+        real = part.critic(part.real.detach(), "reals of the G step") if objective.paired else None
+        fake = part.critic(G(z, now.stage, alpha, part.labels), "fakes of the G step")
+        loss = objective.generator(fake if real is None else real, fake)  # where not paired it looks at no reals
+        stats.add({"Loss/G/loss": loss})
+        return total_over_samples(loss, len(z))
+
+    if objective.discriminator:
+        lr, totals = config.optimizer.d_lr * now.lr_scale, map(d_total, rewinding(D, parts))
+        bad, state.stop = update(D, state.d_optimizer, lr, totals, task, bad, stopping)
+        if task.regularizer.constrain:
+            task.regularizer.constrain(D, gamma)
     if (now.step + 1) % config.optimizer.n_critic == 0:
-        z = draws.latents("latents of the G step", G.z_dim).to(real.device)
         with frozen(D):
-            paired = critic(real.detach(), "reals of the G step") if objective.paired else d.real_outputs.detach()
-            g_loss = objective.generator(paired, critic(G(z, now.stage, alpha, labels), "fakes of the G step"))
-            total = total_over_samples(g_loss, len(real))
-            bad = update(G, state.g_optimizer, config.optimizer.g_lr * now.lr_scale, total, config.batch, bad)
+            lr, totals = config.optimizer.g_lr * now.lr_scale, map(g_total, rewinding(D, parts))
+            bad, state.stop = update(G, state.g_optimizer, lr, totals, task, bad, stopping)
         update_average(state.G_ema, G, task, now, bad)
-        stats.add({"Loss/G/loss": g_loss})
 
+    put_back(before, D, state.d_optimizer, bad)
     state.skipped.copy_(torch.stack([state.skipped[0] + bad, (state.skipped[1] + 1) * bad]))
     state.images_seen = now.images_seen + config.batch
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one backward sees: whole blocks of this rank's share."""
+
+    real: Tensor  # [n, C, H, W]
+    labels: Tensor | None  # [n]
+    draws: Draws
+    critic: Callable[[Tensor, str], Tensor]  # (images [n, C, H, W], purpose of draws) -> D's outputs
+
+
+def cut(
+    images: Tensor, labels: Tensor | None, state: TrainState, task: Task, now: Moment, alpha: Alpha, gamma: float
+) -> list[Part]:
+    """A rank's share of a batch, cut into its parts."""
+    parts, size = [], task.config.distributed.group
+    for groups in task.parts:
+        mine = slice((groups.start - task.groups.start) * size, (groups.stop - task.groups.start) * size)
+        draws, some = task.draws(now.images_seen, groups), None if labels is None else labels[mine]
+        real = prepare_reals(images[mine], draws if task.config.data.mirror else None, alpha, state.G)
+        parts.append(Part(real, some, draws, build_critic(state.D, task, now, alpha, some, draws, gamma)))
+    return parts
 
 
 def build_critic(
@@ -208,31 +259,29 @@ def total_over_samples(loss: Tensor, samples: int) -> Tensor:
 
 
 def update(
-    module: nn.Module, optimizer: torch.optim.Optimizer, lr: float, total: Tensor, batch: int, bad: Tensor | None = None
-) -> Tensor:
-    """Backward, sum over ranks, step. -> 0-dim, 1 where a gradient (or `bad` before it) was not finite, else 0.
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    totals: Iterator[Tensor],
+    task: Task,
+    bad: Tensor,
+    stopping: float,
+) -> tuple[Tensor, Tensor]:
+    """Backward of each part's loss, sum over ranks, step. -> 0-dim: 1 where a gradient (or `bad` before it) was not
+    finite, else 0; and the sum over ranks of `stopping`.
 
-    A bad step changes nothing: the fused Adam reads `found_inf` on the device, so nobody waits for the answer.
+    A bad update changes nothing: the fused Adam reads `found_inf` on the device, so nobody waits for the answer.
     """
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(total, inputs=list(module.parameters()))  # not into the images a penalty looked at
-    found = sum_gradients(module, batch)
-    found = found if bad is None else torch.maximum(found, bad)
+    config, blocks = task.config, task.config.batch // task.block
+    found, stop = sum_gradients(
+        list(module.parameters()), totals, config.batch, task.ranks, config.distributed, blocks, stopping
+    )
+    found = torch.maximum(found, bad)
     for group in optimizer.param_groups:
         group["lr"].fill_(lr)
     optimizer.found_inf, optimizer.grad_scale = found, None  # type: ignore[attr-defined]
     optimizer.step()
-    return found
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No gradients for a module's parameters inside."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
+    return found, stop
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from launch.cli import Saddle, run
 BENCHMARKS = {
     "ops": "Fused ops beside their reference, the best of stock PyTorch, and a copy of the same bytes.",
     "data": "Building and reading datasets beside Pillow on the folder, a copy of the bytes, and litdata.",
+    "step": "The training step on several ranks, per stage, and what it would be on many.",
     "dirac": "The smallest GAN: trajectories, eigenvalues, step sizes, phase portraits.",
     "regularizers": "What each regularizer adds to the cost of a D step.",
     "divergences": "A Gaussian fitted to a mixture by each divergence, learned beside exact.",

@@ -93,7 +93,12 @@ def d_step(task: "Task") -> "Call":
     from gan.trainer import build_critic, initial_state, total_over_samples, update
 
     state, now, draws, gamma = initial_state(task), moment(task.schedule, 0), task.draws(0), task.gamma(0)
-    D, optimizer, batch = state.D, state.d_optimizer, task.config.batch
+    D, optimizer, batch, sound = (
+        state.D,
+        state.d_optimizer,
+        task.config.batch,
+        torch.zeros((), device=task.ranks.device),
+    )
     critic = build_critic(D, task, now, 1.0, None, draws, gamma)
     side = 4 << task.images.last
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +107,7 @@ def d_step(task: "Task") -> "Call":
     def step() -> None:
         d = critic_loss(task.objective, task.regularizer, critic, real.detach(), fake.detach(), draws)
         total = total_over_samples(d.loss, batch) + sum(gamma / 2 * penalty.sum() for penalty in d.penalties)
-        update(D, optimizer, 0.0, total, batch)
+        update(D, optimizer, 0.0, iter([total]), task, sound, stopping=0.0)
         if task.regularizer.constrain:
             task.regularizer.constrain(D, gamma)
 

@@ -5,7 +5,10 @@ import math
 import os
 import platform
 import re
+import sys
+import time
 import tomllib
+import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,11 +20,12 @@ import click
 
 from data.cache import cached
 from data.dataset import ImageDataset
+from data.errors import DataError
 from data.loader import load, pageable
-from gan.config import TrainConfig, choice, flatten, override, parse_assignment, trajectory
-from gan.errors import UserError
+from gan.config import OUTSIDE, TrainConfig, choice, flatten, override, parse_assignment, trajectory
+from gan.errors import EverywhereError, PeerError, UserError
 from launch.cli import run as run_command
-from launch.ranks import call, end_with_parent, on_first, torchrun
+from launch.ranks import call, end_with_parent, leave, on_first, torchrun
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 FLAGS = {  # flag -> key of the configuration
@@ -104,12 +108,16 @@ def main(ctx: click.Context, **flags: Any) -> int:
     On many GPUs: --gpus=N, or torchrun ... -m launch.train with the same flags.
     """
     end_with_parent()
+    if "WORLD_SIZE" in os.environ and not flags["dry_run"]:
+        as_rank(flags)
     plan = make_plan(flags)
     if flags["dry_run"]:
         return dry_run(plan, flags["resume"])
-    if flags["gpus"] > 1 and "WORLD_SIZE" not in os.environ:
+    if flags["gpus"] > 1:
         return spawn(plan, flags)
-    return work(plan, flags["resume"])
+    from gan import distributed
+
+    return work(plan, flags["resume"], distributed.start())
 
 
 @dataclass(frozen=True)
@@ -255,7 +263,7 @@ def locate(plan: Plan, resume: str) -> Path | None:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The keys of two options files that make them different trajectories."""
     flat = [flatten({k: json.loads(json.dumps(o[k])) for k in ("config", "images", "schedule")}) for o in (old, new)]
-    outside = ("config.run.", "schedule.total")
+    outside = (*(f"config.{key}" for key in OUTSIDE), "schedule.total")
     return [k for k in sorted(set().union(*flat)) if flat[0].get(k) != flat[1].get(k) and not k.startswith(outside)]
 
 
@@ -276,17 +284,14 @@ def resolve(plan: Plan, resume: str) -> Path:
 
 
 def spawn(plan: Plan, flags: Mapping[str, Any]) -> int:
-    """Run the same command on N local ranks through torchrun, and take the exit code from what rank 0 left."""
-    from gan.runs import EXIT, hold, read_exit
+    """Run the same command on N local ranks through torchrun -> its exit code."""
+    from gan.runs import hold
     from ops.registry import kernels
 
     kernels()  # compiled before there are ranks, and refused in one line where they must be and cannot
     run = resolve(plan, flags["resume"])
-    with hold(run):  # in use? say so now, in one line
-        (run / EXIT).unlink(missing_ok=True)
-    code = call(torchrun(flags["gpus"], "launch.train", [*arguments(flags), f"--resume={run}"]), flags["gpus"])
-    ended = read_exit(run)
-    return ended["code"] if ended else (code or 1)
+    hold(run).close()  # in use? say so now, in one line
+    return call(torchrun(flags["gpus"], "launch.train", [*arguments(flags), f"--resume={run}"]), flags["gpus"])
 
 
 def arguments(flags: Mapping[str, Any]) -> list[str]:
@@ -295,24 +300,80 @@ def arguments(flags: Mapping[str, Any]) -> list[str]:
     return [f"--{k.replace('_', '-')}={v}" for k, v in single.items()] + [f"--set={a}" for a in flags["assignments"]]
 
 
-def work(plan: Plan, resume: str) -> int:
-    """One rank: find or make the run, hold it, and train to the end."""
+def as_rank(flags: Mapping[str, Any]) -> None:
+    """Train as one of torchrun's ranks, and end the process.
+
+    What all ranks know ends them with 0, after the launcher was told the code: torchrun would start again, or end with
+    1, what exits otherwise. What befell this rank alone ends it with 1, or 2 where a user can mend it.
+    """
+    from gan import distributed
+
+    where = f"rank {os.environ['RANK']} on {platform.node()}"
+    leave("ranks have begun")
+    try:
+        plan, ranks = meet(flags)
+        code = work(plan, flags["resume"], ranks, patience=15.0)
+        if ranks.world > int(os.environ["LOCAL_WORLD_SIZE"]):
+            time.sleep(1)  # a launcher that waits to let another host in must see that before it sees us end
+    except EverywhereError as error:
+        if os.environ["RANK"] == "0":
+            print(f"saddle train: error: {error}", file=sys.stderr)
+        code = 2
+    except (UserError, DataError, PeerError) as error:
+        print(f"saddle train: {where}: {error}".replace(f"{where}: {where}", where), file=sys.stderr)
+        distributed.end_rank(1 if isinstance(error, PeerError) else 2)
+    except BaseException:
+        traceback.print_exc()
+        distributed.end_rank(1)
+    distributed.end_rank(0 if leave(code) or code != 2 else 2)
+
+
+def meet(flags: Mapping[str, Any]) -> tuple[Plan, Any]:
+    """The plan, and this rank among its peers, which all have the same plan, code and versions.
+
+    Raises EverywhereError where they do not, or one has found a reason not to train; PeerError where one is missing.
+    """
+    from gan import distributed, selftest
+    from ops.registry import kernels
+    from ops.toolchain import BuildError
+
+    plan, same, refusal = None, selftest.versions(), ""
+    try:
+        plan = make_plan(flags)
+        config = {f"config {key}": value for key, value in flatten(plan.options["config"]).items()}
+        same |= {"dataset": plan.images.dataset_hash, "ops": kernels(), **config}
+        selftest.check_address(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    except (UserError, DataError, BuildError) as error:
+        refusal = str(error)
+
+    def check(store: Any, rank: int, world: int) -> None:
+        hosts = selftest.compare(store, rank, world, same, refusal, distributed.MEETING.total_seconds())
+        if rank == 0:
+            click.echo(f"self-test: {world} ranks on {', '.join(sorted(set(hosts)))} agree on code, data and settings")
+
+    try:
+        return plan, distributed.start(plan.config.distributed.timeout if plan else 60.0, check)  # type: ignore
+    except PeerError:
+        raise
+    except RuntimeError as error:
+        raise PeerError(f"cannot join the other ranks: {' '.join(str(error).split())[:200]}") from error
+
+
+def work(plan: Plan, resume: str, ranks: Any, patience: float = 0.0) -> int:
+    """Find or make the run, hold it, and train to the end -> the exit code. patience: seconds to wait for whoever has
+    the run: ranks of a host that is gone may need them to end."""
     from gan import distributed
     from gan.runs import hold
 
-    ranks = distributed.start()
     with ExitStack() as stack:
         stack.callback(distributed.stop)
 
         def take() -> Path:
             run = resolve(plan, resume)
-            stack.enter_context(hold(run))
+            stack.enter_context(hold(run, patience))
             return run
 
-        code = go_on(plan, on_first(ranks, take), ranks)
-    if "WORLD_SIZE" in os.environ:  # what ended it is in exit.json
-        distributed.end_rank()
-    return code
+        return go_on(plan, on_first(ranks, take), ranks)
 
 
 def go_on(plan: Plan, run: Path, ranks: Any) -> int:
@@ -332,16 +393,17 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
             click.echo(f"{run} is finished ({about['images_seen'] / 1000:g} kimg); --resume=none trains another")
             write_json(run / EXIT, {"code": 0, "reason": "finished", "images_seen": about["images_seen"]})
         return 0
-    recorded = about.get("threads", 0) if about.get("world_size") == ranks.world else 0
+    exact = plan.config.distributed.exact
+    recorded = about.get("threads", 0) if exact or about.get("world_size") == ranks.world else 0
     now = {
         "world_size": ranks.world,
-        "threads": distributed.set_threads(plan.config.run.threads or recorded),
+        "threads": distributed.set_threads(plan.config.run.threads or recorded or int(exact)),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "machine": f"{platform.machine()} {ranks.device.type}",
         "ops": distributed.same_on_all("the ops", kernels()),
     }
-    distributed.set_precision(ranks, plan.config.distributed.deterministic)
+    distributed.set_precision(ranks, plan.config.distributed.deterministic or exact)
     task = trainer.build_task(plan.config, plan.schedule, plan.images, ranks)
     state = trainer.initial_state(task)
     if path:
@@ -390,7 +452,10 @@ def announce(
         click.echo(f"note: {line}")
     if path:
         click.echo(f"going on from {path.name}")
-        changed = [f"{k.replace('_', ' ')} was {about.get(k)}" for k in now if about.get(k) != now[k]]
+        alike = {"world_size"} if plan.config.distributed.exact else set()
+        changed = [
+            f"{k.replace('_', ' ')} was {about.get(k)}" for k in now if k not in alike and about.get(k) != now[k]
+        ]
         if changed:
             click.echo(f"note: {', '.join(changed)}: same samples and draws, equal to rounding but not bit for bit")
 

@@ -1,9 +1,14 @@
 """Run under torchrun by test_distributed: train a few cases on this many ranks, and write what rank 0 has.
 
 rank_worker.py OUTPUT CASE ...      a case is NAME;STEPS;KEY=VALUE;KEY=VALUE;...
+Keys of the last rank alone: poison.D, poison.G, a step at which that network's gradient is not finite; stop, steps at
+which it is asked to stop.
 """
 
+import hashlib
+import math
 import sys
+from dataclasses import replace
 
 import torch
 from tiny import tiny_config, tiny_feed, tiny_task
@@ -16,22 +21,37 @@ from gan.trainer import initial_state, train_step
 
 
 def train_case(count: int, assignments: list[str], ranks: distributed.Ranks) -> dict:
-    """-> the gradients after the first step, the losses of the first five, and the weights after `count`."""
-    config = tiny_config(dict(parse_assignment(a) for a in assignments))
-    task = tiny_task(config, ranks)
-    state, losses, gradients = initial_state(task), [], {}
+    """-> the gradients after the first step, the losses of the first five, and what `count` steps led to."""
+    values = dict(parse_assignment(a) for a in assignments)
+    mishaps = {k: values.pop(k) for k in ("poison.D", "poison.G", "stop") if k in values}
+    mishaps = mishaps if ranks.rank == ranks.world - 1 else {}
+    task = tiny_task(tiny_config(values), ranks)
+    broken = replace(task, objective=replace(task.objective, generator=lambda real, fake: fake * math.nan))
+    state, losses, gradients, skipped, stops = initial_state(task), [], {}, [], []
     for now in list(steps(task, 0))[:count]:
         images, labels = to_device(next(tiny_feed(iter([(*task.samples(now.images_seen), now.stage)]))), task)
+        if now.step == mishaps.get("poison.D"):
+            images = torch.full(images.shape, math.nan)
+        stopping = float(str(now.step) in str(mishaps.get("stop", "")).split(","))
         stats = Statistics()
-        train_step(state, task, now, images, labels, stats)
+        now_broken = now.step == mishaps.get("poison.G")
+        train_step(state, broken if now_broken else task, now, images, labels, stats, stopping)
         losses.append(stats.take())
+        skipped.append(state.skipped.tolist())
+        stops.append(state.stop.item())
         if not gradients:
             gradients = {
                 net: {n: p.grad.clone() for n, p in getattr(state, net).named_parameters() if p.grad is not None}
                 for net in ("G", "D")
             }
     weights = state.tensors() if count > 1 else {}
-    return {"gradients": gradients, "losses": losses[:5], "weights": weights, "stage": now.stage}
+    distributed.same_on_all("weights", digest(weights))
+    outcome = {"weights": weights, "stage": now.stage, "skipped": skipped, "stops": stops}
+    return {"gradients": gradients, "losses": losses[:5], **outcome}
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors.values())).hexdigest()
 
 
 def main() -> None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from rank_worker import train_case
 
-from gan.distributed import Ranks, share, sum_gradients
+from gan.config import DistributedConfig
+from gan.distributed import Ranks, share
 from gan.errors import UserError
+from gan.gradients import push, sum_gradients
 from gan.method import method
 from gan.objectives import OBJECTIVES
 from gan.regularizers import REGULARIZERS
@@ -53,7 +55,7 @@ def by_itself(cases: dict[str, str]) -> dict:
 
 
 DIFFERING = """
-import os, sys
+import os, sys, torch
 from gan import distributed
 from gan.errors import UserError
 ranks = distributed.start()
@@ -61,7 +63,10 @@ assert distributed.same_on_all("the dataset", "one") == "one"
 try:
     distributed.same_on_all("the ops", "compiled" if ranks.rank < 2 else "reference")
 except UserError as error:
-    open(os.path.join(sys.argv[1], str(ranks.rank)), "w").write(str(error))
+    said = str(error)
+value = distributed.fingerprint([torch.tensor([1.0, 2.0 + (ranks.rank == 1)])])
+said += f"; {distributed.find_strangers(value, ranks)}"
+open(os.path.join(sys.argv[1], str(ranks.rank)), "w").write(said)
 distributed.stop()
 distributed.end_rank()
 """
@@ -73,7 +78,7 @@ def test_what_must_be_the_same_on_all_ranks_is_refused_on_all(tmp_path):
     env = os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(tmp_path / "worker.py"), str(tmp_path)], env=env, check=True, timeout=120)
     said = [(tmp_path / str(rank)).read_text() for rank in range(3)]
-    assert said == ["rank 2 has the ops 'reference' and rank 0 has 'compiled': make them the same"] * 3
+    assert said == ["rank 2 has the ops 'reference' and rank 0 has 'compiled': make them the same; [1]"] * 3
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +156,97 @@ def test_more_ranks_than_groups_is_refused():
         share(8, Ranks(0, 9))
 
 
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_sum_of_gradients_divides_by_the_batch_and_tells_what_is_not_finite(poison):
-    module = torch.nn.Linear(3, 2)
-    module.weight.grad, module.bias.grad = torch.full((2, 3), 6.0), torch.full((2,), 3.0)
-    assert sum_gradients(module, 3) == 0
-    assert module.weight.grad.eq(2).all() and module.bias.grad.eq(1).all()
-    module.weight.grad[1, 2] = poison
-    assert sum_gradients(module, 3) == 1
+def test_sum_of_gradients_divides_by_the_batch_and_tells_what_is_not_finite(poison, exact):
+    module, unused = torch.nn.Linear(3, 2), torch.nn.Parameter(torch.ones(1))
+
+    def summed(*factors: float, **given: float) -> tuple:
+        parameters, totals = [*module.parameters(), unused], (f * module(torch.ones(1, 3)).sum() for f in factors)
+        return sum_gradients(
+            parameters, totals, 3, Ranks(), DistributedConfig(exact=exact), blocks=len(factors), **given
+        )
+
+    assert summed(4.0, 2.0) == (0, 0)
+    assert module.weight.grad.eq(2).all() and module.bias.grad.eq(2).all() and unused.grad is None
+    assert summed(1.0, poison, stopping=1) == (1, 1)
+
+
+def test_a_tree_is_the_same_wherever_its_leaves_are_cut():
+    for count in range(1, 18):
+        whole: list = []
+        for index in range(count):
+            push(whole, (0, index, f"{index},"))
+        for world in range(1, count + 1):
+            met: list = []
+            for rank in range(world):
+                nodes: list = []
+                for index in share(count, Ranks(rank, world)):
+                    push(nodes, (0, index, f"{index},"))
+                for node in nodes:
+                    push(met, node)
+            assert met == whole
+        assert "".join(total for _, _, total in whole) == "".join(f"{i}," for i in range(count))
+
+
+EXACT = {
+    name: f"{steps};distributed.exact=true;{row}"
+    for name, steps, row in (
+        ("r1", 50, "run.kimg=1.6;regularizer.name=r1"),
+        ("pair", 10, "objective.name=relativistic;regularizer.name=wgan_gp;data.cond=true;data.mirror=true;batch=24"),
+        ("critic", 8, "regularizer.name=spectral_norm;optimizer.n_critic=2;data.aug=diff"),
+    )
+}
+
+
+@pytest.mark.slow
+def test_exact_mode_gives_the_same_bits_on_any_number_of_ranks(tmp_path):
+    """Through stage boundaries; three ranks have unequal shares, and 24 samples are six blocks."""
+    alone = by_itself(EXACT)
+    for ranks, names in ((2, EXACT), (3, ("pair", "critic")), (4, EXACT)):
+        together = launch(ranks, tmp_path / f"{ranks}.pt", {name: EXACT[name] for name in names})
+        for name in names:
+            one = alone[name]
+            assert one["stage"] == (2 if name == "r1" else 1) and one["skipped"][-1] == [0, 0]
+            for key, tensor in one["weights"].items():
+                assert torch.equal(together[name]["weights"][key], tensor), (ranks, name, key)
+
+
+@pytest.mark.parametrize("regularizer", ["r1", "spectral_norm", "bcr", "dragan"])
+@pytest.mark.parametrize("how", ["distributed.micro=4", "distributed.micro=13", "distributed.exact=true"])
+def test_parts_add_up_to_the_whole(regularizer, how):
+    """Micro-batches, 12 samples each and one of 8 for the second, have the gradient of the whole batch."""
+    step = f"2;precision.dtype=float64;regularizer.name={regularizer};objective.name=relativistic;growth.mode=none"
+    results = by_itself({"whole": step, "parts": f"{step};{how}"})
+    whole, parts = results["whole"], results["parts"]
+    for net in ("G", "D"):
+        assert relative(parts["gradients"][net], whole["gradients"][net]) < 1e-12
+    for ours, theirs in zip(parts["losses"], whole["losses"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    for key, tensor in whole["weights"].items():  # spectral normalization has moved as far
+        torch.testing.assert_close(parts["weights"][key], tensor, rtol=0, atol=1e-9, msg=key)
+
+
+def test_unequal_parts_on_ranks_and_gradients_sent_in_bfloat16(tmp_path):
+    """Three ranks hold 12, 12 and 8 samples: two parts of 8, or one. What is sent rounds at 2^-9, once by each sender
+    and once as a sum."""
+    step = "2;precision.dtype=float64;objective.name=relativistic;growth.mode=none"
+    cases = {"micro": f"{step};regularizer.name=spectral_norm;distributed.micro=8", "bf16": f"{step}"}
+    sent = cases | {"bf16": f"{step};distributed.compress=bf16"}
+    alone, together = by_itself(cases), launch(3, tmp_path / "result.pt", sent)
+    for net in ("G", "D"):
+        ours, theirs = together["micro"]["gradients"][net], alone["micro"]["gradients"][net]
+        assert relative(ours, theirs) < 1e-12
+    ours, theirs = together["bf16"]["gradients"]["D"], alone["bf16"]["gradients"]["D"]
+    assert 1e-5 < relative(ours, theirs) < 2**-8
+
+
+def test_what_befalls_one_rank_befalls_all(tmp_path):
+    """A value that is not finite, in D's or in G's gradient of one rank, and the wish of one rank to stop."""
+    cases = {name: f"6;precision.dtype=float64;poison.{name}=3;stop=2,4" for name in ("D", "G")}
+    alone, together = by_itself(cases), launch(3, tmp_path / "result.pt", cases)
+    for name, one in alone.items():
+        assert together[name]["skipped"] == one["skipped"] == [[0, 0]] * 3 + [[1, 1]] + [[1, 0]] * 2
+        assert together[name]["stops"] == one["stops"] == [0, 0, 1, 0, 1, 0]
+        for key, tensor in one["weights"].items():
+            torch.testing.assert_close(together[name]["weights"][key], tensor, rtol=0, atol=1e-9, msg=f"{name} {key}")

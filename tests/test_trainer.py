@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from devices import DEVICES
 from tiny import tiny_config, tiny_feed, tiny_task
 
 from gan import loop
 from gan.checkpoint import load_snapshot, load_state, newest_state, save_state
+from gan.distributed import Ranks, find_strangers, fingerprint
 from gan.schedules import ema_beta, moment
 from gan.statistics import Statistics
 from gan.trainer import initial_state, prepare_reals, train_step, update_average
@@ -31,7 +33,7 @@ def advance(state, task, count: int, poison: range = range(0)) -> list[dict]:
     for now in list(loop.steps(task, state.images_seen))[:count]:
         images, labels = loop.to_device(next(tiny_feed(iter([(*task.samples(now.images_seen), now.stage)]))), task)
         if now.step in poison:
-            images = torch.full(images.shape, math.nan)
+            images = torch.full(images.shape, math.nan, device=images.device)
         stats = Statistics()
         train_step(state, task, now, images, labels, stats)
         losses.append(stats.take())
@@ -45,14 +47,14 @@ def equal(a: dict, b: dict) -> bool:
 PAIR = {"objective.name": "relativistic", "regularizer.name": "r1_r2", "data.cond": 1, "data.mirror": 1}
 
 
-# Stage 1 is steps 6-14 and fades until 9, stage 2 is steps 15-29 and fades until 20; the penalty is due on even steps.
-@pytest.mark.parametrize("values", [{}, PAIR], ids=["r1", "pair"])
-def test_stopped_anywhere_and_resumed_is_bit_equal(values, tmp_path):
-    task = tiny_task(tiny_config(values))
+# Stage 1 is steps 6-14 and fades until 9, stage 2 is steps 15-29 and fades until 20; the penalty is due every third.
+@pytest.mark.parametrize("values", [{}, PAIR, {"regularizer.name": "spectral_norm"}], ids=["r1", "pair", "spectral"])
+def test_stopped_after_any_step_and_resumed_is_bit_equal(values, tmp_path):
+    task = tiny_task(tiny_config({"regularizer.every": 3, **values}))
     whole, resumed = initial_state(task), initial_state(task)
-    advance(whole, task, 24)
-    for stop in (5, 6, 8, 9, 12, 15, 18, 24):
-        advance(resumed, task, stop - resumed.images_seen // 32)
+    advance(whole, task, 22)
+    for _ in range(22):
+        advance(resumed, task, 1)
         save_state(tmp_path, resumed.images_seen, resumed.tensors(), {}, keep=1)
         tensors, about = load_state(newest_state(tmp_path)[0])
         resumed = initial_state(task)
@@ -60,8 +62,19 @@ def test_stopped_anywhere_and_resumed_is_bit_equal(values, tmp_path):
             for p in [*resumed.G.parameters(), *resumed.D.parameters(), *resumed.G_ema.parameters()]:
                 p.zero_()
         resumed.load_tensors(tensors, about["images_seen"])
-    assert resumed.images_seen == whole.images_seen == 24 * 32
+    assert resumed.images_seen == whole.images_seen == 22 * 32
     assert equal(resumed.tensors(), whole.tensors())
+
+
+@pytest.mark.parametrize("world", [2, 3, 5, 8])
+def test_any_number_of_ranks_asks_for_the_same_samples_and_draws(world):
+    config = tiny_config({"data.mirror": 1})
+    alone, ranks = tiny_task(config), [tiny_task(config, Ranks(rank, world)) for rank in range(world)]
+    for seen in (0, 5 * 32, 15 * 32, 28 * 32):
+        wanted = [i for first, count in (task.samples(seen) for task in ranks) for i in range(first, first + count)]
+        assert wanted == list(range(seen, seen + 32))
+        for draw in (lambda d: d.latents("a", 5), lambda d: d.coins("b"), lambda d: d.noise("c", torch.ones(1, 2, 2))):
+            assert torch.equal(torch.cat([draw(task.draws(seen)) for task in ranks]), draw(alone.draws(seen)))
 
 
 def test_saving_and_reporting_do_not_change_the_trajectory(tmp_path):
@@ -159,8 +172,12 @@ def test_the_first_step_is_adams():
             torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=1e-9)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_clock():
-    task = tiny_task(tiny_config())
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "how", [{}, {"distributed.micro": 8}, {"distributed.exact": 1}], ids=["whole", "micro", "exact"]
+)
+def test_a_step_that_is_not_finite_changes_nothing_but_the_clock(how, device):
+    task = tiny_task(tiny_config(how), Ranks(device=torch.device(device)))
     state = initial_state(task)
     advance(state, task, 3)
     before = copy.deepcopy(state.tensors())
@@ -174,15 +191,20 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_clock():
     assert not equal(before, {k: v for k, v in state.tensors().items() if k != "skipped"})
 
 
-def test_a_generator_loss_that_is_not_finite_voids_the_update_of_g_and_its_average():
-    task = tiny_task(tiny_config())
+@pytest.mark.parametrize("values", [{}, {"regularizer.name": "spectral_norm"}], ids=["r1", "spectral_norm"])
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_a_generator_loss_that_is_not_finite_voids_the_update_of_d_too(values, steps_before):
+    task = tiny_task(tiny_config(values))
     state = initial_state(task)
+    advance(state, task, steps_before)
     broken = replace(task, objective=replace(task.objective, generator=lambda real, fake: fake * math.nan))
     before = copy.deepcopy(state.tensors())
     advance(state, broken, 1)
     after = state.tensors()
-    changed = {k.split("/")[0] for k in before if k != "skipped" and not torch.equal(before[k], after[k])}
-    assert changed == {"D"} and state.skipped.tolist() == [1, 1]
+    assert after.pop("skipped").tolist() == [1, 1] and before.pop("skipped").tolist() == [0, 0]
+    assert state.images_seen == (steps_before + 1) * 32
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not any(after[k].any() for k in after.keys() - before.keys())  # what Adam began to keep is zero
 
 
 def test_damaged_later_states_do_not_crowd_out_a_sound_one(tmp_path):
@@ -248,6 +270,17 @@ def test_reals_are_scaled_flipped_and_faded():
     faded = prepare_reals(images, None, torch.tensor(0.25), G)
     coarse = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(plain, 2), scale_factor=2)
     torch.testing.assert_close(faded, 0.75 * coarse + 0.25 * plain)
+
+
+def test_a_fingerprint_changes_with_any_bit_and_with_the_order():
+    a, b = torch.randn(5), torch.randn(3, dtype=torch.float64)
+    whole = fingerprint([a, b])
+    assert torch.equal(fingerprint([a.clone(), b.clone()]), whole) and find_strangers(whole, Ranks()) == []
+    for tensor, bits in ((a, torch.int32), (b, torch.int64)):
+        changed = tensor.clone()
+        changed.view(bits)[-1] ^= 1
+        assert not torch.equal(fingerprint([changed if t is tensor else t for t in (a, b)]), whole)
+    assert not torch.equal(fingerprint([a, a + 1]), fingerprint([a + 1, a]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,210 @@
+"""A thread beside each rank that ends it when no step completes, and says for which rank the others wait.
+
+Every few seconds the thread writes down in the store of the process group that this rank is alive, its step and what
+its main thread does. It is the thread that writes, so a rank that hangs in a collective or in a read still answers,
+and one that does not answer is stopped, or its host or the link to it is gone.
+"""
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch.distributed as dist
+
+from gan.distributed import Ranks
+from gan.errors import PeerError
+from gan.preemption import StopRequest
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST = 3  # times the limit is what the first step after a start may take
+HUNG = 1  # exit code
+
+
+class Heartbeats:
+    """What the ranks say of themselves in the store they met at. Alone, nobody says anything.
+
+    A client of its own: the one of the process group may be waiting for an answer itself.
+    """
+
+    def __init__(self, ranks: Ranks, name: str, wait: float) -> None:
+        self.ranks, self.beats, self.lost, self.host = ranks, 0, "", socket.gethostname()
+        self.seen: dict[int, tuple[int, float]] = {}  # rank -> (its count of beats, when that last grew)
+        self.last: dict[int, dict[str, Any]] = {}
+        self.store: Any = None
+        if ranks.world > 1:
+            self.address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            client = dist.TCPStore(host, port, wait_for_workers=False, timeout=timedelta(seconds=max(wait, 1)))
+            self.store = dist.PrefixStore(name, client)
+
+    def say(self, step: int, doing: str, waiting: bool) -> None:
+        """Write down where this rank is. waiting: in a collective, for others?"""
+        if self.store:
+            self.beats += 1
+            row = {"beats": self.beats, "step": step, "host": self.host, "pid": os.getpid(), "doing": doing}
+            self._try(lambda: self.store.set(str(self.ranks.rank), json.dumps({**row, "waiting": waiting})))
+
+    def look(self, now: float) -> None:
+        """Read what all ranks wrote."""
+        if not self.store:
+            return
+        rows = self._try(lambda: self.store.multi_get([str(rank) for rank in range(self.ranks.world)]))
+        for rank, text in enumerate(rows or ()):
+            row = self.last[rank] = json.loads(text)
+            if row["beats"] != self.seen.get(rank, (0, 0.0))[0]:
+                self.seen[rank] = (row["beats"], now)
+
+    def _try(self, ask: Any) -> Any:
+        try:
+            answer = ask()
+            self.lost = ""
+            return answer
+        except RuntimeError as error:  # all that the store raises is one
+            self.lost = str(error).splitlines()[0][:100]
+            return None
+
+    def suspects(self, now: float, silence: float) -> str:
+        """In words, for whom the others wait. silence: seconds after which a rank that says nothing is gone."""
+        if self.ranks.world == 1:
+            return "there are no other ranks"
+        if self.lost:
+            return (
+                f"the store at {self.address}, which the first host or its rank 0 holds, does not answer: that host or "
+                f"process is stopped or gone, or the link to it ({self.lost})"
+            )
+        quiet = [r for r, (_, when) in self.seen.items() if now - when > silence]
+        busy = [r for r in self.last if r not in quiet and not self.last[r]["waiting"]]
+        if quiet:
+            return "; ".join(
+                f"{self._name(r)} has said nothing for {now - self.seen[r][1]:.0f} s: stopped, or its host or the link "
+                f"to it is gone; it was last seen at step {self.last[r]['step']}"
+                for r in quiet
+            )
+        if busy:
+            return "; ".join(f"the others wait for {self._name(r)}, at {self.last[r]['doing']}" for r in busy)
+        return (
+            "every rank waits for the others: a link between them may be down" if self.last else "see the other ranks"
+        )
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} on {self.last[rank]['host']} (process {self.last[rank]['pid']})"
+
+
+class Watchdog:
+    """Ends this process with HUNG if no step completes for `limit` seconds, or a wish to stop is not met in `grace`.
+
+    run: where the stacks of all threads go then, as `hang-rank<rank>.txt`. timeout: after which collectives fail, and
+    `naming` wants to know who is to blame. limit counts the time this process ran: one that was stopped and goes on
+    is not to blame for the pause.
+    """
+
+    def __init__(
+        self, ranks: Ranks, run: Path, limit: float, stop: StopRequest, timeout: float = 300.0, grace: float = 110.0
+    ) -> None:
+        self.ranks, self.run, self.limit, self.stop, self.grace = ranks, run, limit, stop, grace
+        self.step, self.age, self.main = -1, 0.0, threading.get_ident()
+        self.patience = min(limit, timeout) / 4  # after which it looks what the others do
+        self.pause = min(self.patience / 2, 5.0)
+        self.heartbeats = Heartbeats(ranks, "heartbeat", self.pause)
+        self.closed = threading.Event()
+        self.heartbeats.say(self.step, "the start", False)
+        self.thread = threading.Thread(target=self._watch, name="saddle-watchdog", daemon=True)
+        self.thread.start()
+
+    def beat(self, step: int) -> None:
+        """A step has completed."""
+        self.step, self.age = step, 0.0
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self.closed.set()
+        self.thread.join()
+
+    def suspects(self) -> str:
+        """For whom the others wait, by what was seen so far."""
+        return self.heartbeats.suspects(time.monotonic(), 4 * self.pause)
+
+    def _watch(self) -> None:
+        last = time.monotonic()
+        while not self.closed.wait(self.pause):
+            now = time.monotonic()
+            self.age += min(now - last, 2 * self.pause)
+            last = now
+            limit = self.limit * (FIRST if self.step < 0 else 1)
+            where, waiting = doing(self.main)
+            self.heartbeats.say(self.step, where, waiting)
+            if self.age > self.patience:
+                self.heartbeats.look(now)
+            if self.age > limit:
+                self._end(f"no step has completed for {self.age:.0f} s (run.watchdog={self.limit:g})", where)
+            elif self.stop and now - self.stop.when > self.grace:
+                self._end(f"not stopped {self.grace:.0f} s after {self.stop.by}", where)
+
+    def _end(self, what: str, where: str) -> None:
+        path = self.run / f"hang-rank{self.ranks.rank}.txt"
+        with suppress(OSError), path.open("w") as file:
+            faulthandler.dump_traceback(file)
+        host = self.heartbeats.host
+        print(
+            f"rank {self.ranks.rank} on {host} ends itself at step {self.step + 1}, in {where}: {what}; "
+            f"{self.suspects()}; stacks in {path}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(HUNG)
+
+
+def doing(thread: int) -> tuple[str, bool]:
+    """("function (file:line)" of ours that a thread is in and what it called, is it waiting in a collective?)."""
+    return describe(frames(sys._current_frames().get(thread)))
+
+
+def frames(frame: FrameType | None) -> Iterator[tuple[str, str, int]]:
+    """(file, function, line) of a stack, innermost first."""
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_code.co_name, frame.f_lineno
+        frame = frame.f_back
+
+
+def describe(stack: Iterator[tuple[str, str, int]]) -> tuple[str, bool]:
+    """What `doing` says, of the (file, function, line) of a stack, innermost first."""
+    called, waiting = "", False
+    for file, function, line in stack:
+        path = Path(file)
+        if path.name == "distributed_c10d.py":
+            called, waiting = function, True
+        elif path.is_relative_to(ROOT) and "site-packages" not in path.parts:
+            where = f"{function} ({path.relative_to(ROOT)}:{line})"
+            return f"{called} from {where}" if called else where, waiting
+    return called or "no code of ours", waiting
+
+
+@contextmanager
+def naming(watchdog: Watchdog, when: Callable[[], str]) -> Iterator[None]:
+    """A collective that fails inside raises PeerError: this rank, its host, when, what it was at, who may be why."""
+    try:
+        yield
+    except RuntimeError as error:
+        where, in_collective = describe(reversed(list(_raised_at(error.__traceback__))))
+        if not in_collective:
+            raise
+        ranks, reason = watchdog.ranks, " ".join(str(error).split())[:200]
+        raise PeerError(
+            f"rank {ranks.rank} on {watchdog.heartbeats.host}, {when()}, in {where}: {reason}; {watchdog.suspects()}"
+        ) from error
+
+
+def _raised_at(trace: TracebackType | None) -> Iterator[tuple[str, str, int]]:
+    for frame, line in traceback.walk_tb(trace):
+        yield frame.f_code.co_filename, frame.f_code.co_name, line

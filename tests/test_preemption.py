@@ -1,0 +1,188 @@
+"""Stopping on a signal: state saved, 75 said, and the same command ends bit-equal; a second signal stops at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hosts import family, kill, ranks_of, wait_until
+from safetensors.torch import load_file
+from tiny import tiny_config, tiny_feed, tiny_task
+
+from data.prepare import prepare
+from gan import loop
+from gan.checkpoint import newest_state
+from gan.preemption import SIGNALS, TOGETHER, StopRequest, listening
+from gan.trainer import initial_state
+from launch.ranks import environment
+
+FLAGS = [
+    *("--preset=digits", "--batch=16", "--tick=0.16", "--snap=5", "--set=growth.shares=[0.5,0.5]", "--kimg=3.2"),
+    *("--set=run.threads=1", "--set=network.widths=[8,8]", "--set=network.z_dim=8"),
+]
+TRAIN = [sys.executable, "-m", "launch.train"]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="finds child processes in /proc")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "digits.lmdb"
+    prepare("digits", path, resolution=(8, 8), max_images=200)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits, tmp_path_factory) -> dict:
+    """World size -> the weights of runs that nobody stopped."""
+    weights = {}
+    for ranks in (1, 2):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        command = [*TRAIN, f"--data={digits}", f"--outdir={folder}", *FLAGS, f"--gpus={ranks}"]
+        subprocess.run(command, env=environment(2), check=True, timeout=120, stdout=subprocess.DEVNULL)
+        weights[ranks] = load_file(only(folder) / "training-state-0000003200" / "tensors.safetensors")
+    return weights
+
+
+def only(folder: Path) -> Path:
+    (run,) = folder.glob("0*")
+    return run
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_signal_is_a_wish_and_a_later_one_an_order():
+    request = StopRequest()
+    assert not request
+    assert not request.hear(signal.SIGUSR1, 100.0) and request.by == "SIGUSR1"
+    assert not request.hear(signal.SIGTERM, 100.0 + TOGETHER / 2)  # the same wish, on another way
+    assert request.hear(signal.SIGTERM, 100.1 + TOGETHER) and request.by == "SIGUSR1"
+
+
+def test_signals_are_heard_while_the_block_lasts_and_handled_as_before_afterwards():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with listening() as request:
+        assert not request
+        signal.raise_signal(signal.SIGUSR1)
+        wait_until(lambda: request, 10, "hearing")
+        assert request.by == "SIGUSR1"
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert not [t for t in threading.enumerate() if t.name == "saddle-signals"]
+
+
+def test_the_loop_finishes_the_step_saves_and_goes_on_bit_equal(tmp_path):
+    task = tiny_task(tiny_config({"run.tick": 100.0}))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole, stopped = initial_state(task), initial_state(task)
+    assert loop.train(whole, task, tiny_feed, tmp_path_of(tmp_path, "whole"), {}) == 0
+
+    def feed(requests):
+        for number, batch in enumerate(tiny_feed(requests)):
+            if number == 8:  # the first is a picture of the reals
+                signal.raise_signal(signal.SIGTERM)
+                time.sleep(0.3)
+            yield batch
+
+    run = tmp_path_of(tmp_path, "stopped")
+    assert loop.train(stopped, task, feed, run, {}) == 75
+    ended = json.loads((run / "exit.json").read_text())
+    assert ended == {"code": 75, "reason": "stopped: SIGTERM asked for it", "images_seen": stopped.images_seen}
+    path, passed_over = newest_state(run)
+    assert int(path.name[-10:]) == stopped.images_seen < 960 and not passed_over
+    resumed = initial_state(task)
+    resumed.load_tensors(load_file(path / "tensors.safetensors"), stopped.images_seen)
+    assert loop.train(resumed, task, tiny_feed, run, {}) == 0
+    assert equal(resumed.tensors(), whole.tensors())
+    torch.set_num_threads(threads)
+
+
+def tmp_path_of(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
+    return folder / name
+
+
+class Run:
+    """`saddle train` or launch/single_node.sh on a new run, trained for a while."""
+
+    def __init__(self, digits: Path, folder: Path, ranks: int, script: bool = False):
+        self.outdir, flags = folder / "runs", [f"--data={digits}", f"--outdir={folder / 'runs'}", *FLAGS]
+        env = environment(2) | {"PYTHON": sys.executable, "RANKS": str(ranks), "RESTARTS": "0"}
+        script_path = str(Path(__file__).parent.parent / "launch" / "single_node.sh")
+        self.command = [script_path, *flags] if script else [*TRAIN, *flags, f"--gpus={ranks}"]
+        self.env = env
+        self.process = subprocess.Popen(self.command, env=env)
+        try:
+            wait_until(lambda: list(self.outdir.glob("*/stats.jsonl")), 60, "training")
+            wait_until(lambda: (only(self.outdir) / "stats.jsonl").stat().st_size, 60, "a tick")
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        kill(family(self.process.pid))
+        self.process.wait(timeout=30)
+
+    def again(self) -> dict:
+        """The weights at the end of the same command."""
+        subprocess.run(self.command, env=self.env, check=True, timeout=120, stdout=subprocess.DEVNULL)
+        return load_file(only(self.outdir) / "training-state-0000003200" / "tensors.safetensors")
+
+
+def children(pid: int, name: str) -> list[int]:
+    return [p for p in family(pid) if name in Path(f"/proc/{p}/cmdline").read_text()]
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "ranks,script,number,target",
+    [
+        (1, False, signal.SIGINT, lambda pid: pid),
+        (2, False, signal.SIGTERM, lambda pid: pid),
+        (2, False, signal.SIGTERM, lambda pid: ranks_of(pid)[1]),
+        (2, True, signal.SIGUSR1, lambda pid: children(pid, "launch.ranks")[0]),
+    ],
+    ids=["alone", "saddle", "one rank", "torchrun"],
+)
+def test_stopped_with_75_and_resumed_bit_equal(digits, tmp_path, undisturbed, ranks, script, number, target):
+    run = Run(digits, tmp_path, ranks, script)
+    try:
+        whole = family(run.process.pid)
+        os.kill(target(run.process.pid), number)
+        assert run.process.wait(timeout=60) == 75
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in whole), 30, "the end of all processes")
+    finally:
+        run.end()
+    ended = json.loads((only(run.outdir) / "exit.json").read_text())
+    assert (ended["code"] == 75 and signal.Signals(number).name in ended["reason"]) or ranks > 1
+    assert (only(run.outdir) / f"training-state-{ended['images_seen']:010d}").exists() and ended["images_seen"] < 3200
+    assert equal(run.again(), undisturbed[ranks])
+
+
+@linux
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once_and_what_was_saved_is_intact(digits, tmp_path, undisturbed):
+    """One rank hangs, so that the step that the first signal waits for never ends."""
+    run = Run(digits, tmp_path, 2)
+    try:
+        wait_until(lambda: list(run.outdir.glob("*/training-state-*")), 60, "a state")
+        whole = family(run.process.pid)
+        os.kill(ranks_of(run.process.pid)[1], signal.SIGSTOP)
+        run.process.terminate()
+        time.sleep(TOGETHER + 1)
+        assert run.process.poll() is None
+        run.process.terminate()
+        assert run.process.wait(timeout=30) not in (0, 75)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in whole), 30, "the end of all processes")
+    finally:
+        run.end()
+    assert not (only(run.outdir) / "exit.json").exists()
+    assert equal(run.again(), undisturbed[2])

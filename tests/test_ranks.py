@@ -1,0 +1,150 @@
+"""What is compared before ranks train, what their launcher says and exits with, and the scripts that start it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from gan import selftest
+from gan.errors import EverywhereError, PeerError, UserError
+from launch.ranks import addresses, check_port, endpoint, environment, leave
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ["single_node.sh", "multi_node.sh", "slurm.sbatch"]
+
+
+def compared(have: list[dict], refusals: tuple = (), seconds: float = 20.0, absent: int = 0) -> list:
+    """What `compare` returns or raises on each rank; the last `absent` ranks never come."""
+    store, results = dist.HashStore(), [None] * len(have)
+    store.set_timeout(timedelta(seconds=20))
+
+    def one(rank: int) -> None:
+        refusal = dict(refusals).get(rank, "")
+        try:
+            results[rank] = selftest.compare(store, rank, len(have), have[rank], refusal, seconds)
+        except (UserError, PeerError) as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(have) - absent)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_ranks_that_are_alike_know_each_others_hosts():
+    assert compared([selftest.versions()] * 3) == [[socket.gethostname()] * 3] * 3
+
+
+@pytest.mark.parametrize("name", ["torch", "code of Saddlepoint", "dataset", "config batch"])
+def test_the_rank_that_differs_is_named_with_what_differs(name):
+    ours = {**selftest.versions(), "dataset": "d0", "config batch": 32}
+    results = compared([ours, ours, {**ours, name: "other"}])
+    host = socket.gethostname()
+    said = f"rank 2 on {host} differs from rank 0 on {host}: {name} other instead of {ours[name]}; make them the same"
+    assert all(isinstance(r, EverywhereError) and str(r) == said for r in results)
+
+
+def test_one_that_refuses_makes_all_refuse_with_its_words():
+    results = compared([{}, {}], ((1, "no dataset /data/x.lmdb"),))
+    assert [str(r) for r in results] == [f"rank 1 on {socket.gethostname()}: no dataset /data/x.lmdb"] * 2
+    assert [str(r) for r in compared([{}, {}], ((0, "no"), (1, "no")))] == ["no"] * 2
+
+
+def test_one_that_does_not_come_is_named():
+    *came, absent = compared([{}, {}, {}], seconds=0.5, absent=1)
+    assert absent is None and all(isinstance(r, PeerError) for r in came)
+    assert "rank 2 did not come within 0.5 s (came: rank 0 on" in str(came[0])
+
+
+def test_the_hash_of_the_code_sees_one_changed_byte(tmp_path, monkeypatch):
+    for package in ("gan", "ops", "data", "launch"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = selftest.code_hash()
+    monkeypatch.setattr(selftest, "ROOT", tmp_path)
+    assert selftest.code_hash() == before
+    path = tmp_path / "gan" / "layers.py"
+    path.write_bytes(path.read_bytes().replace(b"\n", b" \n", 1))
+    assert selftest.code_hash() != before
+
+
+def test_a_host_that_takes_itself_for_localhost_is_told_which_interface_to_name(monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(socket, "gethostbyname", lambda _: "127.0.1.1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    selftest.check_address(world=4, local_world=4)  # one host needs none
+    with pytest.raises(UserError, match=r"resolves to 127.0.1.1, .* GLOO_SOCKET_IFNAME=lo"):
+        selftest.check_address(world=4, local_world=2)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    selftest.check_address(world=4, local_world=2)
+
+
+def test_meeting_points_that_cannot_be_are_refused_with_the_remedy():
+    assert endpoint(["--nnodes=2"]) is None and endpoint(["--rdzv-endpoint=127.0.0.1:80"]) == ("127.0.0.1", 80)
+    for given, said in (("nowhere.invalid:80", "has no address"), ("127.0.0.1", "write HOST:PORT")):
+        with pytest.raises(UserError, match=said):
+            endpoint([f"--rdzv-endpoint={given}"])
+    with pytest.raises(UserError, match=r"where other hosts cannot answer: give the address"):
+        addresses(["--rdzv-endpoint=127.0.0.1:80"])
+    assert addresses(["--standalone"]) == []
+    said = r"cannot be used .* choose another port"
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=said):
+        check_port("127.0.0.1", taken.getsockname()[1])
+    check_port("127.0.0.1", 0)
+
+
+def test_a_word_is_left_only_for_a_launcher(monkeypatch, tmp_path):
+    monkeypatch.delenv("SADDLE_ENDED", raising=False)
+    assert not leave(75)
+    monkeypatch.setenv("SADDLE_ENDED", str(tmp_path / "ended"))
+    assert leave(75) and (tmp_path / "ended").read_text() == "75"
+
+
+def launched(tmp_path: Path, code: str, *flags: str) -> subprocess.CompletedProcess:
+    """Two ranks that run `code`."""
+    (tmp_path / "worker.py").write_text(f"import os, sys, time\nfrom launch.ranks import leave\n{code}")
+    command = [sys.executable, "-m", "launch.ranks", "--standalone", "--nproc-per-node=2", *flags]
+    return subprocess.run(
+        [*command, str(tmp_path / "worker.py")], env=environment(2), capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code,exit_code",
+    [
+        ("leave(3)", 3),
+        ("leave('begun')", 0),
+        ("leave('begun'); sys.exit(5)", 1),
+        ("sys.exit(2)", 2),
+        ("leave(75); os.kill(os.getppid(), 15); time.sleep(30)", 75),
+        ("time.sleep(1); os.kill(os.getppid(), 15); time.sleep(30)", 128 + 15),
+    ],
+)
+def test_the_launcher_exits_with_what_ranks_left(tmp_path, code, exit_code):
+    done = launched(tmp_path, code)
+    assert done.returncode == exit_code, done.stderr
+    assert "Traceback" not in done.stderr or exit_code == 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_plain_shell(name):
+    path = ROOT / "launch" / name
+    assert os.access(path, os.X_OK) and path.read_text().startswith("#!/bin/sh\n")
+    assert subprocess.run(["sh", "-n", path]).returncode == 0
+    if shutil.which("shellcheck"):
+        assert subprocess.run(["shellcheck", path]).returncode == 0
+    assert "local_rank" not in path.read_text()
+
+
+def test_a_script_without_its_variables_says_which(tmp_path):
+    done = subprocess.run([ROOT / "launch" / "multi_node.sh"], env={"PATH": os.environ["PATH"]}, capture_output=True)
+    assert done.returncode == 2 and b"MASTER: the host where all meet" in done.stderr
