@@ -47,7 +47,7 @@ def test_regularizers_are_priced_beside_none_and_r1(monkeypatch, tmp_path, capsy
 
 def test_a_priced_step_takes_the_penalty_in_and_moves_nothing(monkeypatch):
     critics = []
-    monkeypatch.setattr("gan.trainer.update", lambda D, *rest: critics.append(D) or update(D, *rest))
+    monkeypatch.setattr("gan.trainer.update", lambda D, *rest, **named: critics.append(D) or update(D, *rest, **named))
     for name in ("none", "r1", "wgan_gp"):
         task = benchmark_regularizers.task(name, torch.device("cpu"), 8, 4, 4, "nonsaturating")
         step = benchmark_regularizers.d_step(task)
