@@ -147,8 +147,11 @@ def main(
 ) -> None:
     """Build the LMDB dataset DEST from SOURCE.
 
-    SOURCE is `digits`, `stacked-digits`, a folder of images (its sub-folders are classes) or a zip of one.
-    A SIZE is one side or HxW. If it was killed, the same command goes on after the last commit.
+    SOURCE is a folder or zip of images (sub-folders or StyleGAN's dataset.json give labels), a tar or webdataset
+    shards (set-{000..003}.tar or a folder of them), an IDX file (.gz too, labels beside it), CIFAR-10/100 as
+    distributed, an npz, parquet of the Hugging Face hub, an LMDB of saddle prepare or with keys SIZE-INDEX, `digits`,
+    `stacked-digits`, or `stacked-digits:SOURCE`. A SIZE is one side or HxW. If it was killed, the same command goes on
+    after the last commit.
     """
     if repair:
         show_repair(repair_dataset(source, dest, track), dest)

@@ -229,8 +229,10 @@ def image_format(dataset: ImageDataset, config: TrainConfig) -> Any:
         )
     classes = tuple(manifest.classes or ())
     if config.data.cond and not classes:
+        vectors = manifest.label_dim and "vectors for labels, which no network here takes yet"
         raise UserError(
-            f"--cond=1 needs class labels and {dataset.path} has none; put each class in a folder of its own"
+            f"--cond=1 needs class labels and {dataset.path} has {vectors or 'none'}; "
+            "put each class in a folder of its own"
         )
     return ImageFormat(manifest.channels, manifest.base, last, classes, manifest.content_hash)
 
