@@ -1,6 +1,8 @@
 """The sum of gradients over a global batch that was cut into parts, on this rank and over all ranks.
 
-Divided by the batch and not by the ranks, so ranks may hold unequal shares. One flat message per sum.
+Divided by the batch and not by the ranks, so ranks may hold unequal shares. One flat message per sum, after the
+backward: most gradients are whole only near its end, where the last of D's passes (reals, fakes, penalty) is walked
+back, and buckets that were sent from there on won nothing on two ranks (docs/benchmarks.md).
 """
 
 from collections.abc import Iterable, Iterator, Sequence

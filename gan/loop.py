@@ -180,7 +180,7 @@ def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str,
     G, grid = copy.deepcopy(state.G_ema).cpu(), fake_grid(state, task, now.stage, now.alpha)
 
     def write() -> None:
-        check_space(run, tensors)
+        check_space(run, [*tensors.values(), *G.state_dict().values()])
         snapshot = run / f"{SNAPSHOT}{seen:010d}.safetensors"
         save_snapshot(snapshot, G, asdict(config), task.images, now.stage, now.alpha, seen)
         save_image(run / f"fakes{seen:010d}.png", grid)

@@ -7,7 +7,6 @@ interruptions, not of how often the run logs or saves.
 import copy
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from gan.method import configured, critic_loss
 from gan.networks import Alpha, ResNetDiscriminator, ResNetGenerator, fade, stage_of
 from gan.objectives import Objective
 from gan.regularizers import Regularizer
+from gan.rewind import frozen, kept, put_back, rewinding
 from gan.schedules import Moment, Schedule, ema_beta, gamma_at, stage_start
 from gan.statistics import Statistics
 from ops import downsample2d, upsample2d
@@ -227,16 +227,6 @@ def cut(
     return parts
 
 
-def rewinding(D: nn.Module, parts: list[Part]) -> Iterator[Part]:
-    """Each part; D's buffers, which spectral normalization moves at each pass, are for each what they were for the
-    first. So parts see the D that the whole would, and ranks with more parts do not move D further."""
-    first = [b.clone() for b in D.buffers()] if len(parts) > 1 else []
-    for index, part in enumerate(parts):
-        if index > 0:
-            torch._foreach_copy_(list(D.buffers()), first)
-        yield part
-
-
 def build_critic(
     D: ResNetDiscriminator, task: Task, now: Moment, alpha: Alpha, labels: Tensor | None, draws: Draws, gamma: float
 ) -> Callable[[Tensor, str], Tensor]:
@@ -292,40 +282,6 @@ def update(
     optimizer.found_inf, optimizer.grad_scale = found, None  # type: ignore[attr-defined]
     optimizer.step()
     return found, stop
-
-
-def changing(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Everything of a network that a step changes: parameters, what its optimizer keeps of them, buffers."""
-    slots = [value for p in module.parameters() for value in optimizer.state.get(p, {}).values()]
-    return [*module.parameters(), *slots, *module.buffers()]
-
-
-@torch.no_grad()
-def kept(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
-    """Copies of what a step changes, for `put_back`: D moves before anybody knows whether G's gradient is finite."""
-    tensors = changing(module, optimizer)
-    return dict(zip(tensors, torch._foreach_mul(tensors, 1.0), strict=True))
-
-
-@torch.no_grad()
-def put_back(before: dict[Tensor, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """Undo a step where `bad` is 1, leave it where it is 0, without the host knowing which. What the optimizer began to
-    keep during the step becomes zero."""
-    tensors = changing(module, optimizer)
-    old = [before[t] if t in before else torch.zeros_like(t) for t in tensors]
-    torch._foreach_mul_(tensors, 1 - bad)
-    torch._foreach_mul_(old, bad)
-    torch._foreach_add_(tensors, old)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No gradients for a module's parameters inside."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,9 +44,9 @@ class Writer:
         return None
 
 
-def check_space(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+def check_space(folder: Path, tensors: Iterable[Tensor]) -> None:
     """Raises UserError where the disk has no room for them, before anything is written."""
-    needed, free = SLACK + sum(t.nbytes for t in tensors.values()), shutil.disk_usage(folder).free
+    needed, free = SLACK + sum(t.nbytes for t in tensors), shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(f"{folder} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed; free some")
 

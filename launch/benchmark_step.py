@@ -12,6 +12,7 @@ import click
 import torch
 
 from data.dataset import ImageDataset
+from gan import distributed
 from gan.config import TrainConfig, override, parse_assignment
 from gan.errors import UserError
 from gan.method import configured
@@ -66,7 +67,12 @@ def main(**flags: Any) -> int:
     if max(stages) > images.last:
         raise UserError(f"--stages={flags['stages']}: the last one is {images.last}")
     if "WORLD_SIZE" in os.environ:
-        return measure(config, images, dataset, stages, also, flags)
+        ranks, rows = measure(config, images, dataset, stages, also, flags["rounds"], flags["threads"])
+        if ranks.first:
+            leave_rows(rows, also, flags)
+        distributed.stop()
+        distributed.end_rank()
+    distributed.check_devices(max(worlds))
     predicted = numbers("--predict", flags["worlds"])
     if flags["json_path"]:
         check_writable(flags["json_path"])
@@ -122,6 +128,16 @@ def start_ranks(world: int, flags: Mapping[str, Any]) -> list[Row]:
         return torch.load(rows, weights_only=True)
 
 
+def leave_rows(rows: Sequence[Row], also: Sequence[str], flags: Mapping[str, Any]) -> None:
+    """Of rank 0: for the command that started it, or as the table where torchrun was called by hand."""
+    if flags["rows"]:
+        torch.save(rows, flags["rows"])
+        return
+    click.echo(text_table([shown(row, also) for row in rows]))
+    if flags["json_path"]:
+        write_json(flags["json_path"], {"measured": rows})
+
+
 def shown(row: Row, also: Sequence[str]) -> Row:
     """A measured row for people."""
     joined, alone = row["ms"]["joined"], row["ms"]["alone"]
@@ -152,7 +168,8 @@ def check(measured: Sequence[Row], costs: Mapping[int, StepCost], slots: float) 
     for row in measured:
         if row["gpus"] == 1 or row["stage"] not in costs:
             continue
-        link = measure_link(*row["link"], row["gpus"])
+        small, large, size = row["link"]
+        link = measure_link(small, large, size, row["gpus"])
         guess = predict(costs[row["stage"]], row["gpus"], row["shares"]["joined"], link, slots)
         step, took = 1e3 * guess.seconds, row["ms"]["joined"]
         cells = {"gpus": row["gpus"], "stage": row["size"], "predicted ms": round(step, 1), "took ms": round(took, 1)}

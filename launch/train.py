@@ -389,7 +389,7 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
         "machine": f"{platform.machine()} {ranks.device.type}",
         "ops": distributed.same_on_all("the ops", kernels()),
     }
-    distributed.set_precision(ranks, plan.config.distributed.deterministic)
+    distributed.set_precision(ranks, plan.config.distributed.deterministic or exact)
     task = trainer.build_task(plan.config, plan.schedule, plan.images, ranks)
     state = trainer.initial_state(task)
     if path:

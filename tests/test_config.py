@@ -73,6 +73,11 @@ def test_tuples_may_be_written_with_commas():
         ({"precision.dtype": "float16"}, "unknown"),
         ({"distributed.group": 0}, "distributed.group must be positive"),
         ({"seed": -1}, "--seed must be at least 0"),
+        ({"distributed.micro": -4}, "distributed.micro must be at least 0"),
+        ({"distributed.compress": "fp8"}, "distributed.compress=fp8 is unknown"),
+        ({"distributed.exact": 1, "distributed.compress": "bf16"}, "distributed.exact excludes"),
+        ({"distributed.exact": 1, "distributed.micro": 8}, "distributed.exact excludes"),
+        ({"run.milestone": -1}, "run.milestone must be at least 0"),
         ({"growth.shares": [1, 1], "growth.kimg": [1]}, "exclude each other"),
     ],
 )
@@ -92,5 +97,5 @@ def test_how_a_run_is_watched_is_no_part_of_its_trajectory():
     for name in (f.name for f in fields(config.run)):
         assert f"run.{name}" in keys(config)
     watched = override(config, {"run.tick": 1.0, "run.snap": 3, "run.keep": 9, "run.threads": 3, "run.desc": "x"})
-    assert trajectory(watched) == trajectory(config)
+    assert trajectory(watched) == trajectory(config) == trajectory(override(config, {"distributed.micro": 8}))
     assert trajectory(override(config, {"seed": 1})) != trajectory(config)

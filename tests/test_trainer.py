@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from devices import DEVICES
 from tiny import tiny_config, tiny_feed, tiny_task
 
 from gan import loop
@@ -32,7 +33,7 @@ def advance(state, task, count: int, poison: range = range(0)) -> list[dict]:
     for now in list(loop.steps(task, state.images_seen))[:count]:
         images, labels = loop.to_device(next(tiny_feed(iter([(*task.samples(now.images_seen), now.stage)]))), task)
         if now.step in poison:
-            images = torch.full(images.shape, math.nan)
+            images = torch.full(images.shape, math.nan, device=images.device)
         stats = Statistics()
         train_step(state, task, now, images, labels, stats)
         losses.append(stats.take())
@@ -171,8 +172,12 @@ def test_the_first_step_is_adams():
             torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=1e-9)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_clock():
-    task = tiny_task(tiny_config())
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "how", [{}, {"distributed.micro": 8}, {"distributed.exact": 1}], ids=["whole", "micro", "exact"]
+)
+def test_a_step_that_is_not_finite_changes_nothing_but_the_clock(how, device):
+    task = tiny_task(tiny_config(how), Ranks(device=torch.device(device)))
     state = initial_state(task)
     advance(state, task, 3)
     before = copy.deepcopy(state.tensors())

@@ -96,7 +96,7 @@ def test_too_little_space_is_seen_before_anything_is_written(tmp_path, monkeypat
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
     said: list[str] = []
     writer = Writer(said.append)
-    writer.start(lambda: check_space(tmp_path, {"a": torch.ones(1000)}))
+    writer.start(lambda: check_space(tmp_path, [torch.ones(1000)]))
     assert "has 1 MB free and 1 MB are needed" in writer.wait() and len(said) == 1
     writer.close()
 
