@@ -31,6 +31,9 @@ DEFAULTS = {
     # Time to finish a step and save, between a signal and SIGKILL; a scheduler's own must be longer.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
     REJOIN: "300",
+    # torch's C++ tells of every lost connection in forty lines; what ranks say of it themselves is one.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "OMP_NUM_THREADS": "1",  # else torchrun sets it, with a warning; ranks set their threads later
 }
 STOPPED = 5.0  # seconds to let other hosts end too, after the ranks here stopped on purpose
 AGAIN = "the same command goes on from the newest training state"

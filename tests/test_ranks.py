@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from data.prepare import prepare
 from gan import selftest
 from gan.errors import EverywhereError, PeerError, UserError
 from launch.ranks import addresses, check_port, endpoint, environment, leave
@@ -62,7 +63,7 @@ def test_one_that_refuses_makes_all_refuse_with_its_words():
 def test_one_that_does_not_come_is_named():
     *came, absent = compared([{}, {}, {}], seconds=0.5, absent=1)
     assert absent is None and all(isinstance(r, PeerError) for r in came)
-    assert "rank 2 did not come within 0.5 s (came: rank 0 on" in str(came[0])
+    assert "rank 2 did not come within 0.5 s, or the store is gone (came: rank 0 on" in str(came[0])
 
 
 def test_the_hash_of_the_code_sees_one_changed_byte(tmp_path, monkeypatch):
@@ -106,6 +107,18 @@ def test_a_word_is_left_only_for_a_launcher(monkeypatch, tmp_path):
     assert not leave(75)
     monkeypatch.setenv("SADDLE_ENDED", str(tmp_path / "ended"))
     assert leave(75) and (tmp_path / "ended").read_text() == "75"
+
+
+@pytest.mark.slow
+def test_what_all_ranks_refuse_is_one_line_and_no_restart(tmp_path):
+    prepare("digits", tmp_path / "digits.lmdb", resolution=(8, 8), max_images=100)
+    flags = [f"--data={tmp_path / 'digits.lmdb'}", f"--outdir={tmp_path / 'runs'}", "--batch=16", "--kimg=1"]
+    env = environment(2) | {"RANKS": "5", "PYTHON": sys.executable}
+    script = ROOT / "launch" / "single_node.sh"
+    done = subprocess.run([script, *flags], env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and not (tmp_path / "runs").exists()
+    said = [line for line in done.stderr.splitlines() if not line.startswith("ops: ")]
+    assert len(said) == 1 and said[0].startswith("saddle train: error: 5 ranks but only 4 coupling groups"), said
 
 
 def launched(tmp_path: Path, code: str, *flags: str) -> subprocess.CompletedProcess:
