@@ -15,7 +15,7 @@ import torch.distributed as dist
 from data.prepare import prepare
 from gan import selftest
 from gan.errors import EverywhereError, PeerError, UserError
-from launch.ranks import addresses, check_port, endpoint, environment, leave
+from launch.ranks import addresses, check_port, check_reach, endpoint, environment, leave
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["single_node.sh", "multi_node.sh", "slurm.sbatch"]
@@ -100,6 +100,11 @@ def test_meeting_points_that_cannot_be_are_refused_with_the_remedy():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=said):
         check_port("127.0.0.1", taken.getsockname()[1])
     check_port("127.0.0.1", 0)
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        port = there.getsockname()[1]
+        check_reach("127.0.0.1", port, 5.0)
+    with pytest.raises(UserError, match=r"nothing answers at 127.0.0.1:\d+ for 0 s .* start the same command there"):
+        check_reach("127.0.0.1", port, 0.0)
 
 
 def test_a_word_is_left_only_for_a_launcher(monkeypatch, tmp_path):
