@@ -11,6 +11,7 @@ import platform
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,15 @@ def compare(store: Any, rank: int, world: int, mine: Mapping[str, Any], refusal:
             rows.append(json.loads(store.get(f"selftest/{peer}")))
         except RuntimeError as error:
             known = ", ".join(f"rank {r} on {row['host']}" for r, row in enumerate(rows)) or "none"
+            reason = str(error).partition(". ")[0].splitlines()[0]
             raise PeerError(
-                f"rank {rank} on {host}: rank {peer} did not come within {seconds:g} s (came: {known})"
+                f"rank {rank} on {host}: rank {peer} did not come within {seconds:g} s, or the store is gone "
+                f"(came: {known}; {reason})"
             ) from error
+    store.set(f"selftest/heard/{rank}", "")
+    if rank == 0:  # it may hold the store, and must not end before all have read
+        with suppress(RuntimeError):
+            store.wait([f"selftest/heard/{peer}" for peer in range(world)], timedelta(seconds=30))
     for peer, row in enumerate(rows):
         if row["refusal"]:
             others = all(other["refusal"] == row["refusal"] for other in rows)

@@ -38,7 +38,7 @@ class Heartbeats:
     """
 
     def __init__(self, ranks: Ranks, name: str, wait: float) -> None:
-        self.ranks, self.beats, self.lost, self.host = ranks, 0, "", socket.gethostname()
+        self.ranks, self.beats, self.host, self.heard = ranks, 0, socket.gethostname(), time.monotonic()
         self.seen: dict[int, tuple[int, float]] = {}  # rank -> (its count of beats, when that last grew)
         self.last: dict[int, dict[str, Any]] = {}
         self.store: Any = None
@@ -49,39 +49,32 @@ class Heartbeats:
             self.store = dist.PrefixStore(name, client)
 
     def say(self, step: int, doing: str, waiting: bool) -> None:
-        """Write down where this rank is. waiting: in a collective, for others?"""
+        """Write down where this rank is. waiting: in a collective, for others? As all that asks a store whose host is
+        gone, it may fail or never return, whatever the client's timeout (seen in torch 2.13)."""
         if self.store:
             self.beats += 1
             row = {"beats": self.beats, "step": step, "host": self.host, "pid": os.getpid(), "doing": doing}
-            self._try(lambda: self.store.set(str(self.ranks.rank), json.dumps({**row, "waiting": waiting})))
+            self.store.set(str(self.ranks.rank), json.dumps({**row, "waiting": waiting}))
 
     def look(self, now: float) -> None:
         """Read what all ranks wrote."""
         if not self.store:
             return
-        rows = self._try(lambda: self.store.multi_get([str(rank) for rank in range(self.ranks.world)]))
-        for rank, text in enumerate(rows or ()):
+        rows = self.store.multi_get([str(rank) for rank in range(self.ranks.world)])
+        for rank, text in enumerate(rows):
             row = self.last[rank] = json.loads(text)
             if row["beats"] != self.seen.get(rank, (0, 0.0))[0]:
                 self.seen[rank] = (row["beats"], now)
-
-    def _try(self, ask: Any) -> Any:
-        try:
-            answer = ask()
-            self.lost = ""
-            return answer
-        except RuntimeError as error:  # all that the store raises is one
-            self.lost = str(error).splitlines()[0][:100]
-            return None
+        self.heard = now
 
     def suspects(self, now: float, silence: float) -> str:
         """In words, for whom the others wait. silence: seconds after which a rank that says nothing is gone."""
         if self.ranks.world == 1:
             return "there are no other ranks"
-        if self.lost:
+        if now - self.heard > silence:
             return (
-                f"the store at {self.address}, which the first host or its rank 0 holds, does not answer: that host or "
-                f"process is stopped or gone, or the link to it ({self.lost})"
+                f"the store at {self.address}, which the first host or its rank 0 holds, has not answered for "
+                f"{now - self.heard:.0f} s: that host or process is stopped or gone, or the link to it"
             )
         quiet = [r for r, (_, when) in self.seen.items() if now - when > silence]
         busy = [r for r in self.last if r not in quiet and not self.last[r]["waiting"]]
@@ -93,9 +86,7 @@ class Heartbeats:
             )
         if busy:
             return "; ".join(f"the others wait for {self._name(r)}, at {self.last[r]['doing']}" for r in busy)
-        return (
-            "every rank waits for the others: a link between them may be down" if self.last else "see the other ranks"
-        )
+        return "all ranks wait: a link between them may be down" if self.last else "see what the other ranks said"
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} on {self.last[rank]['host']} (process {self.last[rank]['pid']})"
@@ -119,21 +110,34 @@ class Watchdog:
         self.heartbeats = Heartbeats(ranks, "heartbeat", self.pause)
         self.closed = threading.Event()
         self.heartbeats.say(self.step, "the start", False)
-        self.thread = threading.Thread(target=self._watch, name="saddle-watchdog", daemon=True)
-        self.thread.start()
+        names = {"saddle-heartbeat": self._talk, "saddle-watchdog": self._watch}
+        self.threads = [threading.Thread(target=run, name=name, daemon=True) for name, run in names.items()]
+        for thread in self.threads:
+            thread.start()
 
     def beat(self, step: int) -> None:
         """A step has completed."""
         self.step, self.age = step, 0.0
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Watch no longer. A thread that asks a store that is gone is left behind."""
         self.closed.set()
-        self.thread.join()
+        for thread in self.threads:
+            thread.join(2 * self.pause)
 
     def suspects(self) -> str:
         """For whom the others wait, by what was seen so far."""
         return self.heartbeats.suspects(time.monotonic(), 4 * self.pause)
+
+    def _talk(self) -> None:
+        """Apart from `_watch`, since the store may not let it return."""
+        while not self.closed.wait(self.pause):
+            with suppress(RuntimeError):  # all that the store raises is one
+                self.heartbeats.say(self.step, *doing(self.main))
+                if self.age > self.patience:
+                    self.heartbeats.look(time.monotonic())
+                else:
+                    self.heartbeats.heard = time.monotonic()  # nobody asked
 
     def _watch(self) -> None:
         last = time.monotonic()
@@ -142,22 +146,18 @@ class Watchdog:
             self.age += min(now - last, 2 * self.pause)
             last = now
             limit = self.limit * (FIRST if self.step < 0 else 1)
-            where, waiting = doing(self.main)
-            self.heartbeats.say(self.step, where, waiting)
-            if self.age > self.patience:
-                self.heartbeats.look(now)
             if self.age > limit:
-                self._end(f"no step has completed for {self.age:.0f} s (run.watchdog={self.limit:g})", where)
+                self._end(f"no step has completed for {self.age:.0f} s (run.watchdog={self.limit:g})")
             elif self.stop and now - self.stop.when > self.grace:
-                self._end(f"not stopped {self.grace:.0f} s after {self.stop.by}", where)
+                self._end(f"not stopped {self.grace:.0f} s after {self.stop.by}")
 
-    def _end(self, what: str, where: str) -> None:
+    def _end(self, what: str) -> None:
         path = self.run / f"hang-rank{self.ranks.rank}.txt"
         with suppress(OSError), path.open("w") as file:
             faulthandler.dump_traceback(file)
         host = self.heartbeats.host
         print(
-            f"rank {self.ranks.rank} on {host} ends itself at step {self.step + 1}, in {where}: {what}; "
+            f"rank {self.ranks.rank} on {host} ends itself at step {self.step + 1}, in {doing(self.main)[0]}: {what}; "
             f"{self.suspects()}; stacks in {path}",
             file=sys.stderr,
             flush=True,

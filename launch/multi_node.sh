@@ -14,6 +14,7 @@
 #   RESTARTS=N      times that ranks are started again after one of them died [3]
 #   ADDRESS=IPV4    of this host, where it has several and the way to MASTER is not the right one
 #   DEADLINE=S      outer limit: seconds that a host whose ranks have ended waits for the others, then it ends [300]
+#   SADDLE_REACH=S  seconds to wait for MASTER to be there, then exit with 2 [60]
 #   PYTHON=PROGRAM  [the one of .venv beside launch/, else python3]
 #
 # Exit codes: as launch/single_node.sh; besides 1, after the last restart or a lost host: start it again.

@@ -25,12 +25,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PARENT = "SADDLE_PARENT"  # environment variable: the process that started this one and waits for it
 ENDED = "SADDLE_ENDED"  # environment variable: the file in which ranks leave the code they end with on purpose
 REJOIN = "SADDLE_REJOIN"  # environment variable: seconds that a host waits for the others after its ranks have ended
+REACH = "SADDLE_REACH"  # environment variable: seconds that a host waits for the meeting point to be there
 DEFAULTS = {
     # Else ranks that torchrun starts again look for each other where the old ones were (pytorch#135712).
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     # Time to finish a step and save, between a signal and SIGKILL; a scheduler's own must be longer.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
     REJOIN: "300",
+    REACH: "60",
+    # torch's C++ tells of every lost connection in forty lines; what ranks say of it themselves is one.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "OMP_NUM_THREADS": "1",  # else torchrun sets it, with a warning; ranks set their threads later
 }
 STOPPED = 5.0  # seconds to let other hosts end too, after the ranks here stopped on purpose
 AGAIN = "the same command goes on from the newest training state"
@@ -143,9 +148,12 @@ def addresses(arguments: list[str]) -> list[str]:
         )
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, name)
-    holds = host in (ours, "127.0.0.1", "127.0.1.1")  # Debian gives a host its own name as the last
+    # Debian gives a host its own name as 127.0.1.1.
+    holds = host in (ours, "127.0.0.1", "127.0.1.1")
     if holds:
         check_port(host, port)
+    else:
+        check_reach(host, port, float(os.environ[REACH]))
     added = [] if "--local-addr" in flags else [f"--local-addr={ours}"]
     return added if "--rdzv-conf" in flags else [*added, f"--rdzv-conf=is_host={int(holds)},{MEETING}"]
 
@@ -160,6 +168,23 @@ def check_port(host: str, port: int) -> None:
             raise UserError(
                 f"port {port} of {host} cannot be used ({error.strerror}): another job runs here, choose another port"
             ) from None
+
+
+def check_reach(host: str, port: int, seconds: float) -> None:
+    """Raises UserError where nothing listens for so long: torch would wait for minutes, and then not end."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=3).close()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"nothing answers at {host}:{port} for {seconds:g} s ({reason}): start the same command there, check "
+                f"MASTER, PORT and the firewall; {REACH} is the time to wait"
+            )
+        time.sleep(1)
 
 
 def raise_once(number: int, _: Any) -> None:

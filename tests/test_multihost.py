@@ -40,11 +40,11 @@ def hosts(tmp_path):
 class Job:
     """One run on both hosts."""
 
-    def __init__(self, hosts, digits: Path, nodes: str = "2", *flags: str, restarts: int = 3):
+    def __init__(self, hosts, digits: Path, nodes: str = "2", *flags: str, deadline: int = 60):
         self.hosts, self.out = hosts, hosts.folder / "runs"
         self.command = [str(ROOT / "launch" / "multi_node.sh"), f"--data={digits}", f"--outdir={self.out}", *FLAGS]
         self.command += [f"--kimg={LENGTH / 1000}", *flags]
-        self.env = {"MASTER": "nodea", "NODES": nodes, "RANKS": "2", "DEADLINE": "60", "RESTARTS": str(restarts)}
+        self.env = {"MASTER": "nodea", "NODES": nodes, "RANKS": "2", "DEADLINE": str(deadline)}
         self.env |= {"PYTHON": sys.executable, "JOB": f"job{os.getpid()}"}
         self.submit()
 
@@ -123,7 +123,7 @@ def test_two_hosts_compute_what_one_rank_does(hosts, digits, tmp_path):
     assert "self-test: 4 ranks on nodea, nodeb agree" in job.log(0)
 
 
-def test_a_rank_and_a_host_that_are_killed_come_back(hosts, digits, undisturbed):
+def test_a_rank_a_host_and_both_hosts_that_are_killed_come_back(hosts, digits, undisturbed):
     job = Job(hosts, digits)
     job.until(480)
     begins = job.begins()
@@ -133,9 +133,14 @@ def test_a_rank_and_a_host_that_are_killed_come_back(hosts, digits, undisturbed)
     hosts.lose(job.launchers[1])
     job.launchers[1] = job.start(1)
     took_host = job.until_ticks_again(begins)
+    begins = job.begins()
+    for launcher in job.launchers:
+        hosts.lose(launcher)
+    job.submit()
+    took_both = job.until_ticks_again(begins)
     assert job.codes() == [0, 0]
     assert equal(job.weights(), undisturbed)
-    print(f"rank killed: {took:.1f} s, host killed and started again: {took_host:.1f} s")
+    print(f"back in training after: a rank {took:.1f} s, a host {took_host:.1f} s, both hosts {took_both:.1f} s")
 
 
 def test_the_other_host_goes_on_alone(hosts, digits, tmp_path):
@@ -167,7 +172,7 @@ def test_a_link_that_is_down_for_a_while_costs_no_restart(hosts, digits, undistu
 
 
 def test_a_link_that_stays_down_ends_the_job_and_it_can_be_submitted_again(hosts, digits, undisturbed):
-    job = Job(hosts, digits)
+    job = Job(hosts, digits, deadline=15)
     job.until(480)
     begin = time.time()
     hosts.cable("down")
@@ -177,6 +182,7 @@ def test_a_link_that_stays_down_ends_the_job_and_it_can_be_submitted_again(hosts
     for host, name in enumerate(("nodea", "nodeb")):
         assert f" on {name}, after " in job.log(host) and " images, in " in job.log(host), job.log(host)
     hosts.cable("up")
+    job.env["DEADLINE"] = "60"
     job.submit()
     job.until(job.seen() + 160)
     hosts.lose(job.launchers[0])  # it holds the store at which all meet

@@ -23,7 +23,7 @@ from gan.trainer import initial_state
 from launch.ranks import environment
 
 FLAGS = [
-    *("--preset=digits", "--batch=16", "--tick=0.16", "--snap=5", "--set=growth.shares=[0.5,0.5]", "--kimg=3.2"),
+    *("--preset=digits", "--batch=16", "--tick=0.16", "--snap=5", "--set=growth.shares=[0.5,0.5]", "--kimg=1.6"),
     *("--set=run.threads=1", "--set=network.widths=[8,8]", "--set=network.z_dim=8"),
 ]
 TRAIN = [sys.executable, "-m", "launch.train"]
@@ -45,7 +45,7 @@ def undisturbed(digits, tmp_path_factory) -> dict:
         folder = tmp_path_factory.mktemp("undisturbed")
         command = [*TRAIN, f"--data={digits}", f"--outdir={folder}", *FLAGS, f"--gpus={ranks}"]
         subprocess.run(command, env=environment(2), check=True, timeout=120, stdout=subprocess.DEVNULL)
-        weights[ranks] = load_file(only(folder) / "training-state-0000003200" / "tensors.safetensors")
+        weights[ranks] = load_file(only(folder) / "training-state-0000001600" / "tensors.safetensors")
     return weights
 
 
@@ -133,7 +133,7 @@ class Run:
     def again(self) -> dict:
         """The weights at the end of the same command."""
         subprocess.run(self.command, env=self.env, check=True, timeout=120, stdout=subprocess.DEVNULL)
-        return load_file(only(self.outdir) / "training-state-0000003200" / "tensors.safetensors")
+        return load_file(only(self.outdir) / "training-state-0000001600" / "tensors.safetensors")
 
 
 def children(pid: int, name: str) -> list[int]:
@@ -163,7 +163,7 @@ def test_stopped_with_75_and_resumed_bit_equal(digits, tmp_path, undisturbed, ra
         run.end()
     ended = json.loads((only(run.outdir) / "exit.json").read_text())
     assert (ended["code"] == 75 and signal.Signals(number).name in ended["reason"]) or ranks > 1
-    assert (only(run.outdir) / f"training-state-{ended['images_seen']:010d}").exists() and ended["images_seen"] < 3200
+    assert (only(run.outdir) / f"training-state-{ended['images_seen']:010d}").exists() and ended["images_seen"] < 1600
     assert equal(run.again(), undisturbed[ranks])
 
 

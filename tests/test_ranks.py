@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from data.prepare import prepare
 from gan import selftest
 from gan.errors import EverywhereError, PeerError, UserError
-from launch.ranks import addresses, check_port, endpoint, environment, leave
+from launch.ranks import addresses, check_port, check_reach, endpoint, environment, leave
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["single_node.sh", "multi_node.sh", "slurm.sbatch"]
@@ -62,7 +63,7 @@ def test_one_that_refuses_makes_all_refuse_with_its_words():
 def test_one_that_does_not_come_is_named():
     *came, absent = compared([{}, {}, {}], seconds=0.5, absent=1)
     assert absent is None and all(isinstance(r, PeerError) for r in came)
-    assert "rank 2 did not come within 0.5 s (came: rank 0 on" in str(came[0])
+    assert "rank 2 did not come within 0.5 s, or the store is gone (came: rank 0 on" in str(came[0])
 
 
 def test_the_hash_of_the_code_sees_one_changed_byte(tmp_path, monkeypatch):
@@ -99,6 +100,11 @@ def test_meeting_points_that_cannot_be_are_refused_with_the_remedy():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=said):
         check_port("127.0.0.1", taken.getsockname()[1])
     check_port("127.0.0.1", 0)
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        port = there.getsockname()[1]
+        check_reach("127.0.0.1", port, 5.0)
+    with pytest.raises(UserError, match=r"nothing answers at 127.0.0.1:\d+ for 0 s .* start the same command there"):
+        check_reach("127.0.0.1", port, 0.0)
 
 
 def test_a_word_is_left_only_for_a_launcher(monkeypatch, tmp_path):
@@ -106,6 +112,18 @@ def test_a_word_is_left_only_for_a_launcher(monkeypatch, tmp_path):
     assert not leave(75)
     monkeypatch.setenv("SADDLE_ENDED", str(tmp_path / "ended"))
     assert leave(75) and (tmp_path / "ended").read_text() == "75"
+
+
+@pytest.mark.slow
+def test_what_all_ranks_refuse_is_one_line_and_no_restart(tmp_path):
+    prepare("digits", tmp_path / "digits.lmdb", resolution=(8, 8), max_images=100)
+    flags = [f"--data={tmp_path / 'digits.lmdb'}", f"--outdir={tmp_path / 'runs'}", "--batch=16", "--kimg=1"]
+    env = environment(2) | {"RANKS": "5", "PYTHON": sys.executable}
+    script = ROOT / "launch" / "single_node.sh"
+    done = subprocess.run([script, *flags], env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and not (tmp_path / "runs").exists()
+    said = [line for line in done.stderr.splitlines() if not line.startswith("ops: ")]
+    assert len(said) == 1 and said[0].startswith("saddle train: error: 5 ranks but only 4 coupling groups"), said
 
 
 def launched(tmp_path: Path, code: str, *flags: str) -> subprocess.CompletedProcess:
