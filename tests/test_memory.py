@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ops import memory
+from ops.registry import kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not memory.is_glibc(), reason="the settings are those of glibc")
@@ -55,6 +56,23 @@ def test_clones_of_large_tensors_fault_no_more():
     assert kept[0][0] < 4 * 24_414, "the heap grows by far more than is in use"
     left = faults("leave")
     assert left[0][1] > 10_000 and left[2][1] > 10_000, "the trouble is gone: keep_pages may go too"
+
+
+PLACES = """
+import torch
+from ops import bias_leaky_relu, filter2d, setup_filter
+filter, x, bias = setup_filter([1, 3, 3, 1]), torch.randn(8, 64, 64, 64), torch.randn(64)
+for op in (lambda: filter2d(x, filter), lambda: bias_leaky_relu(x, bias)):
+    print(len({op().data_ptr() for _ in range(40)}))
+"""
+
+
+@pytest.mark.skipif(kernels() != "compiled", reason="reference kernels leave it to torch where their outputs are")
+def test_outputs_of_the_same_size_come_back_to_the_same_place():
+    """Else they go round six to fourteen of them, more than the cache holds."""
+    done = subprocess.run([sys.executable, "-c", PLACES], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(int(places) <= 2 for places in done.stdout.split()), done.stdout
 
 
 def test_what_the_user_set_stays(monkeypatch):

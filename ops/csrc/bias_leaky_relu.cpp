@@ -4,7 +4,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <vector>
 
@@ -176,7 +175,7 @@ BiasLeakyRelu call_of(const at::Tensor& x, const at::Tensor& y, bool channels_la
 std::tuple<at::Tensor, at::Tensor> bias_leaky_relu(const at::Tensor& input, const std::optional<at::Tensor>& bias,
                                                    double slope, double gain) {
   const bool channels_last = is_channels_last(input);
-  const at::Tensor x = dense(input, channels_last), y = at::empty_like(x), bits = empty_bits(y);
+  const at::Tensor x = dense(input, channels_last), y = empty_output(x, channels_last), bits = empty_bits(y);
   const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
   const Activation activation{bias ? shift.const_data_ptr() : nullptr, bits.mutable_data_ptr<uint8_t>(), slope, gain};
   const BiasLeakyRelu call = call_of(x, y, channels_last, activation);
@@ -192,7 +191,7 @@ std::tuple<at::Tensor, at::Tensor> bias_leaky_relu(const at::Tensor& input, cons
 
 std::tuple<at::Tensor, at::Tensor> bias_leaky_relu_backward(const at::Tensor& gradient, const at::Tensor& bits,
                                                             bool channels_last, bool with_bias, double slope, double gain) {
-  const at::Tensor dy = dense(gradient, channels_last), dx = at::empty_like(dy);
+  const at::Tensor dy = dense(gradient, channels_last), dx = empty_output(dy, channels_last);
   const at::Tensor dbias = at::empty({with_bias ? dy.size(1) : 0}, dy.options());
   uint8_t* const packed = const_cast<uint8_t*>(bits.const_data_ptr<uint8_t>());  // read only: Activation serves both ways
   BiasLeakyRelu call = call_of(dy, dx, channels_last, {nullptr, packed, slope, gain});

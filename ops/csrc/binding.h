@@ -1,10 +1,15 @@
 // From tensors to the plain calls that kernels take.
 #pragma once
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/Allocator.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
+
+#include <cstdlib>
+#include <cstring>
 
 #include "common.h"
 
@@ -33,8 +38,37 @@ inline at::Tensor dense(const at::Tensor& x, bool channels_last) {
   return x.contiguous(channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
 }
 
+// Whole chunks of malloc. torch asks for aligned ones, of which malloc cuts off what lies before and behind; scraps that
+// it then keeps for small requests leave a hole that is too small for the next tensor of the same size. So outputs wandered
+// through the heap, always to memory that was in no cache, and a blur took twice the time.
+class WholeChunks final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    void* const chunk = std::malloc(bytes + LINE);
+    TORCH_CHECK(chunk != nullptr, "gan_ops: no memory for ", bytes, " bytes");
+    void* const aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(chunk) + LINE - 1) / LINE * LINE);
+    return {aligned, chunk, &std::free, c10::Device(c10::kCPU)};
+  }
+  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
+
+ private:
+  static constexpr uintptr_t LINE = 64;
+};
+
+// Memory for what a kernel makes of x: of x's type, or another.
+inline at::Tensor empty_output(const at::Tensor& x, at::IntArrayRef sizes, bool channels_last, at::ScalarType type) {
+  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  if (!x.is_cpu()) return at::empty(sizes, x.options().dtype(type), format);
+  static WholeChunks chunks;
+  return at::detail::empty_generic(sizes, &chunks, c10::DispatchKeySet(c10::DispatchKey::CPU), type, format);
+}
+
+inline at::Tensor empty_output(const at::Tensor& x, bool channels_last) {
+  return empty_output(x, x.sizes(), channels_last, x.scalar_type());
+}
+
 inline at::Tensor empty_bits(const at::Tensor& y) {
-  return at::empty({(y.numel() + 7) / 8}, y.options().dtype(at::kByte).memory_format(at::MemoryFormat::Contiguous));
+  return empty_output(y, {(y.numel() + 7) / 8}, false, at::kByte);
 }
 
 // Registers the same functions for every device there are kernels for: they look where their tensors are.

@@ -4,7 +4,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <vector>
 
@@ -122,7 +121,7 @@ at::Tensor sample_dot(const at::Tensor& a, const at::Tensor& b) { return dot_of(
 
 at::Tensor map_of(Operands operands) {
   Samples& call = operands.call;
-  const at::Tensor y = at::empty_like(operands.a);
+  const at::Tensor y = empty_output(operands.a, is_channels_last(operands.a));
   call.y = y.mutable_data_ptr();
 #if defined(GAN_OPS_CUDA)
   if (y.is_cuda()) {

@@ -4,7 +4,6 @@
 #include "upfirdn2d.h"
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include "bias_leaky_relu.h"
 #include "binding.h"
@@ -59,8 +58,7 @@ at::Tensor call_upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at:
   Upfirdn2d call{type_of(x), channels_last, x.size(0), x.size(1)};
   call.vertical = axis_of(x.size(2), up[0], down[0], padding[0], padding[1], taps.size(0));
   call.horizontal = axis_of(x.size(3), up[1], down[1], padding[2], padding[3], taps.size(-1));
-  const at::Tensor y = at::empty({x.size(0), x.size(1), call.vertical.out, call.horizontal.out}, x.options(),
-                                 channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  const at::Tensor y = empty_output(x, {x.size(0), x.size(1), call.vertical.out, call.horizontal.out}, channels_last, x.scalar_type());
   const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
   call.x = x.const_data_ptr();
   call.filter = taps.const_data_ptr();

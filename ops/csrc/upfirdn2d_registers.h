@@ -274,6 +274,7 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
         sum(left, now);
         for (int64_t o = 0; o < out_width; o += SIXTEEN) {
           sum(left + o + SIXTEEN, next);
+#pragma GCC unroll 4  // or they would be kept in memory
           for (int q = 0; q < ROWS; q++) {
             put(o, q, mirrored(weights.column, now[q], shifted<1>(now[q], next[q]), shifted<2>(now[q], next[q]), shifted<3>(now[q], next[q])));
             now[q] = next[q];
@@ -288,6 +289,7 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
         split(left, even, odd);
         for (int64_t o = 0; o < out_width; o += SIXTEEN) {
           split(left + 2 * (o + SIXTEEN), next_even, next_odd);
+#pragma GCC unroll 4
           for (int q = 0; q < ROWS; q++) {
             put(o, q, mirrored(weights.column, even[q], odd[q], shifted<1>(even[q], next_even[q]), shifted<1>(odd[q], next_odd[q])));
             even[q] = next_even[q], odd[q] = next_odd[q];
