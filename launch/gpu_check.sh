@@ -1,6 +1,7 @@
 #!/bin/sh
 # Checks and measures on a machine with a GPU, in under nine minutes, without a network, from a bare checkout:
-# compiles the kernels, runs the tests marked `cuda`, and measures the ops. Ends with one table.
+# compiles the kernels, runs the tests marked `cuda`, and measures the ops, the
+# training step and the reading of data. Ends with one table.
 #
 #   OUT=DIR            where the output of each step goes; runs/gpu_check
 #   PYTHON=PROGRAM     a Python with torch for CUDA, numpy, pillow, pytest, ninja, safetensors, click, tqdm; python3
@@ -63,7 +64,9 @@ step build 150 '^ops(: ready|.build: error)' "$python" -m ops.build
 marked=$(grep -lE 'mark\.cuda|^from devices import' tests/test_*.py)
 # shellcheck disable=SC2086 # a list of files
 step tests 200 '[0-9]+ (passed|failed|error|deselected)|^no tests' "$python" -m pytest -m cuda -p no:cacheprovider $marked
-step ops 420 '^every op on CUDA' "$python" -m launch.benchmark ops --device=cuda --repeats=5 --json="$out/ops.json"
+step ops 330 '^every op on CUDA' "$python" -m launch.benchmark ops --device=cuda --repeats=5 --json="$out/ops.json"
+step step 60 '^(predicted|32x32)' "$python" -m launch.benchmark step --gpus=1 --rounds=3 --json="$out/step.json"
+step data 45 '^32x32 +loader' "$python" -m launch.benchmark data --resolution=32 --count=1000 --repeats=3 --json="$out/data.json"
 
 {
     echo

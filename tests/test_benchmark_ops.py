@@ -328,8 +328,8 @@ def test_gpu_check_ends_with_a_table_and_fails_if_a_step_did(tmp_path, pytest_en
     lines = done.stdout.splitlines()
     heading = next(index for index, line in enumerate(lines) if line.startswith("step "))
     table = lines[heading + 1 :]
-    assert [line.split()[0] for line in table] == ["build", "tests", "ops", "all"]
-    assert [("failed" in line) for line in table] == [False, bool(pytest_ends), False, bool(pytest_ends)]
+    assert [line.split()[0] for line in table] == ["build", "tests", "ops", "step", "data", "all"]
+    assert [("failed" in line) for line in table] == [False, bool(pytest_ends), False, False, False, bool(pytest_ends)]
     assert (
         "3 passed" in table[1] and "91 %" in table[2] and "A GPU, compiled kernels, malloc as it is" in lines[:heading]
     )
