@@ -109,17 +109,23 @@ def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_two_hosts_compute_what_one_rank_does(hosts, digits, tmp_path):
-    flags = ["--set=precision.dtype=float64", "--kimg=0.48"]  # 30 steps
+@pytest.mark.parametrize(
+    "flags,images,tolerance",
+    [
+        (["--set=precision.dtype=float64", "--kimg=0.48"], 480, 1e-9),  # 30 steps
+        (["--set=distributed.exact=true", "--kimg=0.8"], 800, 0.0),  # 50 steps, across a growth boundary
+    ],
+)
+def test_two_hosts_compute_what_one_rank_does(hosts, digits, tmp_path, flags, images, tolerance):
     job = Job(hosts, digits, "2", *flags)
     assert job.codes() == [0, 0]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "launch.train", *job.command[1:], f"--outdir={tmp_path / 'alone'}"]
     subprocess.run(command, env=env, check=True, timeout=100, stdout=subprocess.DEVNULL)
-    (one,) = (tmp_path / "alone").glob("0*/training-state-0000000480/tensors.safetensors")
+    (one,) = (tmp_path / "alone").glob(f"0*/training-state-{images:010d}/tensors.safetensors")
     ours, theirs = load_file(job.run / one.relative_to(one.parents[1])), load_file(one)
     for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=tolerance, msg=name)
     assert "self-test: 4 ranks on nodea, nodeb agree" in job.log(0)
 
 
