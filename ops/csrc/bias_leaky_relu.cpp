@@ -32,7 +32,7 @@ struct Forward {
   }
 
   inline void two_groups(int64_t i, const V16<A>& bias) const {
-    y.put(i, leaky_relu<A>(join<A>(load(x + i), load(x + i + LANES)) + bias, slope, gain, bits + i / LANES));
+    y.put(i, leaky_relu<A>(load_two(x + i) + bias, slope, gain, bits + i / LANES));
   }
 
   // n elements from i on, of [channels][inner], each with its own bias.
@@ -58,20 +58,27 @@ void forward(const BiasLeakyRelu& call) {
   for (int64_t i = 0; i < 2 * LANES; i++) cycle.push_back(bias[i % call.channels]);
 
   at::parallel_for(0, size / LANES, GRAIN / LANES, [&](int64_t first, int64_t last) {
-    const int64_t end = last * LANES;
+    const int64_t end = last * LANES, channels = call.channels, inner = call.inner;
+    const Forward<T> own(to);  // for all the compiler knows, bits are written over what is not in this function
+    const A* const biases = cycle.data();
     int64_t i = first * LANES;
-    if (call.inner == 1)
-      for (int64_t c = i % call.channels; i + 2 * LANES <= end; i += 2 * LANES) {
-        to.two_groups(i, join<A>(load(cycle.data() + c), load(cycle.data() + c + LANES)));
-        c += 2 * LANES;
-        while (c >= call.channels) c -= call.channels;
+    if (inner == 1)
+      for (int64_t c = i % channels; i + 2 * LANES <= end;) {
+        for (; c < channels && i + 2 * LANES <= end; c += 2 * LANES, i += 2 * LANES) own.two_groups(i, load_two(biases + c));
+        while (c >= channels) c -= channels;
       }
+    int64_t plane = i / inner, c = plane % channels;
     while (i < end) {
-      const int64_t plane = i / call.inner, stop = std::min((plane + 1) * call.inner, end);
-      const V<A> shift = V<A>{} + bias[plane % call.channels];
-      for (const V16<A> shifts = join<A>(shift, shift); i + 2 * LANES <= stop; i += 2 * LANES) to.two_groups(i, shifts);
-      if (i + LANES <= stop) to.group(i, shift), i += LANES;
-      if (i < stop) to.ragged_group(i, LANES, bias, call.inner), i += LANES;
+      const int64_t stop = std::min((plane + 1) * inner, end);
+      const V<A> shift = V<A>{} + biases[c];
+      for (const V16<A> shifts = join<A>(shift, shift); i + 2 * LANES <= stop; i += 2 * LANES) own.two_groups(i, shifts);
+      if (i + LANES <= stop) own.group(i, shift), i += LANES;
+      if (i < stop) {  // this group goes on into the next plane, or several
+        own.ragged_group(i, LANES, bias, inner), i += LANES;
+        plane = i / inner, c = plane % channels;
+      } else {
+        plane++, c = c + 1 < channels ? c + 1 : 0;
+      }
     }
     fence();
   });

@@ -83,6 +83,18 @@ inline V<Accumulator<T>> load(const T* p) {
   }
 }
 
+// Sixteen.
+template <class T>
+inline V16<Accumulator<T>> load_two(const T* p) {
+  if constexpr (std::is_same_v<T, Accumulator<T>>) {
+    V16<T> v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  } else {
+    return join<Accumulator<T>>(load(p), load(p + LANES));
+  }
+}
+
 // The first n of eight, zeros behind them: a row's end must not be read past.
 template <class T>
 inline V<Accumulator<T>> load(const T* p, int64_t n) {
