@@ -60,13 +60,15 @@ inline __m512 weighted(const __m512 (&weights)[TAPS], const Term& term) {
 template <int TAPS, int STEP, int OUTS, bool SYMMETRIC, bool ACTIVATED>
 void run_small(const Plan<float>& plan) {
   const Upfirdn2d& call = plan.call;
-  const int64_t height = call.vertical.in, width = call.horizontal.in, out_height = call.vertical.out;
-  const int64_t out_width = call.horizontal.out, planes = call.n * call.c;
-  const auto row_mask = static_cast<__mmask16>((1 << width) - 1);
   std::vector<float> weights(plan.vertical.phases * TAPS);
   for (int phase = 0; phase < plan.vertical.phases; phase++)
     std::copy_n(plan.row_weights.data() + phase * plan.vertical.taps, plan.vertical.taps, weights.data() + phase * TAPS);
-  at::parallel_for(0, planes, std::max<int64_t>(1, GRAIN / (out_height * out_width)), [&](int64_t plane, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, GRAIN / (call.vertical.out * call.horizontal.out));
+  at::parallel_for(0, call.n * call.c, grain, [&](int64_t plane, int64_t end) {
+    // Here and below inside the function that writes bits: for all the compiler knows, they are written over what is not.
+    const int64_t height = call.vertical.in, width = call.horizontal.in;
+    const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
+    const auto row_mask = static_cast<__mmask16>((1 << width) - 1);
     __m512i index[OUTS][TAPS];
     __mmask16 inside[OUTS][TAPS];
     __m512 weight[OUTS][TAPS];
@@ -184,11 +186,11 @@ struct MirroredWeights {
 template <class T, int STEP, bool ACTIVATED>
 void run_mirrored_nhwc(const Plan<T>& plan, bool streams) {
   const Upfirdn2d& call = plan.call;
-  const int64_t height = call.vertical.in, width = call.horizontal.in, channels = call.c;
-  const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
-  const int64_t tile = std::clamp<int64_t>(1024 / channels, 8, 32), tiles = (out_width + tile - 1) / tile;
-  const int64_t grain = std::max<int64_t>(1, GRAIN / (tile * channels));
-  at::parallel_for(0, call.n * tiles * out_height, grain, [&](int64_t unit, int64_t units) {
+  const int64_t tile = std::clamp<int64_t>(1024 / call.c, 8, 32), tiles = (call.horizontal.out + tile - 1) / tile;
+  const int64_t grain = std::max<int64_t>(1, GRAIN / (tile * call.c));
+  at::parallel_for(0, call.n * tiles * call.vertical.out, grain, [&](int64_t unit, int64_t units) {
+    const int64_t height = call.vertical.in, width = call.horizontal.in, channels = call.c;
+    const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
     const MirroredWeights weights(plan);
     const Zeros<T> zeros(width * channels);
     for (; unit < units; unit++) {
@@ -234,11 +236,11 @@ template <class T, int STEP, bool ACTIVATED, int ROWS = 4 / STEP>
 void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
   constexpr int LOADS = ROWS * STEP + 4 - STEP;
   const Upfirdn2d& call = plan.call;
-  const int64_t height = call.vertical.in, width = call.horizontal.in;
-  const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
-  const int64_t groups = (out_height + ROWS - 1) / ROWS, left = plan.horizontal.first(0);
-  const int64_t grain = std::max<int64_t>(1, GRAIN / (ROWS * out_width));
+  const int64_t groups = (call.vertical.out + ROWS - 1) / ROWS;
+  const int64_t grain = std::max<int64_t>(1, GRAIN / (ROWS * call.horizontal.out));
   at::parallel_for(0, call.n * call.c * groups, grain, [&](int64_t unit, int64_t units) {
+    const int64_t height = call.vertical.in, width = call.horizontal.in, left = plan.horizontal.first(0);
+    const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
     const MirroredWeights weights(plan);
     const Zeros<T> zeros(width);
     for (; unit < units; unit++) {
