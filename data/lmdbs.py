@@ -13,6 +13,7 @@ import numpy as np
 from data.errors import DataError
 from data.items import Item, Source, open_image
 from data.labels import labels_from_array, no_labels
+from data.store import MANIFEST, open_checked, open_reader
 
 BATCH_IMAGES, BATCH_BYTES = 64, 16 << 20  # what is read at once
 MAGIC = 0xBEEFC0DE.to_bytes(4, "little"), 0xBEEFC0DE.to_bytes(4, "big")
@@ -35,22 +36,18 @@ def is_lmdb(path: Path) -> bool:
 
 def open_lmdb(path: Path, max_images: int | None) -> Source:
     """The source of the largest images in an LMDB. DataError if it is truncated or has keys of another kind."""
-    from data.store import open_reader
-
     file = _file(path)
     name = path.resolve().name
     try:
         open_reader(file)
     except DataError as error:  # no dataset of ours
-        with _opening, closing(_environment(file)) as environment:
+        with _opening, closing(open_checked(file)) as environment:
             found = _foreign_size(file, environment, error)
         return _foreign(name, file, *found, max_images)
     return _ours(name, file, max_images)
 
 
 def _ours(name: str, path: Path, max_images: int | None) -> Source:
-    from data.store import open_reader
-
     reader = open_reader(path)
     manifest, stored = reader.manifest, reader.labels()
     count = min(manifest.count, max_images or manifest.count)
@@ -72,12 +69,6 @@ def _ours(name: str, path: Path, max_images: int | None) -> Source:
             yield Item(f"image {index}", image, labels.values[index])
 
     return Source(name, count, labels.classes, read, label_dim=labels.dim)
-
-
-def _environment(path: Path) -> Any:
-    from data.store import open_checked
-
-    return open_checked(path)
 
 
 def _foreign_size(path: Path, environment: Any, not_ours: DataError) -> tuple[int, int]:
@@ -103,8 +94,6 @@ def _foreign_size(path: Path, environment: Any, not_ours: DataError) -> tuple[in
 
 
 def _unknown(path: Path, transaction: Any, not_ours: DataError) -> DataError:
-    from data.store import MANIFEST
-
     cursor = transaction.cursor()
     if transaction.get(MANIFEST) is not None or (cursor.first() and re.fullmatch(rb"[0-9]{2}/[0-9]{10}", cursor.key())):
         return not_ours
@@ -150,7 +139,7 @@ def _values(path: Path, keys: Sequence[bytes]) -> list[bytes | None]:
 
     values: list[bytes | None] = []
     try:
-        with _opening, closing(_environment(path)) as environment, environment.begin() as transaction:
+        with _opening, closing(open_checked(path)) as environment, environment.begin() as transaction:
             for key in keys:
                 values.append(transaction.get(key))
                 if sum(len(value or b"") for value in values) >= BATCH_BYTES:

@@ -37,11 +37,9 @@ def kept(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, Te
 def put_back(before: dict[Tensor, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     """Undo a step where `bad` is 1, leave it where it is 0, without the host knowing which. What the optimizer began to
     keep during the step becomes zero."""
-    tensors = changing(module, optimizer)
-    old = [before[t] if t in before else torch.zeros_like(t) for t in tensors]
-    torch._foreach_mul_(tensors, 1 - bad)
-    torch._foreach_mul_(old, bad)
-    torch._foreach_add_(tensors, old)
+    undo = bad > 0
+    for t in changing(module, optimizer):  # no product with 0 or 1: a finite gradient may have made an infinite square
+        t.copy_(torch.where(undo, before[t] if t in before else torch.zeros_like(t), t))
 
 
 def rewinding(D: nn.Module, parts: Sequence[Part]) -> Iterator[Part]:

@@ -126,10 +126,11 @@ def test_dropping_changes_nothing_that_is_read(tmp_path, monkeypatch):
 def test_pages_of_a_file_that_was_moved_away_can_be_dropped(tmp_path):
     build(tmp_path / "x.lmdb", 10, side=16)
     dataset = ImageDataset(tmp_path / "x.lmdb", pages="drop")
-    dataset.read(np.arange(3), 0)
+    before = dataset.read(np.arange(3), 0)
     (tmp_path / "x.lmdb").rename(tmp_path / "y.lmdb")
     (tmp_path / "y.lmdb").unlink()
     dataset._reader().drop_pages()
+    np.testing.assert_array_equal(dataset.read(np.arange(3), 0), before)
 
 
 def test_where_it_cannot_be_done(tmp_path, monkeypatch):

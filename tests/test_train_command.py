@@ -7,12 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hosts import family, wait_until
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -295,21 +295,6 @@ def test_a_damaged_state_is_passed_over(digits, tmp_path, monkeypatch, capsys):
         assert seen == list(range(80, 801, 80))
 
 
-def descendants(pid: int) -> list[int]:
-    """All processes below one, by what /proc says."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it ended meanwhile
-        parents[int(stat.parent.name)] = int(fields[1])
-    found, last = {pid}, set()
-    while found != last:
-        last, found = found, found | {p for p, parent in parents.items() if parent in found}
-    return sorted(found)
-
-
 def start(command: list[str], folder: Path) -> subprocess.Popen:
     """From a folder where people keep their own data/ and ops.py, which must not shadow ours."""
     (folder / "data").mkdir(exist_ok=True)
@@ -352,19 +337,12 @@ def test_ranks_end_with_their_command_however_it_ends(digits, tmp_path):
             [f"--data={digits}", f"--outdir={outdir}", *TINY, "--kimg=400", "--gpus=2", "--tick=0.16"], tmp_path
         )
         wait_until(lambda outdir=outdir: list(outdir.glob("*/log.txt")), 120)
-        family = descendants(process.pid)
-        assert len(family) >= 4  # the command, torchrun, two ranks
+        below = family(process.pid)
+        assert len(below) >= 4  # the command, torchrun, two ranks
         process.send_signal(stop)
         process.wait(timeout=60)
-        wait_until(lambda family=family: not any(Path(f"/proc/{pid}").exists() for pid in family), 60)
+        wait_until(lambda below=below: not any(Path(f"/proc/{pid}").exists() for pid in below), 60)
         hold(only_run(outdir)).close()
-
-
-def wait_until(condition, seconds: float) -> None:
-    deadline = time.time() + seconds
-    while not condition():
-        assert time.time() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -379,7 +357,7 @@ def test_killed_in_mid_fade_the_same_command_ends_bit_equal(digits, tmp_path):
     fading = range(2000, 2200)  # the last stage starts at 1.8 kimg and is faded in at 2.24
     states = lambda: [int(s.name[-10:]) for s in (tmp_path / "killed").glob("*/training-state-*")]  # noqa: E731
     wait_until(lambda: any(seen in fading for seen in states()), 300)
-    for pid in descendants(process.pid):
+    for pid in family(process.pid):
         os.kill(pid, signal.SIGKILL)
     assert process.wait(timeout=60) == -signal.SIGKILL
     assert max(states()) < 2240

@@ -9,22 +9,15 @@ import numpy as np
 import pytest
 import torch
 from devices import DEVICES
-from tiny import tiny_config, tiny_feed, tiny_task
+from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
 
 from gan import loop
 from gan.checkpoint import load_snapshot, load_state, newest_state, save_state
 from gan.distributed import Ranks, find_strangers, fingerprint
+from gan.rewind import changing, kept, put_back
 from gan.schedules import ema_beta, moment
 from gan.statistics import Statistics
 from gan.trainer import initial_state, prepare_reals, train_step, update_average
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def advance(state, task, count: int, poison: range = range(0)) -> list[dict]:
@@ -289,3 +282,16 @@ def test_a_fingerprint_changes_with_any_bit_and_with_the_order():
 )
 def test_durations(seconds, text):
     assert loop.duration(seconds) == text
+
+
+def test_what_became_infinite_is_put_back_too():
+    """Finite gradients may do that: Adam squares them."""
+    task = tiny_task(tiny_config({}))
+    state = initial_state(task)
+    advance(state, task, 1)
+    start = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    before = kept(state.D, state.d_optimizer)
+    for tensor in changing(state.D, state.d_optimizer):
+        tensor.detach().fill_(torch.inf)
+    put_back(before, state.D, state.d_optimizer, torch.ones(()))
+    assert all(torch.equal(tensor, start[name]) for name, tensor in state.tensors().items())

@@ -9,20 +9,12 @@ import threading
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_feed, tiny_task
+from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
 
 from gan import checkpoint, loop
 from gan.checkpoint import load_state, newest_state, save_state, superseded
 from gan.trainer import initial_state
 from gan.writer import Writer, check_space, remove_parts
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def names(folder, kind: str = "training-state-*") -> list[int]:

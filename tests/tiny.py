@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
+import torch
 
 from gan.checkpoint import ImageFormat
 from gan.config import TrainConfig, override
@@ -45,3 +47,12 @@ def tiny_images(first: int, count: int, level: int, channels: int = 2) -> tuple[
 def tiny_feed(requests: Iterator[tuple[int, int, int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for first, count, level in requests:
         yield tiny_images(first, count, level)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For every test of a module that imports it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
