@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from gan.errors import EverywhereError, UserError
+from gan.preemption import TOGETHER
 
 ROOT = Path(__file__).resolve().parent.parent
 PARENT = "SADDLE_PARENT"  # environment variable: the process that started this one and waits for it
 ENDED = "SADDLE_ENDED"  # environment variable: the file in which ranks leave the code they end with on purpose
+WORD = 20  # characters of that file
 REJOIN = "SADDLE_REJOIN"  # environment variable: seconds that a host waits for the others after its ranks have ended
 REACH = "SADDLE_REACH"  # environment variable: seconds that a host waits for the meeting point to be there
 DEFAULTS = {
@@ -106,9 +108,15 @@ def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
 
 
 def leave(word: int | str) -> bool:
-    """Tell the launcher above this rank the exit code it ends with on purpose, or a word -> is there a launcher?"""
+    """Tell the launcher above this rank the exit code it ends with on purpose, or a word -> is there a launcher?
+
+    One write of fixed length over what another rank left: a rank may be killed between any two calls, and a file that
+    it had emptied would have lost that word.
+    """
     if ENDED in os.environ:
-        Path(os.environ[ENDED]).write_text(str(word))
+        file = os.open(os.environ[ENDED], os.O_WRONLY | os.O_CREAT)
+        os.write(file, f"{word:<{WORD}}".encode())
+        os.close(file)
     return ENDED in os.environ
 
 
@@ -190,9 +198,7 @@ def check_reach(host: str, port: int, seconds: float) -> None:
 def raise_once(number: int, _: Any) -> None:
     """Signal handler: torchrun's way to pass a signal on to its ranks and end, once for several that come together. A
     later one is an order to end now: the ranks are killed."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-
-    from gan.preemption import TOGETHER
+    from torch.distributed.elastic.multiprocessing.api import SignalException  # whole by now: `agent` imported it
 
     now, first = time.monotonic(), raise_once.first  # type: ignore[attr-defined]
     if first is not None and now - first < TOGETHER:
@@ -233,7 +239,7 @@ def end_when_left_alone(ended: Path) -> None:
             time.sleep(min(limit / 4, 1))
             now = time.monotonic()
             since = now if children() else since
-            word = ended.read_text()
+            word = ended.read_text().strip()
             if since and word.isdigit() and int(word) and now - since > STOPPED:
                 ended.unlink()
                 os._exit(int(word))
@@ -291,7 +297,7 @@ def main() -> None:
         except UserError as error:
             print(f"launch.ranks: error: {error}", file=sys.stderr)
             sys.exit(2)
-        word = ended.read().decode()
+        word = ended.read().decode().strip()
     if word.isdigit():
         code = int(word)
     elif code == 2 and word:

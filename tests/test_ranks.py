@@ -111,7 +111,8 @@ def test_a_word_is_left_only_for_a_launcher(monkeypatch, tmp_path):
     monkeypatch.delenv("SADDLE_ENDED", raising=False)
     assert not leave(75)
     monkeypatch.setenv("SADDLE_ENDED", str(tmp_path / "ended"))
-    assert leave(75) and (tmp_path / "ended").read_text() == "75"
+    assert leave("begun") and (tmp_path / "ended").read_text().strip() == "begun"
+    assert leave(75) and (tmp_path / "ended").read_text().strip() == "75"
 
 
 @pytest.mark.slow
@@ -145,6 +146,8 @@ def launched(tmp_path: Path, code: str, *flags: str) -> subprocess.CompletedProc
         ("sys.exit(2)", 2),
         ("leave(75); os.kill(os.getppid(), 15); time.sleep(30)", 75),
         ("time.sleep(1); os.kill(os.getppid(), 15); time.sleep(30)", 128 + 15),
+        # Thousands that are one wish: the handler is interrupted by itself, wherever it is.
+        ("leave(75); [os.kill(os.getppid(), 15) for _ in range(5000)]; time.sleep(30)", 75),
     ],
 )
 def test_the_launcher_exits_with_what_ranks_left(tmp_path, code, exit_code):
