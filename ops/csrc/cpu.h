@@ -19,6 +19,9 @@ namespace gan_ops {
 
 constexpr int LANES = 8;
 
+// For what stands in the innermost loops: a call there would send every register to memory and back.
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
 template <class Number, int N = LANES>
 struct Vector {
   typedef Number type __attribute__((vector_size(N * sizeof(Number))));
@@ -203,7 +206,7 @@ inline Activated<double> leaky_relu(V<double> v, double slope, double gain) {
 
 // The same of sixteen, and their bits to bits[0] and bits[1].
 template <class A>
-inline V16<A> leaky_relu(const V16<A>& v, A slope, A gain, uint8_t* bits) {
+ALWAYS_INLINE V16<A> leaky_relu(const V16<A>& v, A slope, A gain, uint8_t* bits) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<A, float>) {
     const __m512 x = as<__m512>(v);
@@ -227,14 +230,14 @@ struct Writer {
   bool streams;
 
   // n of the eight, to y[i], y[i + 1], ...
-  inline void put(int64_t i, V<A> v, int64_t n = LANES) const {
+  ALWAYS_INLINE void put(int64_t i, V<A> v, int64_t n = LANES) const {
     if (n < LANES) store(y + i, v, n);
     else if (streams) stream(y + i, v);
     else store(y + i, v);
   }
 
   // Sixteen: a whole line of float, where the machine has a register for it.
-  inline void put(int64_t i, const V16<A>& v) const {
+  ALWAYS_INLINE void put(int64_t i, const V16<A>& v) const {
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, float>) {
       if (!streams) return _mm512_storeu_ps(y + i, as<__m512>(v));

@@ -1,6 +1,6 @@
 // upfirdn2d on the CPU. An output pixel is a sum over at most ceil(taps / up) inputs per axis, with weights that repeat:
 // the polyphase form, in which no inserted zero is ever multiplied. upfirdn2d_lines.h has the kernels for everything,
-// upfirdn2d_registers.h faster ones for what is most common, where there is AVX-512.
+// upfirdn2d_registers.h and upfirdn2d_mirrored.h faster ones for what is most common, where there is AVX-512.
 #include "upfirdn2d.h"
 
 #include <ATen/core/Tensor.h>
@@ -8,6 +8,7 @@
 #include "bias_leaky_relu.h"
 #include "binding.h"
 #include "upfirdn2d_lines.h"
+#include "upfirdn2d_mirrored.h"
 #include "upfirdn2d_registers.h"
 
 namespace gan_ops {
@@ -24,6 +25,8 @@ void run(const Upfirdn2d& call) {
       if (is_small(plan)) return run_small<activated()>(plan);
     if constexpr (!std::is_same_v<T, double>)
       if (is_mirrored(plan)) return run_mirrored<T, activated()>(plan, streams);
+    if constexpr (!std::is_same_v<T, double>)
+      if (is_doubled(plan)) return run_doubled<T, activated()>(plan, streams);
 #endif
     if (call.channels_last) run_nhwc<T, activated()>(plan, streams);
     else run_nchw<T, activated()>(plan, streams);

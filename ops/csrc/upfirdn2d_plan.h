@@ -103,7 +103,7 @@ struct Destination {
         slope(call.activation.slope),
         gain(call.activation.gain) {}
 
-  inline void put(int64_t i, V<A> v, V<A> bias, int64_t n = LANES) const {
+  ALWAYS_INLINE void put(int64_t i, V<A> v, V<A> bias, int64_t n = LANES) const {
     if constexpr (ACTIVATED) {
       const Activated<A> activated = leaky_relu(v + bias, slope, gain);
       bits[i / LANES] = activated.bits;
@@ -113,13 +113,13 @@ struct Destination {
   }
 
   // Sixteen.
-  inline void put(int64_t i, const V16<A>& v, const V16<A>& bias) const {
+  ALWAYS_INLINE void put(int64_t i, const V16<A>& v, const V16<A>& bias) const {
     if constexpr (ACTIVATED) writer.put(i, leaky_relu<A>(v + bias, slope, gain, bits + i / LANES));
     else writer.put(i, v);
   }
 
   // n of sixteen, or all of them; a multiple of eight with ACTIVATED.
-  inline void put(int64_t i, const V16<A>& v, const V16<A>& bias, int64_t n) const {
+  ALWAYS_INLINE void put(int64_t i, const V16<A>& v, const V16<A>& bias, int64_t n) const {
     if (n >= 2 * LANES) return put(i, v, bias);
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, float> && !ACTIVATED)

@@ -1,0 +1,368 @@
+// upfirdn2d with the filter of the networks in registers, with AVX-512: four weights a, b, b, a per axis, to blur, to halve
+// or to double planes of any size.
+#pragma once
+#include "upfirdn2d_registers.h"
+
+#if defined(REGISTERS)
+namespace gan_ops {
+
+// The filter of the networks, with anything between a blur and a down by two.
+template <class T>
+bool has_mirrored_form(const Plan<T>& plan) {
+  const Upfirdn2d& call = plan.call;
+  // The epilogue's gain goes through the sum, so it must neither turn it nor take it out of range.
+  return call.separable && (!call.activated || std::abs(std::log2(call.activation.gain)) <= 16) &&
+         (!call.channels_last || call.c % SIXTEEN == 0) && is_symmetric(plan.row_weights) && is_symmetric(plan.column_weights);
+}
+
+template <class T>
+bool is_mirrored(const Plan<T>& plan) {
+  const int stride = plan.vertical.stride;
+  return has_mirrored_form(plan) && plan.vertical.phases == 1 && plan.horizontal.phases == 1 &&
+         (stride == 1 || stride == 2) && plan.horizontal.stride == stride;
+}
+
+// Lanes BY, BY + 1, ..., of low and then of high.
+template <int BY>
+inline __m512 shifted(__m512 low, __m512 high) {
+  return as<__m512>(_mm512_alignr_epi32(as<__m512i>(high), as<__m512i>(low), BY));
+}
+
+// Thirty-two neighbors: those at even places to `low`, at odd places to `high`.
+inline void split_pairs(__m512& low, __m512& high) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512 both = low;
+  low = _mm512_permutex2var_ps(both, even, high);
+  high = _mm512_permutex2var_ps(both, _mm512_add_epi32(even, _mm512_set1_epi32(1)), high);
+}
+
+// Sixteen numbers of which those not in `which` are zeros that are not read.
+inline __m512 load16(const float* p, __mmask16 which = 0xffff) { return _mm512_maskz_loadu_ps(which, p); }
+inline __m512 load16(const c10::BFloat16* p, __mmask16 which = 0xffff) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(which, p)), 16));
+}
+inline __m512 load16(const c10::Half* p, __mmask16 which = 0xffff) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(which, p));
+}
+
+// Which of sixteen from x on are at 0 to size - 1.
+inline __mmask16 inside(int64_t x, int64_t size) {
+  const auto before = [](int64_t n) { return (1u << std::clamp<int64_t>(n, 0, SIXTEEN)) - 1; };
+  return static_cast<__mmask16>(before(size - x) & ~before(-x));
+}
+
+// The weights, and what becomes of outputs. The epilogue costs two operations, a comparison and a product: its gain is in
+// the weights of rows, its bias is what sums along columns begin with.
+template <class T, bool ACTIVATED>
+struct Mirrored {
+  __m512 row[2], column[2], slope;
+  const float* biases;
+  float gain;
+
+  explicit Mirrored(const Plan<T>& plan) : biases(plan.bias.data()), gain(ACTIVATED ? plan.call.activation.gain : 1) {
+    for (int k = 0; k < 2; k++) row[k] = _mm512_set1_ps(gain * plan.row_weights[k]), column[k] = _mm512_set1_ps(plan.column_weights[k]);
+    slope = _mm512_set1_ps(plan.call.activation.slope);
+  }
+
+  __m512 bias(int64_t c) const { return _mm512_set1_ps(gain * biases[c]); }
+  __m512 sixteen_biases(int64_t c) const { return _mm512_mul_ps(_mm512_set1_ps(gain), _mm512_loadu_ps(biases + c)); }
+
+  ALWAYS_INLINE __m512 first_product(int k, __m512 term, __m512 bias) const {
+    return ACTIVATED ? _mm512_fmadd_ps(column[k], term, bias) : _mm512_mul_ps(column[k], term);
+  }
+  ALWAYS_INLINE __m512 output(__m512 t0, __m512 t1, __m512 t2, __m512 t3, __m512 bias) const {
+    return _mm512_fmadd_ps(column[1], _mm512_add_ps(t1, t2), first_product(0, _mm512_add_ps(t0, t3), bias));
+  }
+};
+
+template <class T, bool ACTIVATED>
+struct Sixteens {  // where outputs go
+  Writer<T> writer;
+  uint8_t* bits;
+  __m512 slope;
+
+  Sixteens(const Upfirdn2d& call, bool streams, int64_t offset, __m512 slope)
+      : writer{static_cast<T*>(call.y) + offset, streams}, bits(ACTIVATED ? call.activation.bits + offset / LANES : nullptr), slope(slope) {}
+
+  ALWAYS_INLINE void put(int64_t i, __m512 v) const {
+    if constexpr (ACTIVATED) {
+      const __mmask16 above = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ);
+      std::memcpy(bits + static_cast<uint64_t>(i) / LANES, &above, 2);
+      v = _mm512_mask_mov_ps(_mm512_mul_ps(v, slope), above, v);
+    }
+    writer.put(i, as<V16<float>>(v));
+  }
+
+  // The first n of sixteen; a multiple of eight with ACTIVATED.
+  void put(int64_t i, __m512 v, int64_t n) const {
+    if (n >= SIXTEEN) return put(i, v);
+    if constexpr (ACTIVATED) {
+      const __mmask16 above = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ);
+      bits[i / LANES] = static_cast<uint8_t>(above);
+      v = _mm512_mask_mov_ps(_mm512_mul_ps(v, slope), above, v);
+    }
+    writer.put(i, low_half<float>(as<V16<float>>(v)), n);
+    if (n > LANES) writer.put(i + LANES, high_half<float>(as<V16<float>>(v)), n - LANES);
+  }
+};
+
+// NHWC: for each sixteen channels, a walk along a row, on which an output is made of the sums over rows of four pixels.
+// Tiles are narrow, so that the four rows of one stay in the first-level cache until the next rows have been made.
+template <class T, int STEP, bool ACTIVATED>
+void run_mirrored_nhwc(const Plan<T>& plan, bool streams) {
+  const Upfirdn2d& call = plan.call;
+  const int64_t tile = std::clamp<int64_t>(1024 / call.c, 8, 32), tiles = (call.horizontal.out + tile - 1) / tile;
+  const int64_t grain = std::max<int64_t>(1, GRAIN / (tile * call.c));
+  at::parallel_for(0, call.n * tiles * call.vertical.out, grain, [&](int64_t unit, int64_t units) {
+    const int64_t height = call.vertical.in, width = call.horizontal.in, channels = call.c;
+    const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
+    const Mirrored<T, ACTIVATED> by(plan);
+    const Zeros<T> zeros(width * channels);
+    for (; unit < units; unit++) {
+      const int64_t r = unit % out_height, left = unit / out_height % tiles * tile, image = unit / out_height / tiles;
+      const int64_t size = std::min(tile, out_width - left), first = plan.horizontal.first(left);
+      // Outputs of the tile from `begin` to `end` add no pixel that is left or right of the image.
+      const int64_t begin = std::clamp<int64_t>((2 * STEP - 5 - first) / STEP, 0, size);
+      const int64_t end = std::clamp<int64_t>((width - first + STEP - 4) / STEP, begin, size);
+      const Rows<T> rows{static_cast<const T*>(call.x) + image * height * width * channels, zeros.data(), height, width * channels};
+      const T* from[4];
+      for (int k = 0; k < 4; k++) from[k] = rows[plan.vertical.first(r) + k];
+      const Sixteens<T, ACTIVATED> out(call, streams, ((image * out_height + r) * out_width + left) * channels, by.slope);
+      for (int64_t c = 0; c < channels; c += SIXTEEN) {
+        const __m512 bias = by.sixteen_biases(c);
+        const auto sum = [&](int64_t x) {
+          const int64_t at = x * channels + c;
+          if (STEP == 1) _mm_prefetch(from[3] + at + width * channels, _MM_HINT_T0);  // what the next row of outputs adds
+          return mirrored(by.row, load16(from[0] + at), load16(from[1] + at), load16(from[2] + at), load16(from[3] + at));
+        };
+        const auto checked = [&](int64_t x) { return x >= 0 && x < width ? sum(x) : _mm512_setzero_ps(); };
+        __m512 sums[4];
+        for (int k = STEP; k < 4; k++) sums[k] = checked(first + k - STEP);
+        const auto walk = [&](int64_t o, int64_t end, const auto& pixel) {
+          for (; o < end; o++) {
+            for (int k = 0; k + STEP < 4; k++) sums[k] = sums[k + STEP];
+            for (int k = 4 - STEP; k < 4; k++) sums[k] = pixel(first + o * STEP + k);
+            out.put(o * channels + c, by.output(sums[0], sums[1], sums[2], sums[3], bias));
+          }
+        };
+        walk(0, begin, checked);
+        walk(begin, end, sum);
+        walk(end, size, checked);
+      }
+    }
+    fence();
+  });
+}
+
+// NCHW: sums over rows of sixteen columns, for ROWS rows of outputs at a time, which share rows of inputs; an output takes
+// the last sums and those before them, shifted into each other.
+template <class T, int STEP, bool ACTIVATED, int ROWS = 4 / STEP>
+void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
+  constexpr int LOADS = ROWS * STEP + 4 - STEP;
+  const Upfirdn2d& call = plan.call;
+  const int64_t groups = (call.vertical.out + ROWS - 1) / ROWS;
+  const int64_t grain = std::max<int64_t>(1, GRAIN / (ROWS * call.horizontal.out));
+  at::parallel_for(0, call.n * call.c * groups, grain, [&](int64_t unit, int64_t units) {
+    const int64_t height = call.vertical.in, width = call.horizontal.in, left = plan.horizontal.first(0);
+    const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
+    const Mirrored<T, ACTIVATED> by(plan);
+    const Zeros<T> zeros(width);
+    for (; unit < units; unit++) {
+      const int64_t plane = unit / groups, begin = unit % groups * ROWS;
+      const int rows_left = static_cast<int>(std::min<int64_t>(ROWS, out_height - begin));
+      const Rows<T> rows{static_cast<const T*>(call.x) + plane * height * width, zeros.data(), height, width};
+      const T* from[LOADS];
+      for (int k = 0; k < LOADS; k++) from[k] = rows[plan.vertical.first(begin) + k];
+      const __m512 bias = by.bias(plane % call.c);
+      const Sixteens<T, ACTIVATED> out(call, streams, (plane * out_height + begin) * out_width, by.slope);
+
+      // The sums over rows of the sixteen columns from x on.
+      const auto sum = [&](int64_t x, __m512 (&sums)[ROWS]) {
+        __m512 loaded[LOADS];
+        if (x >= 0 && x + SIXTEEN <= width) {
+          for (int k = 0; k < LOADS; k++) loaded[k] = load16(from[k] + x);
+        } else {
+          for (int k = 0; k < LOADS; k++) loaded[k] = load16(from[k] + x, inside(x, width));
+        }
+        for (int q = 0; q < ROWS; q++) {
+          const __m512* const four = loaded + q * STEP;
+          sums[q] = mirrored(by.row, four[0], four[1], four[2], four[3]);
+        }
+      };
+      // `whole`: there is room for all sixteen.
+      const auto put = [&](auto whole, int64_t o, int q, __m512 sum) {
+        if (q >= rows_left) return;
+        if constexpr (whole()) out.put(q * out_width + o, sum);
+        else out.put(q * out_width + o, sum, out_width - o);
+      };
+      const auto walk = [&](const auto& step) {
+        int64_t o = 0;
+        for (; o + SIXTEEN <= out_width; o += SIXTEEN) step(std::true_type(), o);
+        if (o < out_width) step(std::false_type(), o);
+      };
+
+      if constexpr (STEP == 1) {
+        __m512 now[ROWS], next[ROWS];
+        sum(left, now);
+        walk([&](auto whole, int64_t o) {
+          sum(left + o + SIXTEEN, next);
+#pragma GCC unroll 4  // or they would be kept in memory
+          for (int q = 0; q < ROWS; q++) {
+            put(whole, o, q, by.output(now[q], shifted<1>(now[q], next[q]), shifted<2>(now[q], next[q]), shifted<3>(now[q], next[q]), bias));
+            now[q] = next[q];
+          }
+        });
+      } else {
+        __m512 even[ROWS], odd[ROWS], next_even[ROWS], next_odd[ROWS];
+        const auto split = [&](int64_t x, __m512 (&evens)[ROWS], __m512 (&odds)[ROWS]) {
+          sum(x, evens), sum(x + SIXTEEN, odds);
+          for (int q = 0; q < ROWS; q++) split_pairs(evens[q], odds[q]);
+        };
+        split(left, even, odd);
+        walk([&](auto whole, int64_t o) {
+          split(left + 2 * (o + SIXTEEN), next_even, next_odd);
+#pragma GCC unroll 4
+          for (int q = 0; q < ROWS; q++) {
+            put(whole, o, q, by.output(even[q], odd[q], shifted<1>(even[q], next_even[q]), shifted<1>(odd[q], next_odd[q]), bias));
+            even[q] = next_even[q], odd[q] = next_odd[q];
+          }
+        });
+      }
+    }
+    fence();
+  });
+}
+
+template <class T, bool ACTIVATED>
+void run_mirrored(const Plan<T>& plan, bool streams) {
+  const bool blur = plan.vertical.stride == 1;
+  if (plan.call.channels_last) {
+    blur ? run_mirrored_nhwc<T, 1, ACTIVATED>(plan, streams) : run_mirrored_nhwc<T, 2, ACTIVATED>(plan, streams);
+  } else {
+    blur ? run_mirrored_nchw<T, 1, ACTIVATED>(plan, streams) : run_mirrored_nchw<T, 2, ACTIVATED>(plan, streams);
+  }
+}
+
+// Doubling: an even output is a of the input before it and b of its own, an odd one b of its own and a of the next.
+template <class T>
+bool is_doubled(const Plan<T>& plan) {
+  const auto fits = [](const Polyphase& axis) {
+    return axis.phases == 2 && axis.stride == 1 && axis.axis.out % 2 == 0 && axis.first(1) == axis.first(0) + 1;
+  };
+  return has_mirrored_form(plan) && fits(plan.vertical) && fits(plan.horizontal);
+}
+
+struct Pair {  // of neighboring outputs
+  __m512 even, odd;
+};
+
+// `most`: the own input's product.
+inline Pair doubled(const __m512* weights, __m512 before, __m512 after, __m512 most) {
+  return {_mm512_fmadd_ps(weights[0], before, most), _mm512_fmadd_ps(weights[0], after, most)};
+}
+
+// NHWC: for each sixteen channels, a walk along two rows of outputs, two pixels of each at a time.
+template <class T, bool ACTIVATED>
+void run_doubled_nhwc(const Plan<T>& plan, bool streams) {
+  const Upfirdn2d& call = plan.call;
+  const int64_t pairs = call.horizontal.out / 2, row_pairs = call.vertical.out / 2;
+  const int64_t tile = std::clamp<int64_t>(1024 / call.c, 8, 32), tiles = (pairs + tile - 1) / tile;
+  const int64_t grain = std::max<int64_t>(1, GRAIN / (4 * tile * call.c));
+  at::parallel_for(0, call.n * tiles * row_pairs, grain, [&](int64_t unit, int64_t units) {
+    const int64_t height = call.vertical.in, width = call.horizontal.in, channels = call.c, pitch = 2 * pairs * channels;
+    const Mirrored<T, ACTIVATED> by(plan);
+    const Zeros<T> zeros(width * channels);
+    for (; unit < units; unit++) {
+      const int64_t r = unit % row_pairs, left = unit / row_pairs % tiles * tile, image = unit / row_pairs / tiles;
+      const int64_t size = std::min(tile, pairs - left), own = plan.horizontal.first(1) + left;
+      const Rows<T> rows{static_cast<const T*>(call.x) + image * height * width * channels, zeros.data(), height, width * channels};
+      const T* from[3];
+      for (int k = 0; k < 3; k++) from[k] = rows[plan.vertical.first(0) + r + k];
+      const Sixteens<T, ACTIVATED> out(call, streams, (image * row_pairs + r) * 2 * pitch + 2 * left * channels, by.slope);
+      for (int64_t c = 0; c < channels; c += SIXTEEN) {
+        const __m512 bias = by.sixteen_biases(c);
+        const auto sums = [&](int64_t x) {
+          if (x < 0 || x >= width) return Pair{_mm512_setzero_ps(), _mm512_setzero_ps()};
+          const int64_t at = x * channels + c;
+          return doubled(by.row, load16(from[0] + at), load16(from[2] + at), _mm512_mul_ps(by.row[1], load16(from[1] + at)));
+        };
+        Pair before = sums(own - 1), now = sums(own);
+        for (int64_t o = 0; o < size; o++) {
+          const Pair after = sums(own + o + 1);
+          const Pair upper = doubled(by.column, before.even, after.even, by.first_product(1, now.even, bias));
+          const Pair lower = doubled(by.column, before.odd, after.odd, by.first_product(1, now.odd, bias));
+          const int64_t at = 2 * o * channels + c;
+          out.put(at, upper.even);
+          out.put(at + channels, upper.odd);
+          out.put(at + pitch, lower.even);
+          out.put(at + pitch + channels, lower.odd);
+          before = now, now = after;
+        }
+      }
+    }
+    fence();
+  });
+}
+
+// Even and odd outputs to thirty-two neighbors.
+inline Pair interleaved(const Pair& pair) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  return {_mm512_permutex2var_ps(pair.even, low, pair.odd),
+          _mm512_permutex2var_ps(pair.even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), pair.odd)};
+}
+
+// NCHW: sixteen columns of three rows of inputs make thirty-two of two rows of outputs.
+template <class T, bool ACTIVATED>
+void run_doubled_nchw(const Plan<T>& plan, bool streams) {
+  const Upfirdn2d& call = plan.call;
+  const int64_t row_pairs = call.vertical.out / 2, grain = std::max<int64_t>(1, GRAIN / (2 * call.horizontal.out));
+  at::parallel_for(0, call.n * call.c * row_pairs, grain, [&](int64_t unit, int64_t units) {
+    const int64_t height = call.vertical.in, width = call.horizontal.in, out_width = call.horizontal.out;
+    const int64_t own = plan.horizontal.first(1);
+    const Mirrored<T, ACTIVATED> by(plan);
+    const Zeros<T> zeros(width);
+    for (; unit < units; unit++) {
+      const int64_t plane = unit / row_pairs, r = unit % row_pairs;
+      const Rows<T> rows{static_cast<const T*>(call.x) + plane * height * width, zeros.data(), height, width};
+      const T* from[3];
+      for (int k = 0; k < 3; k++) from[k] = rows[plan.vertical.first(0) + r + k];
+      const __m512 bias = by.bias(plane % call.c);
+      const Sixteens<T, ACTIVATED> out(call, streams, unit * 2 * out_width, by.slope);
+      const auto sums = [&](int64_t x) {
+        const __mmask16 which = inside(x, width);
+        const __m512 most = _mm512_mul_ps(by.row[1], load16(from[1] + x, which));
+        return doubled(by.row, load16(from[0] + x, which), load16(from[2] + x, which), most);
+      };
+      // `whole`: there is room for all thirty-two.
+      const auto put = [&](auto whole, int64_t at, int64_t left, __m512 before, __m512 now, __m512 after) {
+        const __m512 most = by.first_product(1, now, bias);
+        const Pair pair = interleaved(doubled(by.column, shifted<15>(before, now), shifted<1>(now, after), most));
+        if constexpr (whole()) {
+          out.put(at, pair.even), out.put(at + SIXTEEN, pair.odd);
+        } else {
+          out.put(at, pair.even, left);
+          if (left > SIXTEEN) out.put(at + SIXTEEN, pair.odd, left - SIXTEEN);
+        }
+      };
+      Pair before = sums(own - SIXTEEN), now = sums(own);
+      const auto step = [&](auto whole, int64_t o) {
+        const Pair after = sums(own + o / 2 + SIXTEEN);
+        put(whole, o, out_width - o, before.even, now.even, after.even);
+        put(whole, o + out_width, out_width - o, before.odd, now.odd, after.odd);
+        before = now, now = after;
+      };
+      int64_t o = 0;
+      for (; o + 2 * SIXTEEN <= out_width; o += 2 * SIXTEEN) step(std::true_type(), o);
+      if (o < out_width) step(std::false_type(), o);
+    }
+    fence();
+  });
+}
+
+template <class T, bool ACTIVATED>
+void run_doubled(const Plan<T>& plan, bool streams) {
+  plan.call.channels_last ? run_doubled_nhwc<T, ACTIVATED>(plan, streams) : run_doubled_nchw<T, ACTIVATED>(plan, streams);
+}
+
+}  // namespace gan_ops
+#endif
