@@ -18,7 +18,7 @@ template <class T>
 void run(const Upfirdn2d& call) {
   const Plan<T> plan(call);
   const int64_t row = call.channels_last ? call.c : call.horizontal.out;
-  const bool streams = call.n * call.c * call.vertical.out * call.horizontal.out * sizeof(T) > STREAM_BYTES && row % LANES == 0;
+  const bool streams = call.n * call.c * call.vertical.out * call.horizontal.out * sizeof(T) >= STREAM_BYTES && row % LANES == 0;
   const auto run = [&](auto activated) {
 #if defined(REGISTERS)
     if constexpr (std::is_same_v<T, float>)

@@ -10,9 +10,8 @@ namespace gan_ops {
 template <class T>
 bool has_mirrored_form(const Plan<T>& plan) {
   const Upfirdn2d& call = plan.call;
-  // The epilogue's gain goes through the sum, so it must neither turn it nor take it out of range.
-  return call.separable && (!call.activated || std::abs(std::log2(call.activation.gain)) <= 16) &&
-         (!call.channels_last || call.c % SIXTEEN == 0) && is_symmetric(plan.row_weights) && is_symmetric(plan.column_weights);
+  return call.separable && can_begin_with_gain(call) && (!call.channels_last || call.c % SIXTEEN == 0) &&
+         is_symmetric(plan.row_weights) && is_symmetric(plan.column_weights);
 }
 
 template <class T>
@@ -36,73 +35,33 @@ inline void split_pairs(__m512& low, __m512& high) {
   high = _mm512_permutex2var_ps(both, _mm512_add_epi32(even, _mm512_set1_epi32(1)), high);
 }
 
-// Sixteen numbers of which those not in `which` are zeros that are not read.
-inline __m512 load16(const float* p, __mmask16 which = 0xffff) { return _mm512_maskz_loadu_ps(which, p); }
-inline __m512 load16(const c10::BFloat16* p, __mmask16 which = 0xffff) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(which, p)), 16));
-}
-inline __m512 load16(const c10::Half* p, __mmask16 which = 0xffff) {
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(which, p));
-}
-
 // Which of sixteen from x on are at 0 to size - 1.
 inline __mmask16 inside(int64_t x, int64_t size) {
-  const auto before = [](int64_t n) { return (1u << std::clamp<int64_t>(n, 0, SIXTEEN)) - 1; };
+  if (x >= 0 && x + SIXTEEN <= size) return 0xffff;
+  const auto before = [](int64_t n) { return n <= 0 ? 0u : n >= SIXTEEN ? 0xffffu : (1u << n) - 1; };
   return static_cast<__mmask16>(before(size - x) & ~before(-x));
 }
 
-// The weights, and what becomes of outputs. The epilogue costs two operations, a comparison and a product: its gain is in
-// the weights of rows, its bias is what sums along columns begin with.
+// The weights of both axes, those of rows with the epilogue's gain.
 template <class T, bool ACTIVATED>
 struct Mirrored {
-  __m512 row[2], column[2], slope;
+  __m512 row[2], column[2], slope, gain;
   const float* biases;
-  float gain;
 
-  explicit Mirrored(const Plan<T>& plan) : biases(plan.bias.data()), gain(ACTIVATED ? plan.call.activation.gain : 1) {
-    for (int k = 0; k < 2; k++) row[k] = _mm512_set1_ps(gain * plan.row_weights[k]), column[k] = _mm512_set1_ps(plan.column_weights[k]);
-    slope = _mm512_set1_ps(plan.call.activation.slope);
+  explicit Mirrored(const Plan<T>& plan)
+      : slope(_mm512_set1_ps(plan.call.activation.slope)), gain(_mm512_set1_ps(plan.gain())), biases(plan.bias.data()) {
+    for (int k = 0; k < 2; k++) {
+      row[k] = _mm512_set1_ps(plan.gain() * plan.row_weights[k]);
+      column[k] = _mm512_set1_ps(plan.column_weights[k]);
+    }
   }
 
-  __m512 bias(int64_t c) const { return _mm512_set1_ps(gain * biases[c]); }
-  __m512 sixteen_biases(int64_t c) const { return _mm512_mul_ps(_mm512_set1_ps(gain), _mm512_loadu_ps(biases + c)); }
+  // What sums along columns begin with.
+  __m512 bias(int64_t c) const { return _mm512_mul_ps(gain, _mm512_set1_ps(biases[c])); }
+  __m512 sixteen_biases(int64_t c) const { return _mm512_mul_ps(gain, _mm512_loadu_ps(biases + c)); }
 
-  ALWAYS_INLINE __m512 first_product(int k, __m512 term, __m512 bias) const {
-    return ACTIVATED ? _mm512_fmadd_ps(column[k], term, bias) : _mm512_mul_ps(column[k], term);
-  }
   ALWAYS_INLINE __m512 output(__m512 t0, __m512 t1, __m512 t2, __m512 t3, __m512 bias) const {
-    return _mm512_fmadd_ps(column[1], _mm512_add_ps(t1, t2), first_product(0, _mm512_add_ps(t0, t3), bias));
-  }
-};
-
-template <class T, bool ACTIVATED>
-struct Sixteens {  // where outputs go
-  Writer<T> writer;
-  uint8_t* bits;
-  __m512 slope;
-
-  Sixteens(const Upfirdn2d& call, bool streams, int64_t offset, __m512 slope)
-      : writer{static_cast<T*>(call.y) + offset, streams}, bits(ACTIVATED ? call.activation.bits + offset / LANES : nullptr), slope(slope) {}
-
-  ALWAYS_INLINE void put(int64_t i, __m512 v) const {
-    if constexpr (ACTIVATED) {
-      const __mmask16 above = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ);
-      std::memcpy(bits + static_cast<uint64_t>(i) / LANES, &above, 2);
-      v = _mm512_mask_mov_ps(_mm512_mul_ps(v, slope), above, v);
-    }
-    writer.put(i, as<V16<float>>(v));
-  }
-
-  // The first n of sixteen; a multiple of eight with ACTIVATED.
-  void put(int64_t i, __m512 v, int64_t n) const {
-    if (n >= SIXTEEN) return put(i, v);
-    if constexpr (ACTIVATED) {
-      const __mmask16 above = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ);
-      bits[i / LANES] = static_cast<uint8_t>(above);
-      v = _mm512_mask_mov_ps(_mm512_mul_ps(v, slope), above, v);
-    }
-    writer.put(i, low_half<float>(as<V16<float>>(v)), n);
-    if (n > LANES) writer.put(i + LANES, high_half<float>(as<V16<float>>(v)), n - LANES);
+    return mirrored<ACTIVATED>(column, t0, t1, t2, t3, bias);
   }
 };
 
@@ -167,23 +126,21 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
     const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
     const Mirrored<T, ACTIVATED> by(plan);
     const Zeros<T> zeros(width);
-    for (; unit < units; unit++) {
-      const int64_t plane = unit / groups, begin = unit % groups * ROWS;
+    int64_t plane = unit / groups, group = unit % groups;
+    for (; unit < units; unit++, ++group == groups ? group = 0, plane++ : 0) {
+      const int64_t begin = group * ROWS;
       const int rows_left = static_cast<int>(std::min<int64_t>(ROWS, out_height - begin));
       const Rows<T> rows{static_cast<const T*>(call.x) + plane * height * width, zeros.data(), height, width};
       const T* from[LOADS];
       for (int k = 0; k < LOADS; k++) from[k] = rows[plan.vertical.first(begin) + k];
-      const __m512 bias = by.bias(plane % call.c);
+      const __m512 bias = by.bias(ACTIVATED ? plane % call.c : 0);
       const Sixteens<T, ACTIVATED> out(call, streams, (plane * out_height + begin) * out_width, by.slope);
 
       // The sums over rows of the sixteen columns from x on.
       const auto sum = [&](int64_t x, __m512 (&sums)[ROWS]) {
         __m512 loaded[LOADS];
-        if (x >= 0 && x + SIXTEEN <= width) {
-          for (int k = 0; k < LOADS; k++) loaded[k] = load16(from[k] + x);
-        } else {
-          for (int k = 0; k < LOADS; k++) loaded[k] = load16(from[k] + x, inside(x, width));
-        }
+        const __mmask16 which = inside(x, width);
+        for (int k = 0; k < LOADS; k++) loaded[k] = load16(from[k] + x, which);
         for (int q = 0; q < ROWS; q++) {
           const __m512* const four = loaded + q * STEP;
           sums[q] = mirrored(by.row, four[0], four[1], four[2], four[3]);
@@ -289,8 +246,8 @@ void run_doubled_nhwc(const Plan<T>& plan, bool streams) {
         Pair before = sums(own - 1), now = sums(own);
         for (int64_t o = 0; o < size; o++) {
           const Pair after = sums(own + o + 1);
-          const Pair upper = doubled(by.column, before.even, after.even, by.first_product(1, now.even, bias));
-          const Pair lower = doubled(by.column, before.odd, after.odd, by.first_product(1, now.odd, bias));
+          const Pair upper = doubled(by.column, before.even, after.even, product<ACTIVATED>(by.column[1], now.even, bias));
+          const Pair lower = doubled(by.column, before.odd, after.odd, product<ACTIVATED>(by.column[1], now.odd, bias));
           const int64_t at = 2 * o * channels + c;
           out.put(at, upper.even);
           out.put(at + channels, upper.odd);
@@ -321,12 +278,12 @@ void run_doubled_nchw(const Plan<T>& plan, bool streams) {
     const int64_t own = plan.horizontal.first(1);
     const Mirrored<T, ACTIVATED> by(plan);
     const Zeros<T> zeros(width);
-    for (; unit < units; unit++) {
-      const int64_t plane = unit / row_pairs, r = unit % row_pairs;
+    int64_t plane = unit / row_pairs, r = unit % row_pairs;
+    for (; unit < units; unit++, ++r == row_pairs ? r = 0, plane++ : 0) {
       const Rows<T> rows{static_cast<const T*>(call.x) + plane * height * width, zeros.data(), height, width};
       const T* from[3];
       for (int k = 0; k < 3; k++) from[k] = rows[plan.vertical.first(0) + r + k];
-      const __m512 bias = by.bias(plane % call.c);
+      const __m512 bias = by.bias(ACTIVATED ? plane % call.c : 0);
       const Sixteens<T, ACTIVATED> out(call, streams, unit * 2 * out_width, by.slope);
       const auto sums = [&](int64_t x) {
         const __mmask16 which = inside(x, width);
@@ -335,7 +292,7 @@ void run_doubled_nchw(const Plan<T>& plan, bool streams) {
       };
       // `whole`: there is room for all thirty-two.
       const auto put = [&](auto whole, int64_t at, int64_t left, __m512 before, __m512 now, __m512 after) {
-        const __m512 most = by.first_product(1, now, bias);
+        const __m512 most = product<ACTIVATED>(by.column[1], now, bias);
         const Pair pair = interleaved(doubled(by.column, shifted<15>(before, now), shifted<1>(now, after), most));
         if constexpr (whole()) {
           out.put(at, pair.even), out.put(at + SIXTEEN, pair.odd);

@@ -63,6 +63,8 @@ struct Plan {
       for (int64_t i = 0; i < c.c; i++) bias[i] = static_cast<const T*>(c.activation.bias)[i];
   }
 
+  A gain() const { return call.activated ? call.activation.gain : 1; }  // of the epilogue
+
   const A* along_row(int64_t row) const {
     return column_weights.data() + (call.separable ? 0 : vertical.phase(row) * horizontal.phases * taps);
   }
