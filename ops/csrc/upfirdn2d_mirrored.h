@@ -141,6 +141,8 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
         __m512 loaded[LOADS];
         const __mmask16 which = inside(x, width);
         for (int k = 0; k < LOADS; k++) loaded[k] = load16(from[k] + x, which);
+        // What the next rows of outputs add.
+        for (int k = LOADS - ROWS * STEP; k < LOADS; k++) _mm_prefetch(from[k] + x + ROWS * STEP * width, _MM_HINT_T0);
         for (int q = 0; q < ROWS; q++) {
           const __m512* const four = loaded + q * STEP;
           sums[q] = mirrored(by.row, four[0], four[1], four[2], four[3]);
