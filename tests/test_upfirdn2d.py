@@ -5,6 +5,7 @@ Whichever kernels are loaded: test_ops.py runs this file with the reference kern
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from devices import DEVICES, TOLERANCES, in_layout
@@ -104,15 +105,37 @@ def test_the_filter_of_the_networks_at_every_width_and_padding(channels_last, dt
     torch.manual_seed(4)
     filter = setup_filter([1, 3, 3, 1])
     margins = itertools.cycle([(2, 1), (1, 2), (0, 0), (3, 3), (-1, 4), (6, -2), (19, 0), (0, 23), (40, 40)])
-    for width, height, down in itertools.product([*range(15, 36), 64, 65, 97], [1, 2, 5, 8], [1, 2]):
+    factors = [([1, 1], [1, 1]), ([1, 1], [2, 2]), ([2, 2], [1, 1])]
+    for width, height, (up, down) in itertools.product([*range(15, 36), 64, 65, 97], [1, 2, 5, 8], factors):
         x = in_layout(torch.randn(1, 16, height, width).to(dtype), channels_last).to(device)
         padding = [*next(margins), *next(margins)]
-        if height + sum(padding[:2]) < 4:
+        if height * up[0] + sum(padding[:2]) < 4:
             continue
-        y = upfirdn2d(x, filter.to(device), 1, down, padding)
-        close(
-            y, upfirdn2d_reference(x.cpu().double(), filter.double(), [1, 1], [down, down], padding, False, 1.0), dtype
-        )
+        y = upfirdn2d(x, filter.to(device), up, down, padding)
+        close(y, upfirdn2d_reference(x.cpu().double(), filter.double(), up, down, padding, False, 1.0), dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_fused_filter_of_the_networks_with_any_gain(channels_last, dtype, device):
+    """Its kernels take the gain into the sum where that is safe. The bits are of what was activated, in either way."""
+    torch.manual_seed(5)
+    filter, gains = setup_filter([1, 3, 3, 1]), itertools.cycle([1.5, -0.7, 0.0, 1e-30, 1e30])
+    cases = [([1, 1], [1, 1], [2, 1, 2, 1]), ([1, 1], [2, 2], [1, 1, 1, 1]), ([2, 2], [1, 1], [2, 1, 2, 1])]
+    for width, (up, down, padding) in itertools.product([8, 16, 24, 32, 48, 64, 112], cases):
+        x = in_layout(torch.randn(1, 16, 8, width).to(dtype), channels_last).to(device)
+        bias, gain = torch.randn(16).to(device, dtype), next(gains)
+        op = torch.ops.gan_ops.upfirdn2d_bias_leaky_relu
+        y, bits = op(x, filter.to(device), bias, up, down, padding, False, 1.3, 0.3, gain)
+        wide = upfirdn2d_reference(x.cpu().double(), filter.double(), up, down, padding, False, 1.3)
+        close(y, bias_leaky_relu_reference(wide, bias.cpu().double(), 0.3, gain), dtype)
+        activated = wide + bias.cpu().double().view(-1, 1, 1)
+        order = activated.permute(0, 2, 3, 1) if channels_last else activated
+        found = np.unpackbits(bits.cpu().numpy(), bitorder="little")[: y.numel()]
+        clear = (order.abs() > 2 * TOLERANCES[dtype]).flatten().numpy()  # nearer to zero the sign is a matter of rounding
+        assert clear.mean() > 0.9
+        np.testing.assert_array_equal(found[clear], (order > 0).flatten().numpy()[clear])
 
 
 def close(got, want, dtype):
@@ -158,7 +181,7 @@ def test_fused_derivatives(shape, channels_last, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_output_that_outgrows_the_cache(device):
-    """It is written past it: above 16 MB on a CPU."""
+    """It is written past it: from 8 MB on with a CPU."""
     x, filter = torch.randn(2, 16, 256, 384), setup_filter([1, 3, 3, 1])
     for channels_last in (False, True):
         y = upsample2d(in_layout(x, channels_last).to(device), filter.to(device))

@@ -49,7 +49,7 @@ template <class T>
 void forward(const BiasLeakyRelu& call) {
   using A = Accumulator<T>;
   const int64_t size = call.outer * call.channels * call.inner;
-  const Forward<T> to{static_cast<const T*>(call.x), {static_cast<T*>(call.y), size * int64_t(sizeof(T)) >= STREAM_BYTES},
+  const Forward<T> to{static_cast<const T*>(call.x), {static_cast<T*>(call.y), size * int64_t(sizeof(T)) > STREAM_BYTES},
                       call.activation.bits, A(call.activation.slope), A(call.activation.gain)};
   std::vector<A> bias(call.channels, A(0));
   if (call.activation.bias)
@@ -165,7 +165,7 @@ void backward(const BiasLeakyRelu& call) {
   using A = Accumulator<T>;
   const int64_t size = call.outer * call.channels * call.inner;
   const bool aligned = (call.inner == 1 ? call.channels : call.inner) % LANES == 0;
-  const bool streams = aligned && size * int64_t(sizeof(T)) >= STREAM_BYTES;
+  const bool streams = aligned && size * int64_t(sizeof(T)) > STREAM_BYTES;
   const Backward<T> to{static_cast<const T*>(call.x), {static_cast<T*>(call.y), streams}, call.activation.bits, size,
                        A(call.activation.slope), A(call.activation.gain)};
   std::vector<double> sums(call.channels);

@@ -156,7 +156,7 @@ inline void fence() {
 #endif
 }
 
-constexpr int64_t STREAM_BYTES = 8 << 20;  // outputs from this on would drive from the cache what the next op reads
+constexpr int64_t STREAM_BYTES = 16 << 20;  // an output above this leaves the cache before it is read
 
 // Zeros that begin on a cache line, and room for one vector behind them.
 template <class Number>

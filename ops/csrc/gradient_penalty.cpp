@@ -65,7 +65,7 @@ template <class T>
 void sample_map_cpu(const Samples& call) {
   using A = Accumulator<T>;
   const T *a = static_cast<const T*>(call.a), *b = static_cast<const T*>(call.b);
-  const bool streams = call.size % LANES == 0 && call.n * call.size * int64_t(sizeof(T)) >= STREAM_BYTES;
+  const bool streams = call.size % LANES == 0 && call.n * call.size * int64_t(sizeof(T)) > STREAM_BYTES;
   const Writer<T> y{static_cast<T*>(call.y), streams};
   for_chunks(call, [&](int64_t sample, int64_t begin, int64_t end) {
     const A weight = static_cast<const A*>(call.weight)[sample];

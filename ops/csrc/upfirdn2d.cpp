@@ -18,15 +18,18 @@ template <class T>
 void run(const Upfirdn2d& call) {
   const Plan<T> plan(call);
   const int64_t row = call.channels_last ? call.c : call.horizontal.out;
-  const bool streams = call.n * call.c * call.vertical.out * call.horizontal.out * sizeof(T) >= STREAM_BYTES && row % LANES == 0;
+  // Several rows are written in turns, and from several more is read: the cache is of less help than to a single run.
+  const int64_t bytes = call.n * call.c * call.vertical.out * call.horizontal.out * sizeof(T);
+  const bool streams = 2 * bytes >= STREAM_BYTES && row % LANES == 0;
   const auto run = [&](auto activated) {
 #if defined(REGISTERS)
     if constexpr (std::is_same_v<T, float>)
       if (is_small(plan)) return run_small<activated()>(plan);
     if constexpr (!std::is_same_v<T, double>)
-      if (is_mirrored(plan)) return run_mirrored<T, activated()>(plan, streams);
-    if constexpr (!std::is_same_v<T, double>)
-      if (is_doubled(plan)) return run_doubled<T, activated()>(plan, streams);
+      if (has_mirrored_form(plan)) {
+        if (is_mirrored(plan)) return run_mirrored<T, activated()>(plan, streams);
+        if (is_doubled(plan)) return run_doubled<T, activated()>(plan, streams);
+      }
 #endif
     if (call.channels_last) run_nhwc<T, activated()>(plan, streams);
     else run_nchw<T, activated()>(plan, streams);

@@ -6,7 +6,7 @@
 #if defined(REGISTERS)
 namespace gan_ops {
 
-// The filter of the networks, with anything between a blur and a down by two.
+// Whichever of the three; is_mirrored and is_doubled tell.
 template <class T>
 bool has_mirrored_form(const Plan<T>& plan) {
   const Upfirdn2d& call = plan.call;
@@ -14,11 +14,12 @@ bool has_mirrored_form(const Plan<T>& plan) {
          is_symmetric(plan.row_weights) && is_symmetric(plan.column_weights);
 }
 
+// A blur, or down by two.
 template <class T>
 bool is_mirrored(const Plan<T>& plan) {
   const int stride = plan.vertical.stride;
-  return has_mirrored_form(plan) && plan.vertical.phases == 1 && plan.horizontal.phases == 1 &&
-         (stride == 1 || stride == 2) && plan.horizontal.stride == stride;
+  return plan.vertical.phases == 1 && plan.horizontal.phases == 1 && (stride == 1 || stride == 2) &&
+         plan.horizontal.stride == stride;
 }
 
 // Lanes BY, BY + 1, ..., of low and then of high.
@@ -127,7 +128,7 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
     const Mirrored<T, ACTIVATED> by(plan);
     const Zeros<T> zeros(width);
     int64_t plane = unit / groups, group = unit % groups;
-    for (; unit < units; unit++, ++group == groups ? group = 0, plane++ : 0) {
+    for (; unit < units; unit++, ++group == groups ? (group = 0, plane++) : 0) {
       const int64_t begin = group * ROWS;
       const int rows_left = static_cast<int>(std::min<int64_t>(ROWS, out_height - begin));
       const Rows<T> rows{static_cast<const T*>(call.x) + plane * height * width, zeros.data(), height, width};
@@ -208,7 +209,7 @@ bool is_doubled(const Plan<T>& plan) {
   const auto fits = [](const Polyphase& axis) {
     return axis.phases == 2 && axis.stride == 1 && axis.axis.out % 2 == 0 && axis.first(1) == axis.first(0) + 1;
   };
-  return has_mirrored_form(plan) && fits(plan.vertical) && fits(plan.horizontal);
+  return fits(plan.vertical) && fits(plan.horizontal);
 }
 
 struct Pair {  // of neighboring outputs
@@ -281,7 +282,7 @@ void run_doubled_nchw(const Plan<T>& plan, bool streams) {
     const Mirrored<T, ACTIVATED> by(plan);
     const Zeros<T> zeros(width);
     int64_t plane = unit / row_pairs, r = unit % row_pairs;
-    for (; unit < units; unit++, ++r == row_pairs ? r = 0, plane++ : 0) {
+    for (; unit < units; unit++, ++r == row_pairs ? (r = 0, plane++) : 0) {
       const Rows<T> rows{static_cast<const T*>(call.x) + plane * height * width, zeros.data(), height, width};
       const T* from[3];
       for (int k = 0; k < 3; k++) from[k] = rows[plan.vertical.first(0) + r + k];
