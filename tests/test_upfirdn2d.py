@@ -133,7 +133,7 @@ def test_the_fused_filter_of_the_networks_with_any_gain(channels_last, dtype, de
         activated = wide + bias.cpu().double().view(-1, 1, 1)
         order = activated.permute(0, 2, 3, 1) if channels_last else activated
         found = np.unpackbits(bits.cpu().numpy(), bitorder="little")[: y.numel()]
-        clear = (order.abs() > 2 * TOLERANCES[dtype]).flatten().numpy()  # nearer to zero the sign is a matter of rounding
+        clear = (order.abs() > 2 * TOLERANCES[dtype]).flatten().numpy()  # nearer to zero it is a matter of rounding
         assert clear.mean() > 0.9
         np.testing.assert_array_equal(found[clear], (order > 0).flatten().numpy()[clear])
 
