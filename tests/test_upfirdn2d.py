@@ -101,13 +101,13 @@ def test_every_dtype_layout_factor_and_filter_agrees_with_float64(shape, channel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_filter_of_the_networks_at_every_width_and_padding(channels_last, dtype, device):
-    """Its kernels take sixteen columns, or tiles of them, and several rows at a time."""
+    """Its kernels take sixteen columns or channels, or twice that, and several rows at a time."""
     torch.manual_seed(4)
     filter = setup_filter([1, 3, 3, 1])
     margins = itertools.cycle([(2, 1), (1, 2), (0, 0), (3, 3), (-1, 4), (6, -2), (19, 0), (0, 23), (40, 40)])
-    factors = [([1, 1], [1, 1]), ([1, 1], [2, 2]), ([2, 2], [1, 1])]
+    factors, channels = [([1, 1], [1, 1]), ([1, 1], [2, 2]), ([2, 2], [1, 1])], itertools.cycle([16, 32, 48, 16, 64])
     for width, height, (up, down) in itertools.product([*range(15, 36), 64, 65, 97], [1, 2, 5, 8], factors):
-        x = in_layout(torch.randn(1, 16, height, width).to(dtype), channels_last).to(device)
+        x = in_layout(torch.randn(1, next(channels), height, width).to(dtype), channels_last).to(device)
         padding = [*next(margins), *next(margins)]
         if height * up[0] + sum(padding[:2]) < 4:
             continue
@@ -122,10 +122,12 @@ def test_the_fused_filter_of_the_networks_with_any_gain(channels_last, dtype, de
     """Its kernels take the gain into the sum where that is safe. The bits are of what was activated, in either way."""
     torch.manual_seed(5)
     filter, gains = setup_filter([1, 3, 3, 1]), itertools.cycle([1.5, -0.7, 0.0, 1e-30, 1e30])
+    channels = itertools.cycle([16, 32])
     cases = [([1, 1], [1, 1], [2, 1, 2, 1]), ([1, 1], [2, 2], [1, 1, 1, 1]), ([2, 2], [1, 1], [2, 1, 2, 1])]
     for width, (up, down, padding) in itertools.product([8, 16, 24, 32, 48, 64, 112], cases):
-        x = in_layout(torch.randn(1, 16, 8, width).to(dtype), channels_last).to(device)
-        bias, gain = torch.randn(16).to(device, dtype), next(gains)
+        count = next(channels)
+        x = in_layout(torch.randn(1, count, 8, width).to(dtype), channels_last).to(device)
+        bias, gain = torch.randn(count).to(device, dtype), next(gains)
         op = torch.ops.gan_ops.upfirdn2d_bias_leaky_relu
         y, bits = op(x, filter.to(device), bias, up, down, padding, False, 1.3, 0.3, gain)
         wide = upfirdn2d_reference(x.cpu().double(), filter.double(), up, down, padding, False, 1.3)

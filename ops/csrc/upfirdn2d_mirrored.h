@@ -66,9 +66,9 @@ struct Mirrored {
   }
 };
 
-// NHWC: for each sixteen channels, a walk along a row, on which an output is made of the sums over rows of four pixels.
-// Tiles are narrow, so that the four rows of one stay in the first-level cache until the next rows have been made.
-template <class T, int STEP, bool ACTIVATED>
+// NHWC: for BLOCKS times sixteen channels, a walk along a row, on which an output is made of the sums over rows of four
+// pixels. Tiles are narrow, so that the four rows of one stay in the first-level cache until the next rows have been made.
+template <class T, int STEP, bool ACTIVATED, int BLOCKS>
 void run_mirrored_nhwc(const Plan<T>& plan, bool streams) {
   const Upfirdn2d& call = plan.call;
   const int64_t tile = std::clamp<int64_t>(1024 / call.c, 8, 32), tiles = (call.horizontal.out + tile - 1) / tile;
@@ -88,23 +88,34 @@ void run_mirrored_nhwc(const Plan<T>& plan, bool streams) {
       const T* from[4];
       for (int k = 0; k < 4; k++) from[k] = rows[plan.vertical.first(r) + k];
       const Sixteens<T, ACTIVATED> out(call, streams, ((image * out_height + r) * out_width + left) * channels, by.slope);
-      for (int64_t c = 0; c < channels; c += SIXTEEN) {
-        const __m512 bias = by.sixteen_biases(c);
-        const auto sum = [&](int64_t x) {
-          const int64_t at = x * channels + c;
-          if (STEP == 1) _mm_prefetch(from[3] + at + width * channels, _MM_HINT_T0);  // what the next row of outputs adds
-          return mirrored(by.row, load16(from[0] + at), load16(from[1] + at), load16(from[2] + at), load16(from[3] + at));
+      for (int64_t c = 0; c < channels; c += BLOCKS * SIXTEEN) {
+        __m512 sums[4][BLOCKS], biases[BLOCKS];
+        const auto each = [](const auto& body) {
+#pragma GCC unroll 2  // or they would be kept in memory
+          for (int b = 0; b < BLOCKS; b++) body(b);
         };
-        const auto checked = [&](int64_t x) { return x >= 0 && x < width ? sum(x) : _mm512_setzero_ps(); };
-        __m512 sums[4];
-        for (int k = STEP; k < 4; k++) sums[k] = checked(first + k - STEP);
+        const auto sum = [&](int64_t x, int k) {
+          each([&](int b) {
+            const int64_t at = x * channels + c + b * SIXTEEN;
+            if (STEP == 1) _mm_prefetch(from[3] + at + width * channels, _MM_HINT_T0);  // what the next row of outputs adds
+            sums[k][b] = mirrored(by.row, load16(from[0] + at), load16(from[1] + at), load16(from[2] + at), load16(from[3] + at));
+          });
+        };
+        const auto checked = [&](int64_t x, int k) {
+          if (x >= 0 && x < width) sum(x, k);
+          else each([&](int b) { sums[k][b] = _mm512_setzero_ps(); });
+        };
         const auto walk = [&](int64_t o, int64_t end, const auto& pixel) {
           for (; o < end; o++) {
-            for (int k = 0; k + STEP < 4; k++) sums[k] = sums[k + STEP];
-            for (int k = 4 - STEP; k < 4; k++) sums[k] = pixel(first + o * STEP + k);
-            out.put(o * channels + c, by.output(sums[0], sums[1], sums[2], sums[3], bias));
+            for (int k = 0; k + STEP < 4; k++) each([&](int b) { sums[k][b] = sums[k + STEP][b]; });
+            for (int k = 4 - STEP; k < 4; k++) pixel(first + o * STEP + k, k);
+            each([&](int b) {
+              out.put(o * channels + c + b * SIXTEEN, by.output(sums[0][b], sums[1][b], sums[2][b], sums[3][b], biases[b]));
+            });
           }
         };
+        each([&](int b) { biases[b] = by.sixteen_biases(c + b * SIXTEEN); });
+        for (int k = STEP; k < 4; k++) checked(first + k - STEP, k);
         walk(0, begin, checked);
         walk(begin, end, sum);
         walk(end, size, checked);
@@ -193,14 +204,17 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
   });
 }
 
+template <class T, int STEP, bool ACTIVATED>
+void run_mirrored(const Plan<T>& plan, bool streams) {
+  if (!plan.call.channels_last) run_mirrored_nchw<T, STEP, ACTIVATED>(plan, streams);
+  else if (plan.call.c % (2 * SIXTEEN) == 0) run_mirrored_nhwc<T, STEP, ACTIVATED, 2>(plan, streams);
+  else run_mirrored_nhwc<T, STEP, ACTIVATED, 1>(plan, streams);
+}
+
 template <class T, bool ACTIVATED>
 void run_mirrored(const Plan<T>& plan, bool streams) {
-  const bool blur = plan.vertical.stride == 1;
-  if (plan.call.channels_last) {
-    blur ? run_mirrored_nhwc<T, 1, ACTIVATED>(plan, streams) : run_mirrored_nhwc<T, 2, ACTIVATED>(plan, streams);
-  } else {
-    blur ? run_mirrored_nchw<T, 1, ACTIVATED>(plan, streams) : run_mirrored_nchw<T, 2, ACTIVATED>(plan, streams);
-  }
+  if (plan.vertical.stride == 1) run_mirrored<T, 1, ACTIVATED>(plan, streams);
+  else run_mirrored<T, 2, ACTIVATED>(plan, streams);
 }
 
 // Doubling: an even output is a of the input before it and b of its own, an odd one b of its own and a of the next.
