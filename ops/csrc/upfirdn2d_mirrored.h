@@ -138,9 +138,8 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
     const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
     const Mirrored<T, ACTIVATED> by(plan);
     const Zeros<T> zeros(width);
-    int64_t plane = unit / groups, group = unit % groups;
-    for (; unit < units; unit++, ++group == groups ? (group = 0, plane++) : 0) {
-      const int64_t begin = group * ROWS;
+    for (; unit < units; unit++) {
+      const int64_t plane = unit / groups, begin = unit % groups * ROWS;
       const int rows_left = static_cast<int>(std::min<int64_t>(ROWS, out_height - begin));
       const Rows<T> rows{static_cast<const T*>(call.x) + plane * height * width, zeros.data(), height, width};
       const T* from[LOADS];
@@ -295,8 +294,8 @@ void run_doubled_nchw(const Plan<T>& plan, bool streams) {
     const int64_t own = plan.horizontal.first(1);
     const Mirrored<T, ACTIVATED> by(plan);
     const Zeros<T> zeros(width);
-    int64_t plane = unit / row_pairs, r = unit % row_pairs;
-    for (; unit < units; unit++, ++r == row_pairs ? (r = 0, plane++) : 0) {
+    for (; unit < units; unit++) {
+      const int64_t plane = unit / row_pairs, r = unit % row_pairs;
       const Rows<T> rows{static_cast<const T*>(call.x) + plane * height * width, zeros.data(), height, width};
       const T* from[3];
       for (int k = 0; k < 3; k++) from[k] = rows[plan.vertical.first(0) + r + k];

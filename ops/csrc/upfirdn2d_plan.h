@@ -120,17 +120,6 @@ struct Destination {
     else writer.put(i, v);
   }
 
-  // n of sixteen, or all of them; a multiple of eight with ACTIVATED.
-  ALWAYS_INLINE void put(int64_t i, const V16<A>& v, const V16<A>& bias, int64_t n) const {
-    if (n >= 2 * LANES) return put(i, v, bias);
-#if defined(__AVX512F__)
-    if constexpr (std::is_same_v<T, float> && !ACTIVATED)
-      return _mm512_mask_storeu_ps(writer.y + i, static_cast<__mmask16>((1 << n) - 1), as<__m512>(v));
-#endif
-    put(i, low_half<A>(v), low_half<A>(bias), n);
-    if (n > LANES) put(i + LANES, high_half<A>(v), high_half<A>(bias), n - LANES);
-  }
-
   void next(int64_t width) {
     writer.y += width;
     bits += ACTIVATED ? width / LANES : 0;

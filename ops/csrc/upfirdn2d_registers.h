@@ -1,6 +1,6 @@
 // upfirdn2d in registers, with AVX-512: sums over rows stay in a register until the sum along the row takes them, so
-// nothing but outputs is ever written. Two families: planes at most 16 wide, where a row is one register, and any size
-// with the filter of the networks: four weights a, b, b, a per axis, nothing inserted, strides one or two.
+// nothing but outputs is ever written. Here what such kernels share, and planes at most 16 wide, where a row is one
+// register; upfirdn2d_mirrored.h has the filter of the networks for planes of any size.
 #pragma once
 #include "upfirdn2d_plan.h"
 
@@ -19,7 +19,7 @@ inline __m512 load16(const c10::Half* p, __mmask16 which = 0xffff) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(which, p));
 }
 
-// The epilogue costs two operations, a comparison and a product: its gain is in the weights of rows, its bias is what sums
+// The epilogue costs a comparison, a product and a selection: its gain is in the weights of rows, its bias is what sums
 // along columns begin with. So the gain must neither turn them nor take them out of range.
 inline bool can_begin_with_gain(const Upfirdn2d& call) {
   return !call.activated || std::abs(std::log2(call.activation.gain)) <= 16;
@@ -77,8 +77,8 @@ constexpr int SMALL_TAPS = 4;
 
 inline bool is_small(const Plan<float>& plan) {
   const Upfirdn2d& call = plan.call;
-  return !call.channels_last && call.separable && can_begin_with_gain(call) && call.horizontal.in <= SIXTEEN && call.horizontal.out <= 2 * SIXTEEN &&
-         plan.vertical.taps <= SMALL_TAPS && plan.horizontal.taps <= SMALL_TAPS;
+  return !call.channels_last && call.separable && can_begin_with_gain(call) && call.horizontal.in <= SIXTEEN &&
+         call.horizontal.out <= 2 * SIXTEEN && plan.vertical.taps <= SMALL_TAPS && plan.horizontal.taps <= SMALL_TAPS;
 }
 
 struct Lanes {  // one tap of sixteen outputs: which lane of the inputs, if any, with what weight
@@ -111,7 +111,8 @@ ALWAYS_INLINE __m512 product(__m512 weight, __m512 term, __m512 start) {
 
 // The sum of four terms weighted a, b, b, a: additions, which other units do at the same time, save half the products.
 template <bool ADDED = false>
-ALWAYS_INLINE __m512 mirrored(const __m512* weights, __m512 t0, __m512 t1, __m512 t2, __m512 t3, __m512 start = _mm512_setzero_ps()) {
+ALWAYS_INLINE __m512 mirrored(const __m512* weights, __m512 t0, __m512 t1, __m512 t2, __m512 t3,
+                              __m512 start = _mm512_setzero_ps()) {
   return _mm512_fmadd_ps(weights[1], _mm512_add_ps(t1, t2), product<ADDED>(weights[0], _mm512_add_ps(t0, t3), start));
 }
 
