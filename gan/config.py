@@ -43,12 +43,12 @@ class GrowthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    name: str = "nonsaturating"  # a row of gan.objectives.OBJECTIVES, with parameters as in "f:jsw:pi=0.3"
+    name: str = "nonsaturating"  # a row of gan.methods.objectives.OBJECTIVES, with parameters as in "f:jsw:pi=0.3"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerConfig:
-    name: str = "r1"  # a row of gan.regularizers.REGULARIZERS, with parameters as in "wgan_gp:target=1"
+    name: str = "r1"  # a row of gan.methods.regularizers.REGULARIZERS, with parameters as in "wgan_gp:target=1"
     gamma: float | str = 1.0  # D's loss adds gamma / 2 * penalty; auto: 0.0002 * pixels / batch (Karras et al. 2020a)
     every: int = 1  # lazily: on every k-th step, times k (Karras et al. 2020, appendix B)
     decay: str = "constant"  # constant | cosine | exponential: how gamma changes ...
@@ -80,7 +80,7 @@ class DataConfig:
     mirror: bool = False  # flip each real left-right with probability 1/2
     block: int = 1  # the shuffle moves blocks of so many neighboring records, for disks that are slow at single ones
     aug: str = (
-        "none"  # diff: D sees reals and fakes changed at random, and G's gradient passes through (gan/augment.py)
+        "none"  # diff: D sees reals and fakes changed at random, and G learns through it (gan/methods/augment.py)
     )
 
 

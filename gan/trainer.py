@@ -1,4 +1,4 @@
-"""Training: the step, on one screen, and the state it changes. `gan.loop` goes round it.
+"""Training: the step, on one screen, and the state it changes. `gan.run.loop` goes round it.
 
 The weights are a function of (configuration, seed, dataset, images seen) and of nothing else: not of the ranks, not of
 interruptions, not of how often the run logs or saves.
@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gan.augment import augment
 from gan.checkpoint import ImageFormat, build_networks, flat_optimizer, load_flat_optimizer
 from gan.config import TrainConfig
-from gan.distributed import Ranks, share
 from gan.draws import Draws
-from gan.gradients import sum_gradients
-from gan.method import configured, critic_loss
+from gan.methods.augment import augment
+from gan.methods.objectives import Objective
+from gan.methods.pairs import configured, critic_loss
+from gan.methods.regularizers import Regularizer
 from gan.networks import Alpha, ResNetDiscriminator, ResNetGenerator, fade, stage_of
-from gan.objectives import Objective
-from gan.regularizers import Regularizer
-from gan.rewind import frozen, kept, put_back, rewinding
+from gan.ranks.distributed import Ranks, share
+from gan.ranks.gradients import sum_gradients
+from gan.ranks.statistics import Statistics
 from gan.schedules import Moment, Schedule, ema_beta, gamma_at, stage_start
-from gan.statistics import Statistics
+from gan.undo import frozen, kept, put_back, rewinding
 from ops import downsample2d, upsample2d
 
 Request = tuple[int, int, int]  # (first global sample, how many, stage)

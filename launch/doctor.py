@@ -198,7 +198,7 @@ def _kernels() -> Iterator[Finding]:
 def _threads() -> Iterator[Finding]:
     import torch
 
-    from gan.distributed import cores
+    from gan.ranks.distributed import cores
 
     text = f"{torch.get_num_threads()} threads of torch, {cores()} cores for this process of {os.cpu_count()}"
     limit = os.environ.get("OMP_NUM_THREADS")

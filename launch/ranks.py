@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gan.errors import EverywhereError, UserError
-from gan.preemption import TOGETHER
+from gan.ranks.signals import TOGETHER
 
 ROOT = Path(__file__).resolve().parent.parent
 PARENT = "SADDLE_PARENT"  # environment variable: the process that started this one and waits for it
@@ -84,7 +84,7 @@ def end_with_parent() -> None:
 
 def environment(ranks: int) -> dict[str, str]:
     """For child processes: our packages first whatever the working directory holds, threads shared out."""
-    from gan.distributed import cores
+    from gan.ranks.distributed import cores
 
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, PARENT: str(os.getpid())}
@@ -93,7 +93,7 @@ def environment(ranks: int) -> dict[str, str]:
 
 def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
     """What it returns on rank 0, or the UserError it raises there, on every rank: they stop together or not at all."""
-    from gan.distributed import from_first
+    from gan.ranks.distributed import from_first
 
     result = None
     if ranks.first:
@@ -140,7 +140,7 @@ def addresses(arguments: list[str]) -> list[str]:
 
     torchrun itself compares names, and many hosts take their own for 127.0.0.1. Raises UserError with the remedy.
     """
-    from gan.selftest import interface, local_address
+    from gan.ranks.selftest import interface, local_address
 
     meeting = endpoint(arguments)
     if not meeting:

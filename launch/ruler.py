@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from gan.errors import UserError
-from gan.tables import split_names
+from gan.methods.rows import split_names
 from launch.tables import text_table, write_json
 
 
@@ -19,8 +19,8 @@ def compare(
 
     Raises UserError for names that do not exist and sets that cannot be read or compared.
     """
-    from gan.divergences import divergence
-    from gan.ruler import check, measure
+    from gan.methods.divergences import divergence
+    from gan.theory.ruler import check, measure
 
     rows = {name: divergence(name) for name in split_names(names)}
     if not rows:

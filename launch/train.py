@@ -52,9 +52,9 @@ class Train(click.Command):
     """The command, whose help lists every objective and every regularizer."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from gan.objectives import OBJECTIVES
-        from gan.regularizers import REGULARIZERS
-        from gan.tables import describe
+        from gan.methods.objectives import OBJECTIVES
+        from gan.methods.regularizers import REGULARIZERS
+        from gan.methods.rows import describe
 
         plain = {name: entry for name, entry in OBJECTIVES.items() if not name.startswith("f:")}
         family = {name: entry for name, entry in OBJECTIVES.items() if name not in plain}
@@ -115,7 +115,7 @@ def main(ctx: click.Context, **flags: Any) -> int:
         return dry_run(plan, flags["resume"])
     if flags["gpus"] > 1:
         return spawn(plan, flags)
-    from gan import distributed
+    from gan.ranks import distributed
 
     return work(plan, flags["resume"], distributed.start())
 
@@ -136,9 +136,9 @@ class Plan:
 def make_plan(flags: Mapping[str, Any]) -> Plan:
     """Read preset, flags and dataset; raises UserError or DataError for whatever does not fit together."""
     from gan.checkpoint import network_widths
-    from gan.distributed import Ranks, check_devices, share
-    from gan.method import configured
-    from gan.runs import fingerprint
+    from gan.methods.pairs import configured
+    from gan.ranks.distributed import Ranks, check_devices, share
+    from gan.run.directories import fingerprint
     from gan.schedules import build_schedule
 
     config = read_config(flags)
@@ -247,7 +247,7 @@ def dry_run(plan: Plan, resume: str) -> int:
 
 def locate(plan: Plan, resume: str) -> Path | None:
     """The directory of the run to go on with, None for a new one. Raises UserError for a path that is no such run."""
-    from gan.runs import OPTIONS, find
+    from gan.run.directories import OPTIONS, find
 
     if resume in ("latest", "none"):
         return find(plan.outdir, plan.options["trajectory_hash"]) if resume == "latest" else None
@@ -272,8 +272,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def resolve(plan: Plan, resume: str) -> Path:
     """The directory of the run to go on with, or a new one; a new one only if it can start."""
     from gan.checkpoint import build_networks, initial_weights
-    from gan.method import configured
-    from gan.runs import create
+    from gan.methods.pairs import configured
+    from gan.run.directories import create
 
     found = locate(plan, resume)
     if found:
@@ -287,7 +287,7 @@ def resolve(plan: Plan, resume: str) -> Path:
 
 def spawn(plan: Plan, flags: Mapping[str, Any]) -> int:
     """Run the same command on N local ranks through torchrun -> its exit code."""
-    from gan.runs import hold
+    from gan.run.directories import hold
     from ops.registry import kernels
 
     kernels()  # compiled before there are ranks, and refused in one line where they must be and cannot
@@ -308,7 +308,7 @@ def as_rank(flags: Mapping[str, Any]) -> None:
     What all ranks know ends them with 0, after the launcher was told the code: torchrun would start again, or end with
     1, what exits otherwise. What befell this rank alone ends it with 1, or 2 where a user can mend it.
     """
-    from gan import distributed
+    from gan.ranks import distributed
 
     where = f"rank {os.environ['RANK']} on {platform.node()}"
     leave("ranks have begun")
@@ -335,7 +335,7 @@ def meet(flags: Mapping[str, Any]) -> tuple[Plan, Any]:
 
     Raises EverywhereError where they do not, or one has found a reason not to train; PeerError where one is missing.
     """
-    from gan import distributed, selftest
+    from gan.ranks import distributed, selftest
     from ops.registry import kernels
     from ops.toolchain import BuildError
 
@@ -364,8 +364,8 @@ def meet(flags: Mapping[str, Any]) -> tuple[Plan, Any]:
 def work(plan: Plan, resume: str, ranks: Any, patience: float = 0.0) -> int:
     """Find or make the run, hold it, and train to the end -> the exit code. patience: seconds to wait for whoever has
     the run: ranks of a host that is gone may need them to end."""
-    from gan import distributed
-    from gan.runs import hold
+    from gan.ranks import distributed
+    from gan.run.directories import hold
 
     with ExitStack() as stack:
         stack.callback(distributed.stop)
@@ -383,9 +383,11 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
     import numpy
     import torch
 
-    from gan import distributed, loop, trainer
+    from gan import trainer
     from gan.checkpoint import initial_weights, load_state, newest_state
-    from gan.runs import EXIT, OPTIONS, write_json
+    from gan.ranks import distributed
+    from gan.run import loop
+    from gan.run.directories import EXIT, OPTIONS, write_json
     from ops.registry import kernels
 
     path, passed_over = on_first(ranks, lambda: newest_state(run))
@@ -436,7 +438,7 @@ def announce(
     plan: Plan, run: Path, now: dict[str, Any], about: dict[str, Any], path: Path | None, passed_over: list[str]
 ) -> None:
     """What a person should know before the first tick."""
-    from gan.method import remarks
+    from gan.methods.pairs import remarks
 
     click.echo(f"run {run}")
     for line in passed_over:

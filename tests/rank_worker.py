@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 from tiny import tiny_config, tiny_feed, tiny_task
 
-from gan import distributed
 from gan.config import parse_assignment
-from gan.loop import steps, to_device
-from gan.statistics import Statistics
+from gan.ranks import distributed
+from gan.ranks.statistics import Statistics
+from gan.run.loop import steps, to_device
 from gan.trainer import initial_state, train_step
 
 

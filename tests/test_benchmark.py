@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from gan.trainer import initial_state, update
-from launch import benchmark_regularizers, cli
+from launch import cli
+from launch.benchmark import regularizers_benchmark
 
 
 def saddle(monkeypatch, *arguments: object) -> int:
@@ -49,8 +50,8 @@ def test_a_priced_step_takes_the_penalty_in_and_moves_nothing(monkeypatch):
     critics = []
     monkeypatch.setattr("gan.trainer.update", lambda D, *rest, **named: critics.append(D) or update(D, *rest, **named))
     for name in ("none", "r1", "wgan_gp"):
-        task = benchmark_regularizers.task(name, torch.device("cpu"), 8, 4, 4, "nonsaturating")
-        step = benchmark_regularizers.d_step(task)
+        task = regularizers_benchmark.task(name, torch.device("cpu"), 8, 4, 4, "nonsaturating")
+        step = regularizers_benchmark.d_step(task)
         step(), step()
         for p, start in zip(critics[-1].parameters(), initial_state(task).D.parameters(), strict=True):
             assert torch.equal(p, start)

@@ -10,8 +10,9 @@ import pytest
 from data.dataset import ImageDataset
 from data.prepare import prepare
 from data.sampler import sample_indices
-from launch import benchmark_data, cli, readers
-from launch.benchmark_data import Row, summarize, synthetic
+from launch import cli
+from launch.benchmark import data_benchmark, readers
+from launch.benchmark.data_benchmark import Row, summarize, synthetic
 
 
 def saddle(monkeypatch, *arguments: object) -> int:
@@ -23,7 +24,7 @@ def saddle(monkeypatch, *arguments: object) -> int:
 
 
 def test_a_quick_run_prints_what_it_writes(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(benchmark_data, "QUICK_IMAGES", 16)
+    monkeypatch.setattr(data_benchmark, "QUICK_IMAGES", 16)
     assert saddle(monkeypatch, "--quick", f"--json={tmp_path / 'new' / 'rows.json'}") == 0
     values, text = json.loads((tmp_path / "new" / "rows.json").read_text()), capsys.readouterr().out
     names = {(row["doing"], row["what"]) for row in values["rows"]}
@@ -37,7 +38,7 @@ def test_a_quick_run_prints_what_it_writes(monkeypatch, tmp_path, capsys):
 def test_a_dataset_and_a_source_of_ones_own(monkeypatch, tmp_path, capsys):
     prepare("digits", tmp_path / "d.lmdb", max_images=40)
     arguments = [f"--data={tmp_path / 'd.lmdb'}", "--source=digits", "--repeats=1", "--count=20"]
-    monkeypatch.setattr(benchmark_data, "SAMPLE_SECONDS", 0.001)
+    monkeypatch.setattr(data_benchmark, "SAMPLE_SECONDS", 0.001)
     assert saddle(monkeypatch, *arguments) == 0
     assert "8x8" in capsys.readouterr().out
 

@@ -15,10 +15,11 @@ import torch
 from click.testing import CliRunner
 from devices import DEVICES
 
-from launch import benchmark_ops, cli, measure
-from launch.contestants import DTYPES, LAYOUTS, OPS, PASSES, bytes_moved, make_tensors
-from launch.measure import Plan, Times, contest, fastest
-from launch.op_figures import COLUMNS, Row, figures_of, summarize
+from launch import cli
+from launch.benchmark import ops_benchmark, timing
+from launch.benchmark.op_contestants import DTYPES, LAYOUTS, OPS, PASSES, bytes_moved, make_tensors
+from launch.benchmark.op_figures import COLUMNS, Row, figures_of, summarize
+from launch.benchmark.timing import Plan, Times, contest, fastest
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -167,7 +168,7 @@ def check_figures(row: dict) -> None:
 )
 def test_bad_input_is_refused_before_anything_is_measured(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(benchmark_ops, "measure", None)
+    monkeypatch.setattr(ops_benchmark, "measure", None)
     monkeypatch.setattr(sys, "argv", ["saddle", "benchmark", "ops", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -282,7 +283,7 @@ def test_ctrl_c_shows_what_has_been_measured(monkeypatch, tmp_path):
         yield row("upfirdn2d", "up2", (8, 64, 64, 64), "forward", ours=1, reference=21.5, stock=3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmark_ops, "measure", interrupted)
+    monkeypatch.setattr(ops_benchmark, "measure", interrupted)
     arguments = ["benchmark", "ops", "--json", str(tmp_path / "ops.json")]
     done = CliRunner().invoke(cli.saddle, arguments, standalone_mode=False)
     assert done.return_value == 130 and "21.50" in done.output
@@ -291,8 +292,8 @@ def test_ctrl_c_shows_what_has_been_measured(monkeypatch, tmp_path):
 
 
 def test_one_thread_is_timed_by_cpu_time_and_more_by_the_wall():
-    one, two = measure.HostClock(1), measure.HostClock(2)
-    assert (one.now, two.now) == (measure.time.process_time, measure.time.perf_counter)
+    one, two = timing.HostClock(1), timing.HostClock(2)
+    assert (one.now, two.now) == (timing.time.process_time, timing.time.perf_counter)
     for clock in (one, two):
         calls = []
         plan = clock.plan(lambda calls=calls: calls.append(1))

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from gan.dirac import Game, eigenvalues, jacobian, step_bound, step_matrix, trajectory
 from gan.errors import UserError
+from gan.theory.dirac import Game, eigenvalues, jacobian, step_bound, step_matrix, trajectory
 
 GAN, NS, WGAN = "f:gan:saturating=1", "nonsaturating", "wasserstein"
 GAMES = {

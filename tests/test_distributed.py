@@ -11,12 +11,12 @@ import torch
 from rank_worker import train_case
 
 from gan.config import DistributedConfig
-from gan.distributed import Ranks, share
 from gan.errors import UserError
-from gan.gradients import push, sum_gradients
-from gan.method import method
-from gan.objectives import OBJECTIVES
-from gan.regularizers import REGULARIZERS
+from gan.methods.objectives import OBJECTIVES
+from gan.methods.pairs import method
+from gan.methods.regularizers import REGULARIZERS
+from gan.ranks.distributed import Ranks, share
+from gan.ranks.gradients import push, sum_gradients
 
 TESTS = Path(__file__).parent
 METHODS = {
@@ -56,7 +56,7 @@ def by_itself(cases: dict[str, str]) -> dict:
 
 DIFFERING = """
 import os, sys, torch
-from gan import distributed
+from gan.ranks import distributed
 from gan.errors import UserError
 ranks = distributed.start()
 assert distributed.same_on_all("the dataset", "one") == "one"

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from gan.divergences import DIVERGENCES, KNEE, Entry, divergence, from_generator, log_omega
 from gan.errors import UserError
+from gan.methods.divergences import DIVERGENCES, KNEE, Entry, divergence, from_generator, log_omega
 
 ROWS = [n for n in DIVERGENCES if n not in ("jsw", "alpha")]
 ROWS += ["jsw:pi=0.3", "jsw:pi=0.8", *(f"alpha:alpha={a}" for a in (-1, 0.5, 0.9, 1.5, 2, 3))]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_benchmark import saddle
 
-from gan.divergences import divergence
 from gan.errors import UserError
-from gan.gaussian import Mixture, exact_divergence, learned, log_normal, nodes, optima
-from gan.method import method
-from gan.points import POINTS, SPREAD, describe, train_points
+from gan.methods.divergences import divergence
+from gan.methods.pairs import method
+from gan.theory.clusters import POINTS, SPREAD, describe, train_points
+from gan.theory.gaussian import Mixture, exact_divergence, learned, log_normal, nodes, optima
 
 PAPER = Mixture((0.33, 0.67), (-1.0, 2.0), (0.065, 2.0))
 EXACT = {  # D, mean and deviation at the global minimum

@@ -67,6 +67,6 @@ def test_a_users_own_data_folder_does_not_shadow_ours(tmp_path):
 def test_importing_ops_and_gan_needs_neither_lmdb_nor_ffmpeg():
     code = (
         "import sys; sys.modules.update(lmdb=None, ffmpeg=None, sklearn=None);"
-        "import ops, gan.trainer, gan.loop, gan.metrics.frechet, data, launch.cli"
+        "import ops, gan.trainer, gan.run.loop, gan.metrics.frechet, data, launch.cli"
     )
     assert subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT).returncode == 0

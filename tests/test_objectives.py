@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from gan import kernels
 from gan.errors import UserError
-from gan.method import method
-from gan.objectives import OBJECTIVES
-from gan.tables import look_up
+from gan.methods import discrepancies
+from gan.methods.objectives import OBJECTIVES
+from gan.methods.pairs import method
+from gan.methods.rows import look_up
 
 R, F = torch.tensor([0.3, -2.0, 50.0], dtype=torch.float64), torch.tensor([-0.7, 1.5, -60.0], dtype=torch.float64)
 LOGITS = [name for name, entry in OBJECTIVES.items() if entry.make(**entry.parameters).group == 1]
@@ -104,9 +104,9 @@ X, Y = torch.tensor([[[0.0], [1], [2]], [[0.5], [2.5], [4]]], dtype=torch.float6
     [("rbf", True, 0.294013, -0.171479), ("rq", False, 1.183516, -0.597053), ("distance", True, 1.111111, -0.111111)],
 )
 def test_golden_discrepancies_of_three_points(name, single, biased, unbiased):
-    k = kernels.kernel(name, single=single)
-    assert kernels.mmd(X, Y, k, unbiased=False).item() == pytest.approx(biased, abs=6e-7)
-    assert kernels.mmd(X, Y, k, unbiased=True).item() == pytest.approx(unbiased, abs=6e-7)
+    k = discrepancies.kernel(name, single=single)
+    assert discrepancies.mmd(X, Y, k, unbiased=False).item() == pytest.approx(biased, abs=6e-7)
+    assert discrepancies.mmd(X, Y, k, unbiased=True).item() == pytest.approx(unbiased, abs=6e-7)
     row = objective("mmd:critic=0,kernel=distance,group=3")
     assert row.generator(X[0], Y[0]).item() == pytest.approx(-0.111111, abs=6e-7)
     assert objective("mmd:kernel=distance,group=3").discriminator(X[0], Y[0]).item() == pytest.approx(
@@ -138,13 +138,13 @@ def test_golden_discrepancy_of_gaussians(width, golden):
         s = width**2 + variance
         return width / math.sqrt(s) * math.exp(-(mean**2) / (2 * s))
 
-    ours = discrepancy(kernels.kernel("rbf", scale=width, single=True))
+    ours = discrepancy(discrepancies.kernel("rbf", scale=width, single=True))
     assert ours == pytest.approx(k(0, 2) + k(0, 4.5) - 2 * k(1, 3.25), rel=1e-10)
     assert ours == pytest.approx(golden, abs=6e-7)
 
 
 def test_golden_energy_distance_and_score():
-    k = kernels.kernel("distance")
+    k = discrepancies.kernel("distance")
     assert discrepancy(k) == pytest.approx(0.487444, abs=6e-7)
     # Against one point x the score is E|x - Y| - E|Y - Y'| / 2, for a normal distribution in closed form
     crps = expected(k, 0, 4.5) / 2 - expected(k, 0.7 - 1, 2.25)
@@ -155,19 +155,19 @@ def test_golden_energy_distance_and_score():
     # and between samples half of the unbiased energy distance, which the three points above hold
     y = torch.randn(1, 6, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     x = torch.full_like(y, 0.7)
-    assert kernels.energy_score(x, y).item() == pytest.approx(kernels.mmd(x, y, k).item() / 2, rel=1e-13)
+    assert discrepancies.energy_score(x, y).item() == pytest.approx(discrepancies.mmd(x, y, k).item() / 2, rel=1e-13)
 
 
 def test_energy_score_by_loops_and_what_gamma_does():
     x, y = torch.randn(2, 1, 5, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     near = sum((a - b).norm() ** 1.3 for a in x[0] for b in y[0]) / 25
     apart = sum((a - b).norm() ** 1.3 for a in y[0] for b in y[0]) / 20
-    torch.testing.assert_close(kernels.energy_score(x, y, 0.7, 1.3)[0], near - 0.7 * apart)
+    torch.testing.assert_close(discrepancies.energy_score(x, y, 0.7, 1.3)[0], near - 0.7 * apart)
     # Of all normal distributions N(0, s) the score against N(0, 1) is least at s = 1; without gamma at s = 0.
     reals = quantiles(0, 1, 300)
 
     def score(s: float, gamma: float) -> float:
-        return kernels.energy_score(reals, quantiles(0, s, 300), gamma).item()
+        return discrepancies.energy_score(reals, quantiles(0, s, 300), gamma).item()
 
     assert score(1, 0.5) < min(score(0.8, 0.5), score(1.2, 0.5))
     assert score(0.01, 0) < score(0.5, 0) < score(1, 0) and score(1.5, 0.8) < score(1, 0.8)
@@ -198,7 +198,7 @@ def gradient_at(name: str) -> float:
 
 
 def test_golden_generator_gradients_of_b_gan(monkeypatch):
-    monkeypatch.setattr("gan.divergences.KNEE", 60.0)  # the value is of the plain exponential, far into the tails
+    monkeypatch.setattr("gan.methods.divergences.KNEE", 60.0)  # of the plain exponential, far into the tails
     true = 0.5 / 1.2**2  # d KL(P||Q) / d mu
     assert true == pytest.approx(0.347222, abs=6e-7)
     assert gradient_at("f:kl:form=log_ratio,saturating=1") == pytest.approx(true, abs=6e-7)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from tiny import tiny_config, tiny_feed, tiny_task
 
 from data.prepare import prepare
-from gan import loop
 from gan.checkpoint import newest_state
-from gan.preemption import SIGNALS, TOGETHER, StopRequest, listening
+from gan.ranks.signals import SIGNALS, TOGETHER, StopRequest, listening
+from gan.run import loop
 from gan.trainer import initial_state
 from launch.ranks import environment
 

@@ -13,8 +13,8 @@ import pytest
 import torch.distributed as dist
 
 from data.prepare import prepare
-from gan import selftest
 from gan.errors import EverywhereError, PeerError, UserError
+from gan.ranks import selftest
 from launch.ranks import addresses, check_port, check_reach, endpoint, environment, leave
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from gan.augment import augment, change
 from gan.config import RegularizerConfig
-from gan.divergences import KNEE, divergence
 from gan.draws import Draws
 from gan.layers import Conv2d, Linear
-from gan.method import critic_loss, method
-from gan.regularizers import BETWEEN, REGULARIZERS, zero_centered
+from gan.methods.augment import augment, change
+from gan.methods.divergences import KNEE, divergence
+from gan.methods.pairs import critic_loss, method
+from gan.methods.regularizers import BETWEEN, REGULARIZERS, zero_centered
 from gan.schedules import gamma_at
 
 DRAWS = Draws(0, range(2), 4)

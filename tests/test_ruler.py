@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from snapshots import write_snapshot
 from test_evaluate import dataset  # noqa: F401 - a fixture
 
-from gan.divergences import divergence
 from gan.errors import UserError
+from gan.methods.divergences import divergence
 from gan.metrics.classifier import train_classifier
-from gan.ruler import Ratio, between_gaussians, bootstrap, measure, split
+from gan.theory.ruler import Ratio, between_gaussians, bootstrap, measure, split
 from launch import evaluate
 
 
@@ -118,8 +118,8 @@ def test_the_command_on_vectors(tmp_path):
 
 
 def test_the_command_on_images_networks_and_features(dataset, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("gan.ruler.FEWEST", 20)
-    monkeypatch.setattr("gan.ruler.measure", partial(measure, most_steps=50))
+    monkeypatch.setattr("gan.theory.ruler.FEWEST", 20)
+    monkeypatch.setattr("gan.theory.ruler.measure", partial(measure, most_steps=50))
     monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=60))
     network = write_snapshot(tmp_path / "a.safetensors")
     for flags in ([f"--against={network}"], [f"--network={network}"], [f"--network={network}", "--features=1"]):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gan.scaling import Link, StepCost, all_reduce_seconds, line, measure_link, predict
+from launch.benchmark.step_model import Link, StepCost, all_reduce_seconds, line, measure_link, predict
 
 LINK = Link(latency=1e-3, bandwidth=1e6)
 

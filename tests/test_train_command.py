@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data.prepare import prepare
-from gan.objectives import OBJECTIVES
-from gan.regularizers import REGULARIZERS
-from gan.runs import hold
+from gan.methods.objectives import OBJECTIVES
+from gan.methods.regularizers import REGULARIZERS
+from gan.run.directories import hold
 from launch import cli
 from launch.ranks import environment
 

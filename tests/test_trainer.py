@@ -11,13 +11,13 @@ import torch
 from devices import DEVICES
 from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
 
-from gan import loop
 from gan.checkpoint import load_snapshot, load_state, newest_state, save_state
-from gan.distributed import Ranks, find_strangers, fingerprint
-from gan.rewind import changing, kept, put_back
+from gan.ranks.distributed import Ranks, find_strangers, fingerprint
+from gan.ranks.statistics import Statistics
+from gan.run import loop
 from gan.schedules import ema_beta, moment
-from gan.statistics import Statistics
 from gan.trainer import initial_state, prepare_reals, train_step, update_average
+from gan.undo import changing, kept, put_back
 
 
 def advance(state, task, count: int, poison: range = range(0)) -> list[dict]:

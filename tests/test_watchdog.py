@@ -12,11 +12,11 @@ import torch.distributed as dist
 from hosts import family, kill, ranks_of, wait_until
 
 from data.prepare import prepare
-from gan.distributed import Ranks
-from gan.drift import GROWING_TICKS, SLOW_TICKS, Drift
 from gan.errors import PeerError
-from gan.preemption import StopRequest
-from gan.watchdog import Heartbeats, Watchdog, describe, doing, naming
+from gan.ranks.distributed import Ranks
+from gan.ranks.signals import StopRequest
+from gan.ranks.watchdog import Heartbeats, Watchdog, describe, doing, naming
+from gan.run.drift import GROWING_TICKS, SLOW_TICKS, Drift
 from launch.ranks import environment
 
 FLAGS = [
@@ -78,18 +78,18 @@ def test_what_a_thread_does_is_named_by_our_code_and_the_collective_it_called():
         (f"{root}/gan/gradients.py", "sum_gradients", 67),
         (f"{root}/gan/loop.py", "train", 5),
     ]
-    assert describe(iter(stack)) == ("all_reduce from sum_gradients (gan/gradients.py:67)", True)
-    assert describe(iter(stack[2:])) == ("sum_gradients (gan/gradients.py:67)", False)
+    assert describe(iter(stack)) == ("all_reduce from sum_gradients (gan/ranks/gradients.py:67)", True)
+    assert describe(iter(stack[2:])) == ("sum_gradients (gan/ranks/gradients.py:67)", False)
     where, waiting = doing(threading.get_ident())
-    assert "(gan/watchdog.py:" in where and not waiting
+    assert "(gan/ranks/watchdog.py:" in where and not waiting
 
 
 def test_alone_a_hang_ends_the_process_with_its_stacks(tmp_path):
     code = f"""
 import pathlib, time
-from gan.distributed import Ranks
-from gan.preemption import StopRequest
-from gan.watchdog import Watchdog
+from gan.ranks.distributed import Ranks
+from gan.ranks.signals import StopRequest
+from gan.ranks.watchdog import Watchdog
 dog = Watchdog(Ranks(), pathlib.Path({str(tmp_path)!r}), 1.0, StopRequest())
 dog.beat(41)
 def the_slow_function(): time.sleep(60)
@@ -103,9 +103,9 @@ the_slow_function()
 def test_a_wish_to_stop_that_is_not_met_ends_the_process(tmp_path):
     code = f"""
 import pathlib, time
-from gan.distributed import Ranks
-from gan.preemption import StopRequest
-from gan.watchdog import Watchdog
+from gan.ranks.distributed import Ranks
+from gan.ranks.signals import StopRequest
+from gan.ranks.watchdog import Watchdog
 Watchdog(Ranks(), pathlib.Path({str(tmp_path)!r}), 2.0, StopRequest("SIGTERM", time.monotonic()), grace=1.0).beat(0)
 time.sleep(60)
 """

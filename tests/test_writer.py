@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
 
-from gan import checkpoint, loop
+from gan import checkpoint
 from gan.checkpoint import load_state, newest_state, save_state, superseded
+from gan.run import loop
+from gan.run.writer import Writer, check_space, remove_parts
 from gan.trainer import initial_state
-from gan.writer import Writer, check_space, remove_parts
 
 
 def names(folder, kind: str = "training-state-*") -> list[int]:

@@ -8,7 +8,7 @@ import torch
 
 from gan.checkpoint import ImageFormat
 from gan.config import TrainConfig, override
-from gan.distributed import Ranks
+from gan.ranks.distributed import Ranks
 from gan.schedules import build_schedule
 from gan.trainer import Task, build_task
 

@@ -2,7 +2,7 @@
 
 import click
 
-from launch.cli import Saddle, run
+from launch.cli import Saddle
 
 BENCHMARKS = {
     "ops": "Fused ops beside their reference, the best of stock PyTorch, and a copy of the same bytes.",
@@ -15,10 +15,10 @@ BENCHMARKS = {
 
 
 class Benchmarks(Saddle):
-    """The group of benchmarks: NAME is the command `main` of launch/benchmark_NAME.py."""
+    """The group of benchmarks: NAME is the command `main` of launch/benchmark/NAME_benchmark.py."""
 
     table = BENCHMARKS
-    module = "launch.benchmark_{}"
+    module = "launch.benchmark.{}_benchmark"
 
 
 @click.group(cls=Benchmarks, invoke_without_command=True)
@@ -27,7 +27,3 @@ def main(ctx: click.Context) -> None:
     """Measure ops, data and methods; each prints a table and, with --json=FILE, writes the same rows."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
-
-
-if __name__ == "__main__":
-    run(main, "saddle benchmark")

@@ -10,7 +10,7 @@ from launch.cli import run
 from launch.tables import text_table, write_json
 
 if TYPE_CHECKING:
-    from gan.dirac import Game
+    from gan.theory.dirac import Game
 
 SIDE, REACH = 360, 2.0  # pixels of a portrait, and the largest |theta| and |psi| in it
 
@@ -55,8 +55,8 @@ def main(
 
 def chosen(objectives: tuple[str, ...], regularizers: tuple[str, ...], gammas: tuple[float, ...]) -> "dict[str, Game]":
     """Games by a readable name: the product of what was given, or a selection that shows each behavior."""
-    from gan.dirac import Game
     from gan.errors import UserError
+    from gan.theory.dirac import Game
 
     if any(not gamma >= 0 for gamma in gammas):
         raise UserError("--gamma must be at least 0")
@@ -84,7 +84,7 @@ def describe(game: "Game") -> str:
 
 def walk(game: "Game", step: float, count: int, alternating: bool) -> Any:
     """The states of a trajectory from (1, 1), itself included."""
-    from gan.dirac import trajectory
+    from gan.theory.dirac import trajectory
 
     yield 1.0, 1.0
     yield from trajectory(game, step, count, alternating)
@@ -94,7 +94,7 @@ def row(name: str, game: "Game", ends: dict[bool, tuple[float, float]]) -> dict[
     """Eigenvalues, bounds and ends; bounds and eigenvalues are None where the field has a kink at the equilibrium."""
     import torch
 
-    from gan.dirac import eigenvalues, field, jacobian, step_bound
+    from gan.theory.dirac import eigenvalues, field, jacobian, step_bound
 
     sides = [field(game, torch.tensor([0.0, psi], dtype=torch.float64)) for psi in (-1e-9, 1e-9)]
     smooth = bool((sides[0] - sides[1]).abs().max() < 1e-6)
@@ -132,7 +132,7 @@ def portrait(pen: Any, game: "Game", states: list[tuple[float, float]]) -> None:
     """One tile."""
     import torch
 
-    from gan.dirac import field
+    from gan.theory.dirac import field
 
     def place(theta: float, psi: float) -> tuple[float, float]:
         middle, unit = SIDE / 2, SIDE / 2 / REACH

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gan.divergences import DIVERGENCES, Divergence, Form
 from gan.errors import UserError
+from gan.methods.divergences import DIVERGENCES, Divergence, Form
 
 FEWEST = 200  # samples in a set
 CHECK = 50  # steps between looks at the second part

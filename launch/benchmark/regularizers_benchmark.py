@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from gan.trainer import Task
-    from launch.measure import Call, Times
+    from launch.benchmark.timing import Call, Times
 
 BASELINES = ("none", "r1")
 
@@ -39,9 +39,9 @@ def main(
     """
     import torch
 
-    from gan.regularizers import REGULARIZERS
-    from gan.tables import split_names
-    from launch.measure import DeviceClock, HostClock, contest, describe_machine, find_device, machine_line
+    from gan.methods.regularizers import REGULARIZERS
+    from gan.methods.rows import split_names
+    from launch.benchmark.timing import DeviceClock, HostClock, contest, describe_machine, find_device, machine_line
 
     target = find_device(device)
     torch.set_num_threads(threads)
@@ -65,8 +65,8 @@ def task(name: str, device: "torch.device", resolution: int, batch: int, channel
     """Training of a whole network at one resolution. Raises UserError for what cannot be, as training does."""
     from gan.checkpoint import ImageFormat
     from gan.config import TrainConfig, override
-    from gan.distributed import Ranks, set_precision
     from gan.errors import UserError
+    from gan.ranks.distributed import Ranks, set_precision
     from gan.schedules import build_schedule
     from gan.trainer import build_task
 
@@ -88,7 +88,7 @@ def d_step(task: "Task") -> "Call":
     """D's part of `train_step`, at a learning rate of 0: every call does the same work on the same images."""
     import torch
 
-    from gan.method import critic_loss
+    from gan.methods.pairs import critic_loss
     from gan.schedules import moment
     from gan.trainer import build_critic, initial_state, total_over_samples, update
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from gan import kernels
-from gan.divergences import DIVERGENCES, Function, divergence
 from gan.errors import UserError
-from gan.tables import Entry
+from gan.methods import discrepancies
+from gan.methods.divergences import DIVERGENCES, Function, divergence
+from gan.methods.rows import Entry
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,15 +71,15 @@ def _relativistic_average(group: int) -> Objective:
 
 def _mmd(critic: int, kernel: str, scale: float, unbiased: int, group: int) -> Objective:
     _at_least_two(group)
-    k = kernels.kernel(kernel, scale)
+    k = discrepancies.kernel(kernel, scale)
 
     def distance(real: Tensor, fake: Tensor) -> Tensor:
-        return kernels.mmd(blocks(real, group), blocks(fake, group), k, bool(unbiased))
+        return discrepancies.mmd(blocks(real, group), blocks(fake, group), k, bool(unbiased))
 
     def score(points: Tensor, real: Tensor, fake: Tensor) -> Tensor:
         # The sets it is measured against stand still: the gradient at a point is that point's own.
         real, fake = blocks(real.detach(), group), blocks(fake.detach(), group)
-        return kernels.witness(blocks(points, group), real, fake, k).flatten()
+        return discrepancies.witness(blocks(points, group), real, fake, k).flatten()
 
     if not critic:
         return Objective(None, distance, paired=True, group=group)
@@ -102,7 +102,7 @@ def _energy(gamma: float, beta: float, group: int) -> Objective:
         raise UserError(f"beta must be between 0 and 2, where the score is strictly proper, got {beta:g}")
     return Objective(
         None,
-        lambda real, fake: kernels.energy_score(blocks(real, group), blocks(fake, group), gamma, beta),
+        lambda real, fake: discrepancies.energy_score(blocks(real, group), blocks(fake, group), gamma, beta),
         paired=True,
         group=group,
     )

@@ -21,7 +21,7 @@ import torch
 
 from gan.errors import EverywhereError, PeerError, UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES, SUFFIXES = ("gan", "ops", "data", "launch"), {".py", ".cpp", ".cu", ".h", ".cuh", ".toml"}
 
 

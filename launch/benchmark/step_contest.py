@@ -14,15 +14,15 @@ import torch.distributed as dist
 
 from data.dataset import ImageDataset
 from data.loader import load
-from gan import distributed
 from gan.checkpoint import ImageFormat
 from gan.config import TrainConfig, override
-from gan.distributed import Ranks
 from gan.errors import UserError
-from gan.loop import to_device
-from gan.method import configured
+from gan.methods.pairs import configured
+from gan.ranks import distributed
+from gan.ranks.distributed import Ranks
+from gan.ranks.statistics import Statistics
+from gan.run.loop import to_device
 from gan.schedules import build_schedule, moment
-from gan.statistics import Statistics
 from gan.trainer import Batch, Task, build_task, initial_state, train_step
 
 ALSO: dict[str, dict[str, Any]] = {  # contestant -> what it changes in a joined one

@@ -23,16 +23,16 @@ from PIL import Image
 from torch import Tensor
 
 from gan.checkpoint import SNAPSHOT, replacing, save_snapshot, save_state
-from gan.distributed import find_strangers, fingerprint, from_first
-from gan.drift import Drift, resident_memory
-from gan.preemption import PREEMPTED, StopRequest, listening
-from gan.runs import EXIT, drop_after, write_json
+from gan.ranks.distributed import find_strangers, fingerprint, from_first
+from gan.ranks.signals import PREEMPTED, StopRequest, listening
+from gan.ranks.statistics import Statistics
+from gan.ranks.watchdog import Watchdog, naming
+from gan.run.directories import EXIT, drop_after, write_json
+from gan.run.drift import Drift, resident_memory
+from gan.run.writer import Writer, check_space, remove_parts
 from gan.sampling import generate, grid_columns, seed_latents, tile, to_uint8
 from gan.schedules import Moment, moment
-from gan.statistics import Statistics
 from gan.trainer import Batch, Feed, Task, TrainState, train_step
-from gan.watchdog import Watchdog, naming
-from gan.writer import Writer, check_space, remove_parts
 
 DONE, REFUSED, NOT_FINITE = 0, 2, 3
 GRID = 64  # most samples in a grid of fakes or reals

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from gan.errors import UserError
-from gan.tables import Entry, look_up
+from gan.methods.rows import Entry, look_up
 
 Function = Callable[[Tensor], Tensor]
 KNEE = 3.0  # where exponentials go on along their tangent; farther out their gradients upset training

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from gan.distributed import cores
 from gan.errors import UserError
+from gan.ranks.distributed import cores
 
 Call = Callable[[], Any]
 FEWEST = 3  # samples of each, however slow: a median needs them

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gan.distributed import sum_over_ranks
+from gan.ranks.distributed import sum_over_ranks
 
 
 class Statistics:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gan.draws import Draws
 from gan.errors import UserError
-from gan.method import critic_loss, method
+from gan.methods.pairs import critic_loss, method
 
 DRAWS = Draws(0, range(1), 1)
 

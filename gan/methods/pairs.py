@@ -10,9 +10,9 @@ from torch import Tensor
 from gan.config import TrainConfig
 from gan.draws import Draws
 from gan.errors import UserError
-from gan.objectives import OBJECTIVES, Objective
-from gan.regularizers import FAKE, REAL, REGULARIZERS, Regularizer, Scene
-from gan.tables import look_up
+from gan.methods.objectives import OBJECTIVES, Objective
+from gan.methods.regularizers import FAKE, REAL, REGULARIZERS, Regularizer, Scene
+from gan.methods.rows import look_up
 
 
 @cache  # the Dirac-GAN asks at every step

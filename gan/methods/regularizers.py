@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gan.augment import augment
 from gan.draws import Draws
 from gan.errors import UserError
-from gan.objectives import Objective
-from gan.tables import Entry
+from gan.methods.augment import augment
+from gan.methods.objectives import Objective
+from gan.methods.rows import Entry
 from ops import gradient_penalty, interpolate_samples, squared_norm
 
 Penalty = Callable[[Tensor, Tensor], Tensor]

@@ -6,8 +6,8 @@ Sets come in coupling groups, [groups, n, K]; a result is one value per group.
 import torch
 from torch import Tensor
 
-from gan.divergences import Function, power
 from gan.errors import UserError
+from gan.methods.divergences import Function, power
 
 BANDWIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
 EXPONENTS = (0.2, 0.5, 1.0, 2.0, 5.0)

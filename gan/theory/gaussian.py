@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gan.divergences import Divergence
 from gan.draws import Draws
 from gan.errors import UserError
-from gan.method import critic_loss, method
+from gan.methods.divergences import Divergence
+from gan.methods.pairs import critic_loss, method
 
 WIDE = 14.0  # standard deviations to either side that are integrated over
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from gan.distributed import Ranks
 from gan.errors import PeerError
-from gan.preemption import StopRequest
+from gan.ranks.distributed import Ranks
+from gan.ranks.signals import StopRequest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FIRST = 3  # times the limit is what the first step after a start may take
 HUNG = 1  # exit code
 

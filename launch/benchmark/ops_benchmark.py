@@ -12,8 +12,7 @@ import torch
 
 from gan.config import choice
 from gan.errors import UserError
-from launch.cli import run
-from launch.contestants import (
+from launch.benchmark.op_contestants import (
     DTYPES,
     LAYOUTS,
     OPS,
@@ -26,7 +25,8 @@ from launch.contestants import (
     bytes_moved,
     make_tensors,
 )
-from launch.measure import (
+from launch.benchmark.op_figures import Row, figures_of, left_out, show, summarize, summary_table, table
+from launch.benchmark.timing import (
     Call,
     Clock,
     DeviceClock,
@@ -37,7 +37,7 @@ from launch.measure import (
     find_device,
     machine_line,
 )
-from launch.op_figures import Row, figures_of, left_out, show, summarize, summary_table, table
+from launch.cli import run
 from launch.prepare import track
 from launch.tables import write_json
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gan.draws import Draws
-from gan.method import critic_loss, method
+from gan.methods.pairs import critic_loss, method
 from gan.trainer import frozen, total_over_samples
 
 SPREAD, LATENT, WIDTH, BATCH = 0.1, 4, 64, 256

@@ -17,11 +17,11 @@ from data.dataset import ImageDataset
 from data.prepare import prepare
 from data.store import ENCODINGS
 from gan.errors import UserError
-from launch import readers
-from launch.benchmark_ops import check_writable
+from launch.benchmark import readers
+from launch.benchmark.ops_benchmark import check_writable
+from launch.benchmark.readers import FORMATS
+from launch.benchmark.timing import HostClock, contest, describe_machine, machine_line
 from launch.cli import run
-from launch.measure import HostClock, contest, describe_machine, machine_line
-from launch.readers import FORMATS
 from launch.tables import aligned, write_json
 
 SIDES = (32, 256)  # of synthetic images

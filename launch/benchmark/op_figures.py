@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from launch.contestants import DTYPES, LAYOUTS, PASSES, Shape
-from launch.measure import Times
+from launch.benchmark.op_contestants import DTYPES, LAYOUTS, PASSES, Shape
+from launch.benchmark.timing import Times
 from launch.tables import aligned
 
 COLUMNS = {  # figure of a row -> its heading and format; times in milliseconds

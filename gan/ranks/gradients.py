@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gan.config import DistributedConfig
-from gan.distributed import Ranks, share
+from gan.ranks.distributed import Ranks, share
 
 Node = tuple[int, int, Tensor]  # (level, index, sum): of the leaves [index * 2**level, (index + 1) * 2**level)
 

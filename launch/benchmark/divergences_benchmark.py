@@ -9,7 +9,7 @@ from launch.cli import run
 from launch.tables import text_table, write_json
 
 if TYPE_CHECKING:
-    from gan.gaussian import Mixture
+    from gan.theory.gaussian import Mixture
 
 ALL = "tv,kl,rkl,pearson,neyman,hellinger2,jeffrey,js2,jsw,gan,alpha"
 
@@ -50,8 +50,8 @@ def main(
     train a small GAN on clusters in the plane and count what it finds. With --ruler, compare estimates from samples of
     two Gaussians (means 1/4 apart on each axis, scales within 10 %) with the exact value, over --seeds pairs of sets.
     """
-    from gan.divergences import divergence
-    from gan.tables import split_names
+    from gan.methods.divergences import divergence
+    from gan.methods.rows import split_names
 
     target = parse_mixture(mixture)
     names = split_names(divergences)
@@ -82,7 +82,7 @@ def main(
 def parse_mixture(text: str) -> "Mixture":
     """ "WEIGHT,MEAN,VARIANCE;..." -> the mixture. Raises UserError for what is not one."""
     from gan.errors import UserError
-    from gan.gaussian import Mixture
+    from gan.theory.gaussian import Mixture
 
     try:
         weights, means, variances = zip(*(map(float, part.split(",")) for part in text.split(";") if part), strict=True)
@@ -95,7 +95,7 @@ def parse_mixture(text: str) -> "Mixture":
 
 def exact_row(name: str, row: Any, target: "Mixture") -> dict[str, Any]:
     """Divergence, mean and deviation of the best Gaussian, and the minima beside it."""
-    from gan.gaussian import optima
+    from gan.theory.gaussian import optima
 
     best, *others = optima(row, target)
     return {
@@ -124,7 +124,7 @@ def penalty(options: dict[str, Any], name: str, gamma: float) -> tuple[str, floa
 
 def learned_row(name: str, row: Any, target: "Mixture", seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """What training found."""
-    from gan.gaussian import learned
+    from gan.theory.gaussian import learned
 
     text = objective(name, options, "log_ratio" if row.log_ratio else "paper", saturating=True)
     regularizer, gamma = penalty(options, "r1_r2", 0.002)
@@ -134,7 +134,7 @@ def learned_row(name: str, row: Any, target: "Mixture", seed: int, options: dict
 
 def points_row(name: str, points: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """How a small GAN does on clusters in the plane."""
-    from gan.points import POINTS, train_points
+    from gan.theory.clusters import POINTS, train_points
 
     steps = options["steps"] or {"ring": 2000, "grid": 3000}[points]
     text = objective(name, options, "paper", saturating=False)
@@ -149,7 +149,7 @@ def ruler_row(name: str, row: Any, k: int, samples: int, seeds: range) -> dict[s
     """Mean over pairs of sets of the bound as a share of the exact value, and how often its interval holds that."""
     import numpy as np
 
-    from gan.ruler import between_gaussians, measure
+    from gan.theory.ruler import between_gaussians, measure
 
     exact, shares, held = 0.0, [], 0
     for seed in seeds:

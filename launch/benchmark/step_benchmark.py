@@ -12,16 +12,16 @@ import click
 import torch
 
 from data.dataset import ImageDataset
-from gan import distributed
 from gan.config import TrainConfig, override, parse_assignment
 from gan.errors import UserError
-from gan.method import configured
-from gan.scaling import ASSUMPTIONS, Link, StepCost, line, measure_link, predict
-from launch.benchmark_ops import check_writable
+from gan.methods.pairs import configured
+from gan.ranks import distributed
+from launch.benchmark.ops_benchmark import check_writable
+from launch.benchmark.step_contest import ALSO, measure, noise_format
+from launch.benchmark.step_model import ASSUMPTIONS, Link, StepCost, line, measure_link, predict
+from launch.benchmark.timing import describe_machine, machine_line
 from launch.cli import run
-from launch.measure import describe_machine, machine_line
 from launch.ranks import call, end_with_parent, torchrun
-from launch.step_contest import ALSO, measure, noise_format
 from launch.tables import text_table, write_json
 from launch.train import image_format, read_preset
 
@@ -123,7 +123,7 @@ def start_ranks(world: int, flags: Mapping[str, Any]) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="saddle-step-") as folder:
         rows = Path(folder) / "rows"
         given = [*arguments, *(f"--set={text}" for text in flags["assignments"]), f"--rows={rows}"]
-        if call(torchrun(world, "launch.benchmark_step", given), world) or not rows.exists():
+        if call(torchrun(world, "launch.benchmark.step_benchmark", given), world) or not rows.exists():
             raise UserError(f"--gpus={world}: the ranks did not finish; what they said is above")
         return torch.load(rows, weights_only=True)
 

@@ -1,0 +1,1 @@
+"""A run: the loop around the step, and the directory that it fills."""
