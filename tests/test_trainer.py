@@ -1,9 +1,13 @@
 """The step and its state: what saving, stopping and watching do not change, and what non-finite values do."""
 
+import ast
 import copy
+import inspect
 import itertools
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +24,7 @@ from gan.run import loop, report
 from gan.schedules import ema_beta, moment
 from gan.state import initial_state
 from gan.trainer import train_step
-from gan.undo import changed_by_step, copy_before_step, undo_step
+from gan.undo import changed_by_step, copy_before_step, frozen, undo_step, with_equal_buffers
 
 
 def advance(state, task, count: int, poison: range = range(0)) -> list[dict]:
@@ -301,3 +305,55 @@ def test_what_became_infinite_is_put_back_too():
         tensor.detach().fill_(torch.inf)
     undo_step(before, state.networks["D"], state.optimizers["d_optimizer"], torch.ones(()))
     assert all(torch.equal(tensor, start[name]) for name, tensor in state.tensors().items())
+
+
+def statement_lines(function) -> dict[int, int]:
+    """Line of the file -> number of the statement of `function` that it belongs to, blocks by their first line."""
+    lines, first = inspect.getsourcelines(function)
+    numbers = {}
+    nodes = [n for n in ast.walk(ast.parse("".join(lines)).body[0]) if isinstance(n, ast.stmt)]
+    for node in sorted(nodes, key=lambda n: (n.lineno, -n.end_lineno)):
+        last = node.body[0].lineno - 1 if hasattr(node, "body") else node.end_lineno
+        numbers |= dict.fromkeys(range(first + node.lineno - 1, first + last), node.lineno)
+    return numbers
+
+
+@pytest.mark.parametrize("values", [{}, {"distributed.exact": True}, {"regularizer.name": "bcr", "data.aug": "diff"}])
+def test_the_step_runs_in_the_order_in_which_it_is_written(values):
+    """Of one D and one G step: what the step calls is entered as the step names it, and nothing that it calls comes
+    back up into the trainer."""
+    task = tiny_task(tiny_config({"batch": 4, "regularizer.every": 1, **values}))
+    state = initial_state(task)
+    now = next(loop.steps(task, 0))
+    images, labels = loop.to_device(next(tiny_feed(iter([(0, 4, now.stage)]))), task)
+    statements = statement_lines(train_step)
+    stats = Statistics()
+    order, entered, climbed = [], set(), []
+
+    def watch(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if (
+            event != "call"
+            or path.parent.name not in ("gan", "methods", "ranks")
+            or frame.f_code is train_step.__code__
+        ):
+            return
+        above = [frame]
+        while above[-1].f_back and above[-1].f_code is not train_step.__code__:
+            above.append(above[-1].f_back)
+        # The head of a loop or a `with` is entered again after its body.
+        if frame.f_code not in (with_equal_buffers.__code__, inspect.unwrap(frozen).__code__):
+            order.append(statements[above[-1].f_lineno])
+        entered.add(path.stem)
+        own = [f.f_code.co_filename.endswith("gan/trainer.py") for f in above]
+        if own[0] and not all(own):  # the trainer, called by something that the trainer called
+            climbed.append(frame.f_code.co_name)
+
+    sys.setprofile(watch)
+    try:
+        train_step(state, task, now, images, labels, stats)
+    finally:
+        sys.setprofile(None)
+    assert order == sorted(order)
+    assert climbed == []
+    assert {"parts", "networks", "critic", "pairs", "gradients", "statistics", "average", "undo"} <= entered
