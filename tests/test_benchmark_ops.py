@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from devices import DEVICES
 
 from launch import cli
-from launch.benchmark import ops_benchmark, timing
+from launch.benchmark import find_benchmarks, ops_benchmark, timing
 from launch.benchmark.op_contestants import DTYPES, LAYOUTS, OPS, PASSES, bytes_moved, make_tensors
-from launch.benchmark.op_figures import COLUMNS, Row, figures_of, summarize
-from launch.benchmark.timing import Plan, Times, contest, fastest
+from launch.benchmark.op_figures import COLUMNS, OpTimes, figures_of, summarize_classes
+from launch.benchmark.timing import Sampling, Times, contest, fastest
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -166,7 +166,7 @@ def check_figures(row: dict) -> None:
 )
 def test_bad_input_is_refused_before_anything_is_measured(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(ops_benchmark, "measure", None)
+    monkeypatch.setattr(ops_benchmark, "time_ops", None)
     monkeypatch.setattr(sys, "argv", ["saddle", "benchmark", "ops", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -175,8 +175,26 @@ def test_bad_input_is_refused_before_anything_is_measured(monkeypatch, capsys, a
     assert said.out == ""
 
 
-def test_the_group_says_what_there_is(monkeypatch, capsys):
-    assert CliRunner().invoke(cli.saddle, ["benchmark"]).output.count("ops  ") == 1
+def test_help_shows_every_file_and_does_not_wait_for_torch():
+    """A benchmark is a file: each is there with the first words of its docstring, and none has been imported."""
+    code = "import sys; from launch import cli; sys.argv[1:] = ['benchmark', '--help']\ntry: cli.main()\n"
+    code += "except SystemExit: print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "set()", done.stdout + done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    for path in (ROOT / "launch" / "benchmark").glob("*_benchmark.py"):
+        begins = [path.stem.removesuffix("_benchmark"), *path.read_text().removeprefix('"""').split()[:4]]
+        assert begins in [words[:5] for words in lines], begins
+
+
+def test_a_new_benchmark_is_one_file(tmp_path):
+    (tmp_path / "new_benchmark.py").write_text('"""Measure this\nand that, at 0.5 of it. More.\n"""\nimport nothing\n')
+    (tmp_path / "silent_benchmark.py").touch()
+    (tmp_path / "helper.py").write_text('"""No benchmark."""')
+    assert find_benchmarks(tmp_path) == {"new": "Measure this and that, at 0.5 of it.", "silent": ""}
+
+
+def test_an_unknown_benchmark_is_refused():
     done = CliRunner().invoke(cli.saddle, ["benchmark", "none"])
     assert done.exit_code == 2 and "No such command 'none'" in done.output
 
@@ -190,11 +208,11 @@ class Scripted:
         self.times = {name: iter(values) for name, values in times.items()}
         self.asked = []
 
-    def plan(self, call):
+    def warm_up(self, call):
         call()
-        return Plan(1, 0.0)
+        return Sampling(1, 0.0)
 
-    def sample(self, call, plan):
+    def sample(self, call, sampling):
         name = call()
         self.asked.append(name)
         return next(self.times[name]) / 1e3
@@ -232,10 +250,12 @@ def test_the_fastest_variant_counts():
     assert fastest(times, "reference") is None
 
 
-def row(op: str, case: str, shape: tuple, passes: str, device: str = "cpu", moved: int = 1000, **medians: float) -> Row:
+def row(
+    op: str, case: str, shape: tuple, passes: str, device: str = "cpu", moved: int = 1000, **medians: float
+) -> OpTimes:
     ours = medians["ours"]
     figures = figures_of(medians, Times(ours, ours, ours, 3), moved)
-    return Row(op, case, shape, "fp32", "nchw", device, passes, moved, figures, "", "", {}, {})
+    return OpTimes(op, case, shape, "fp32", "nchw", device, passes, moved, figures, "", "", {}, {})
 
 
 def test_the_summary_takes_the_rows_of_a_class():
@@ -252,7 +272,7 @@ def test_the_summary_takes_the_rows_of_a_class():
         row("gradient_penalty", "", large, "forward", "cuda", 10**8, ours=10, copy=9),
         row("gradient_penalty", "", small, "forward", "cuda", 10**7, ours=10, copy=1),
     ]
-    found = {(line["class"], line["figure"]): line for line in summarize(rows)}
+    found = {(line["class"], line["figure"]): line for line in summarize_classes(rows)}
     expected = {  # rows, worst, median
         "upfirdn2d down2, blur, planes >= 64: forward": (2, 7, 8),
         "upfirdn2d up2, planes >= 64: forward": (1, 20, 20),
@@ -277,7 +297,7 @@ def test_ctrl_c_shows_what_has_been_measured(monkeypatch, tmp_path):
         yield row("upfirdn2d", "up2", (8, 64, 64, 64), "forward", ours=1, reference=21.5, stock=3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ops_benchmark, "measure", interrupted)
+    monkeypatch.setattr(ops_benchmark, "time_ops", interrupted)
     arguments = ["benchmark", "ops", "--json", str(tmp_path / "ops.json")]
     done = CliRunner().invoke(cli.saddle, arguments, standalone_mode=False)
     assert done.return_value == 130 and "21.50" in done.output
@@ -290,12 +310,12 @@ def test_one_thread_is_timed_by_cpu_time_and_more_by_the_wall():
     assert (one.now, two.now) == (timing.time.process_time, timing.time.perf_counter)
     for clock in (one, two):
         calls = []
-        plan = clock.plan(lambda calls=calls: calls.append(1))
-        assert len(calls) == 2 and 1 <= plan.calls <= clock.most_calls
-        assert clock.sample(lambda calls=calls: calls.append(1), Plan(7, 0.0)) > 0
+        sampling = clock.warm_up(lambda calls=calls: calls.append(1))
+        assert len(calls) == 2 and 1 <= sampling.calls <= clock.most_calls
+        assert clock.sample(lambda calls=calls: calls.append(1), Sampling(7, 0.0)) > 0
         assert len(calls) == 2 + 1 + 7, "a call to warm up, and those of the sample"
         clock.now = iter([10.0, 13.5]).__next__
-        assert clock.sample(list, Plan(7, 0.0)) == 0.5
+        assert clock.sample(list, Sampling(7, 0.0)) == 0.5
 
 
 STUB = r"""#!/bin/sh
