@@ -17,7 +17,7 @@ from tiny import broken_generator_loss, one_thread, tiny_config, tiny_feed, tiny
 
 from gan.average import update_average
 from gan.checkpoint import load_snapshot, load_state, newest_state, save_state
-from gan.parts import prepare_reals
+from gan.parts import fade_weight, prepare_reals
 from gan.ranks.distributed import Ranks, find_strangers, fingerprint
 from gan.ranks.statistics import Statistics
 from gan.run import loop, report
@@ -357,3 +357,18 @@ def test_the_step_runs_in_the_order_in_which_it_is_written(values):
     assert order == sorted(order)
     assert climbed == []
     assert {"parts", "networks", "critic", "pairs", "gradients", "statistics", "average", "undo"} <= entered
+
+
+def test_in_float64_alpha_the_learning_rate_and_the_average_are_float64():
+    third = 1 / 3
+    values = {"precision.dtype": "float64", "optimizer.d_lr": third / 1000, "ema.kimg": 0.1, "ema.rampup": 0.0}
+    task = tiny_task(tiny_config(values))
+    state = initial_state(task)
+    fading = next(now for now in loop.steps(task, 0) if now.fading and now.alpha != round(now.alpha, 3))
+    assert fade_weight(fading, task).item() == fading.alpha
+    advance(state, task, 1)
+    assert state.optimizers["d_optimizer"].param_groups[0]["lr"].item() == third / 1000
+    start = initial_state(task).networks["G"].first.bias
+    beta = 0.5 ** (32 / 100)
+    wanted = beta * start + (1 - beta) * state.networks["G"].first.bias
+    torch.testing.assert_close(state.networks["G_ema"].first.bias, wanted.detach(), rtol=1e-15, atol=1e-18)
