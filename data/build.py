@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from data.build_plan import BuildPlan, Progress, check_encoding, nothing_readable, refuse
+from data.decoding import MODES, natural_mode
 from data.encodings import ENCODINGS, encode_image
 from data.errors import DataError
-from data.images import MODES, natural_mode, pyramid
-from data.plan import Plan, Progress, check_encoding, nothing_readable, refuse
-from data.sources import Item
+from data.items import Item
+from data.resizing import pyramid
 from data.store import Manifest
+from data.store_writer import Skipped, StoredLabel, StoreWriter
 from data.workers import Result, in_order
-from data.writer import Label, Skipped, Writer
 
 CHUNK_BYTES, CHUNK_IMAGES = 4 << 20, 256  # a chunk holds at most so many bytes of pixels and so many images
 
@@ -34,18 +35,22 @@ class Chunk:
 
     items: int
     digests: list[bytes]  # of each image stored
-    labels: list[Label]
+    labels: list[StoredLabel]
     skipped: list[Skipped]
 
 
-def chunk_size(plan: Plan) -> int:
+def chunk_size(plan: BuildPlan) -> int:
     """Items in a chunk: a function of the plan alone, because commits fall between chunks."""
     return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // plan.raw_bytes))
 
 
 def store_images(
-    plan: Plan, writer: Writer, workers: int, progress: Progress, say: Callable[[str], None] = lambda line: None
-) -> Plan:
+    plan: BuildPlan,
+    writer: StoreWriter,
+    workers: int,
+    progress: Progress,
+    say: Callable[[str], None] = lambda line: None,
+) -> BuildPlan:
     """Store all images of the plan that the writer does not hold yet; returns the plan in the mode that they needed.
 
     DataError if there is none.
@@ -65,7 +70,7 @@ def store_images(
     return plan
 
 
-def manifest_fields(plan: Plan) -> dict[str, Any]:
+def manifest_fields(plan: BuildPlan) -> dict[str, Any]:
     """What a plan alone tells about the dataset that it will be."""
     return {
         "channels": plan.channels,
@@ -80,7 +85,7 @@ def manifest_fields(plan: Plan) -> dict[str, Any]:
     }
 
 
-def is_of(manifest: Manifest, plan: Plan) -> bool:
+def is_of(manifest: Manifest, plan: BuildPlan) -> bool:
     """Whether a dataset is the one that a plan would build, as far as its manifest tells."""
     fields = manifest_fields(plan)
     if not plan.fixed_mode:
@@ -97,7 +102,7 @@ def _keep_freed_pages() -> None:
     np.empty(31 << 20, np.uint8)
 
 
-def _store(plan: Plan, writer: Writer, workers: int, progress: Progress) -> None:
+def _store(plan: BuildPlan, writer: StoreWriter, workers: int, progress: Progress) -> None:
     _keep_freed_pages()
     size, count = chunk_size(plan), plan.source.count
     starts = range(writer.consumed, count, size)
@@ -118,11 +123,11 @@ def _store(plan: Plan, writer: Writer, workers: int, progress: Progress) -> None
             pass
 
 
-def make_chunk(plan: Plan, size: int, start: int) -> Result:
+def make_chunk(plan: BuildPlan, size: int, start: int) -> Result:
     """(Chunk, values of its images, all levels of one after the other) of at most `size` items from `start` on."""
     stop = min(start + size, plan.source.count)
     tops = np.empty((stop - start, *plan.size, plan.channels), np.uint8)
-    labels: list[Label] = []
+    labels: list[StoredLabel] = []
     skipped = []
     position = start
     for position, item in enumerate(plan.source.read(start, stop), start + 1):
@@ -151,6 +156,6 @@ def _check_mode(item: Item, mode: str) -> None:
             raise Wider(item.name, natural)
 
 
-def _plain(label: int | np.ndarray | None) -> Label:
+def _plain(label: int | np.ndarray | None) -> StoredLabel:
     """A label that JSON can hold, and float32 without loss."""
     return label.tolist() if isinstance(label, np.ndarray) else label

@@ -8,9 +8,8 @@ import click
 import numpy as np
 
 from data.dataset import ImageDataset
-from data.plan import format_size
+from data.sizes import format_megabytes, format_size
 from launch.cli import run
-from launch.prepare import megabytes
 
 
 def describe(dataset: ImageDataset) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
 
 def show(facts: dict[str, Any]) -> None:
     """Print what `describe` found as text."""
-    click.echo(f"{facts['path']}: {megabytes(facts['bytes'])}, from {facts['source']}")
+    click.echo(f"{facts['path']}: {format_megabytes(facts['bytes'])}, from {facts['source']}")
     click.echo(f"images   {facts['count']}, {format_size(facts['resolution'])}, {facts['channels']} channels")
     click.echo(
         f"levels   {', '.join(map(format_size, facts['sizes']))} ({facts['encoding']}{', lossy' * facts['lossy']})"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import TRANSFORMS, convert, decode, natural_mode, pyramid
+from data.decoding import convert, decode, natural_mode
+from data.resizing import TRANSFORMS, pyramid
 
 
 def noise(height, width, channels=3, seed=0):

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import plan
+from data import build_plan
 from data import prepare as module
+from data.build_plan import top_level
 from data.dataset import ImageDataset
 from data.encodings import ENCODINGS
 from data.errors import DataError
-from data.plan import parse_size, top_level
+from data.items import Item, Source
 from data.prepare import prepare
-from data.sources import Item, Source, open_source
+from data.sizes import parse_size
+from data.sources import open_source
 from data.verify import verify
 
 
@@ -112,7 +114,7 @@ def test_levels_keeps_the_largest(tmp_path):
 def test_large_datasets_are_not_stored_raw_by_default(tmp_path, monkeypatch):
     photos(tmp_path / "in")
     assert prepare(str(tmp_path / "in"), tmp_path / "x").manifest.encoding == "raw"
-    monkeypatch.setattr(plan, "RAW_LIMIT", 1000)
+    monkeypatch.setattr(build_plan, "RAW_LIMIT", 1000)
     assert prepare(str(tmp_path / "in"), tmp_path / "y").manifest.encoding == "webp"
     assert prepare(str(tmp_path / "in"), tmp_path / "z", encoding="raw").manifest.encoding == "raw"
 
@@ -125,14 +127,14 @@ def test_what_an_encoding_cannot_hold(tmp_path):
 
 def test_a_mode_that_the_sample_did_not_see(tmp_path, monkeypatch):
     """The last of many images is the only one with alpha: the file is the one that a full scan would have given."""
-    monkeypatch.setattr(plan, "MODE_SAMPLE", 1)
+    monkeypatch.setattr(build_plan, "MODE_SAMPLE", 1)
     photos(tmp_path / "in")
     save(tmp_path / "in/y.png", noise(16, 16, 1))
     save(tmp_path / "in/z.png", noise(16, 16, 4))
     said = []
     prepare(str(tmp_path / "in"), tmp_path / "x", say=said.append)
     assert said == ["z.png needs RGBA, and the images before it fitted RGB: starting anew"]
-    monkeypatch.setattr(plan, "MODE_SAMPLE", 256)
+    monkeypatch.setattr(build_plan, "MODE_SAMPLE", 256)
     prepare(str(tmp_path / "in"), tmp_path / "y")
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 

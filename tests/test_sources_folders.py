@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from source_files import check, encoded, make_folder, make_zip, pixels, png
 
-from data import folders
 from data.errors import DataError
-from data.sources import label_by_folder, open_source
+from data.labels import label_by_folder
+from data.sources import folders, open_source
 
 
 def summary(source):

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 from source_files import as_read, check, encoded, pixels
 
-from data import lmdbs
 from data.errors import DataError
 from data.prepare import prepare
-from data.sources import open_source
+from data.sources import lmdbs, open_source
 
 IMAGES = pixels(10)
 BYTES = [encoded(image) for image in IMAGES]

@@ -9,9 +9,8 @@ import tarfile
 import pytest
 from source_files import as_read, check, encoded, pixels
 
-from data import tars
 from data.errors import DataError
-from data.sources import open_source
+from data.sources import open_source, tars
 
 IMAGES = pixels(6)
 FILES = [(f"{'ba'[i % 2]}/{i}.png", encoded(IMAGES[i])) for i in range(6)]

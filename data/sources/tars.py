@@ -9,32 +9,34 @@ import io
 import json
 import os
 import re
-import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from tarfile import TarInfo
 from typing import IO, Any, NamedTuple
 
 from data.errors import DataError
-from data.folders import TOO_LARGE, Listed, catalog, folder_labels
-from data.items import (
-    MAX_MEMBER,
-    Item,
-    Row,
-    Source,
-    claims_image,
-    hidden,
-    holds_only,
-    open_items,
-    printable,
-    rows_source,
-    unsafe,
-)
+from data.image_files import claims_image
+from data.items import Item, Source
+from data.kinds import Turn, path_kind
 from data.labels import LABELS_FILE, Labels, labels_from_json
-from data.streams import DAMAGE, Bounded, head, open_unpacked
+from data.listing import (
+    TOO_LARGE,
+    ListedFile,
+    ListedImage,
+    catalog,
+    folder_labels,
+    holds_only,
+    listed_source,
+    open_items,
+)
+from data.names import hidden, printable, unsafe
+from data.streams import DAMAGE, MAX_MEMBER, open_unpacked
+from data.tar_members import is_tar, members, read_at
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_SHARDS = 100_000
 MAX_SIDE_FILE = 1 << 20  # bytes of a .cls or .json file that lies beside an image
 
@@ -45,43 +47,6 @@ class Member(NamedTuple):
     shard: Path
     offset: int  # in the uncompressed shard
     size: int
-
-
-def is_tar(path: Path) -> bool:
-    """Whether a file is a tar with something in it, compressed or not."""
-    try:
-        tarfile.TarInfo.frombuf(head(path, tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
-    except tarfile.TarError:
-        return False
-    return True
-
-
-def members(path: Path, wanted: Callable[[tarfile.TarInfo], bool]) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """Every member of a tar, with its content if it is wanted. DataError if the tar is damaged."""
-    try:
-        with open_unpacked(path) as file:
-            bounded = Bounded(file, MAX_MEMBER)
-            with tarfile.open(fileobj=bounded, mode="r:") as tar:  # type: ignore[call-overload]
-                while (member := tar.next()) is not None:
-                    if member.size < 0:
-                        raise tarfile.ReadError("negative size")
-                    yield member, _content(bounded, member.offset_data, member.size) if wanted(member) else None
-                    tar.members.clear()  # else it keeps them all
-            # tarfile takes whatever is no header for the end.
-            if len(bounded.last) < tarfile.BLOCKSIZE or any(bounded.last):
-                raise tarfile.ReadError("bad header" if bounded.last else "no end mark")
-            while file.read(1 << 20):
-                pass  # the checksum of a compressed file comes last
-    except (tarfile.TarError, ValueError, *DAMAGE) as error:
-        raise DataError(f"{path} is a damaged or truncated tar ({error}): copy it again") from error
-
-
-def _content(file: IO[bytes] | Bounded, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    content = file.read(size)
-    if len(content) < size:
-        raise EOFError("it ends early")
-    return content
 
 
 def open_tar(path: Path, max_images: int | None) -> Source:
@@ -102,7 +67,9 @@ def open_shard_folder(path: Path, max_images: int | None) -> Source:
     return _open_shards(path.resolve().name, shards, max_images)
 
 
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+def is_shard_pattern(pattern: Path) -> bool:
+    """Whether a name stands for a row of files."""
+    return BRACES.search(str(pattern)) is not None
 
 
 def open_shard_pattern(pattern: Path, max_images: int | None) -> Source:
@@ -127,7 +94,7 @@ def _expand(pattern: str) -> Iterator[str]:
 
 
 def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> Source:
-    listed: list[Listed] = []
+    listed: list[ListedFile] = []
     side: dict[tuple[Path, str], Any] = {}  # (shard, name up to the first dot) -> label as JSON
     labels_file = None
     for shard in shards:
@@ -145,13 +112,13 @@ def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> S
                 if label is not None and (path.endswith(".cls") or (shard, _key(path)) not in side):
                     side[shard, _key(path)] = label
 
-    def find_labels(images: Sequence[Listed]) -> Labels:
+    def find_labels(images: Sequence[ListedFile]) -> Labels:
         return _side_labels(name, images, side) or folder_labels(images)
 
     # A compressed shard can only be read forward: who goes on where the last reading ended must not begin again.
     idle: defaultdict[int, list[_Shards]] = defaultdict(list)  # by process
 
-    def open_rows(rows: Sequence[Row]) -> Iterator[Item]:
+    def open_rows(rows: Sequence[ListedImage]) -> Iterator[Item]:
         ours = idle[os.getpid()]
         opened = ours.pop() if ours else _Shards()
         try:
@@ -160,10 +127,10 @@ def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> S
             ours.append(opened)
 
     rows, labels, ignored = catalog(name, listed, labels_file, max_images, find_labels)
-    return rows_source(name, rows, labels, open_rows, ignored)
+    return listed_source(name, rows, labels, open_rows, ignored)
 
 
-def _has_labels(member: tarfile.TarInfo) -> bool:
+def _has_labels(member: TarInfo) -> bool:
     path = member.name.removeprefix("./")
     limit = MAX_MEMBER if path == LABELS_FILE else MAX_SIDE_FILE
     return member.isreg() and path.endswith((".cls", ".json")) and member.size <= limit
@@ -187,7 +154,7 @@ def _side_label(path: str, content: bytes) -> Any:
     return fields.get("label") if isinstance(fields, dict) else None
 
 
-def _side_labels(where: str, images: Sequence[Listed], side: dict[tuple[Path, str], Any]) -> Labels | None:
+def _side_labels(where: str, images: Sequence[ListedFile], side: dict[tuple[Path, str], Any]) -> Labels | None:
     """The labels that lie beside images; None if none does."""
     keys = [(member.shard, _key(name)) for name, member in images]
     if not any(key in side for key in keys):
@@ -200,7 +167,7 @@ def _side_labels(where: str, images: Sequence[Listed], side: dict[tuple[Path, st
     return labels_from_json(where, [name for name, _ in images], [side.get(key) for key in keys])
 
 
-def _refusal(member: tarfile.TarInfo) -> str | None:
+def _refusal(member: TarInfo) -> str | None:
     if unsafe(member.name):
         return "unsafe name in the archive"
     if member.issym() or member.islnk():
@@ -223,7 +190,7 @@ class _Shards:
             self.close()
             self._file, self._path = open_unpacked(member.shard), member.shard
         try:
-            return io.BytesIO(_content(self._file, member.offset, member.size))
+            return io.BytesIO(read_at(self._file, member.offset, member.size))
         except DAMAGE:
             self.close()
             raise
@@ -235,3 +202,16 @@ class _Shards:
 
     def __del__(self) -> None:
         self._file.close()
+
+
+KINDS = (
+    path_kind("a folder of tars", holds_shards, open_shard_folder, details="shards of webdataset"),
+    path_kind(
+        "a tar",
+        is_tar,
+        open_tar,
+        details="labeled as a folder, or by webdataset's .cls or .json beside each image",
+        turn=Turn.CONTAINER,
+    ),
+    path_kind("shards such as set-{000..003}.tar", is_shard_pattern, open_shard_pattern, turn=Turn.PATTERN),
+)

@@ -4,41 +4,27 @@ import io
 import os
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from data.errors import DataError
-from data.items import (
-    MAX_MEMBER,
-    SUFFIXES,
-    Item,
-    Row,
-    Source,
-    claims_image,
-    hidden,
-    open_items,
-    printable,
-    rows_source,
-    unsafe,
-)
-from data.labels import LABELS_FILE, Labels, label_by_folder, labels_from_file
-from data.streams import DAMAGE
-
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others cannot be unpacked within bounds
-TOO_LARGE = f"unpacks to more than {MAX_MEMBER >> 20} MB"
-
-Listed = tuple[str, Any]  # the name of a file, and what to open; a str is the reason why it is refused
+from data.image_files import claims_image
+from data.items import Item, Source
+from data.kinds import Turn, path_kind
+from data.labels import LABELS_FILE
+from data.listing import TOO_LARGE, ListedFile, ListedImage, catalog, listed_source, open_items, sorted_by_name
+from data.names import hidden, unsafe
+from data.streams import DAMAGE, MAX_MEMBER, ZIP_METHODS
 
 
 def open_folder(path: Path, max_images: int | None) -> Source:
     """The source of all images in a folder and below, in the order of their names."""
     listed = sorted_by_name((name, file) for name, file in _walk(path) if name != LABELS_FILE)
     rows, labels, ignored = catalog(path, listed, _labels_file(path), max_images)
-    return rows_source(path.resolve().name, rows, labels, partial(open_items, open_file=_open_file), ignored)
+    return listed_source(path.resolve().name, rows, labels, partial(open_items, open_file=_open_file), ignored)
 
 
 def _labels_file(root: Path) -> bytes | None:
@@ -48,6 +34,11 @@ def _labels_file(root: Path) -> bytes | None:
     if path.stat().st_size > MAX_MEMBER:
         raise DataError(f"{path} has more than {MAX_MEMBER >> 20} MB")
     return path.read_bytes()
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file is a zip."""
+    return path.is_file() and zipfile.is_zipfile(path)
 
 
 def open_zip(path: Path, max_images: int | None) -> Source:
@@ -67,17 +58,17 @@ def open_zip(path: Path, max_images: int | None) -> Source:
         raise DataError(f"{path} is a damaged zip ({error}): copy it again") from error
     rows, labels, ignored = catalog(path, listed, content, max_images)
 
-    def open_rows(rows: Sequence[Row]) -> Iterator[Item]:
+    def open_rows(rows: Sequence[ListedImage]) -> Iterator[Item]:
         with path.open("rb") as file:
             # Reading the directory of a large archive takes seconds: all reads share it, each with a file of its own.
             here = copy(archive)
             here.fp = file
             yield from open_items(rows, partial(_unpack, here))
 
-    return rows_source(path.name, rows, labels, open_rows, ignored)
+    return listed_source(path.name, rows, labels, open_rows, ignored)
 
 
-def _walk(root: Path) -> Iterator[Listed]:
+def _walk(root: Path) -> Iterator[ListedFile]:
     """(name below root, path) of every file, through links too; a folder reached a second time is refused."""
     seen: set[tuple[int, int]] = set()
     waiting = deque([("", root)])
@@ -105,7 +96,7 @@ def _walk(root: Path) -> Iterator[Listed]:
                 waiting.appendleft((f"{name}/", path))
 
 
-def _members(archive: zipfile.ZipFile) -> Iterator[Listed]:
+def _members(archive: zipfile.ZipFile) -> Iterator[ListedFile]:
     """(name, member) of every file in an archive; an image that it would be unwise to read is refused."""
     for member in archive.infolist():
         name = member.filename
@@ -120,7 +111,7 @@ def _refusal(member: zipfile.ZipInfo) -> str | None:
         return "encrypted"
     if member.file_size > MAX_MEMBER:
         return TOO_LARGE
-    if member.compress_type not in METHODS:
+    if member.compress_type not in ZIP_METHODS:
         return "packed by another method than deflate"
     return None
 
@@ -137,39 +128,13 @@ def _open_file(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def sorted_by_name(listed: Iterable[Listed]) -> list[Listed]:
-    """Files in the order of their printable names."""
-    return sorted(((printable(name), file) for name, file in listed), key=itemgetter(0))
-
-
-def folder_labels(images: Sequence[Listed]) -> Labels:
-    """Labels of files by the folders that they are in."""
-    classes, labels = label_by_folder([name for name, _ in images])
-    return Labels(labels, classes)
-
-
-def catalog(
-    where: object,
-    listed: Sequence[Listed],
-    labels_file: bytes | None,
-    max_images: int | None,
-    find_labels: Callable[[Sequence[Listed]], Labels] = folder_labels,
-) -> tuple[list[Row], Labels, int]:
-    """(a row for each image among the `listed` files, their labels, how many other files there are).
-
-    The content of a labels file, if there is one, is preferred to `find_labels(images)`.
-    """
-    images = [(name, file) for name, file in listed if isinstance(file, str) or claims_image(name)]
-    ignored = len(listed) - len(images)
-    if not images:
-        looked = ", ".join(SUFFIXES)
-        raise DataError(f"no images in {where}: looked for {looked} in it and below, and found {ignored} other files")
-    readable = [image for image in images if not isinstance(image[1], str)]
-    if labels_file is None:
-        labels = find_labels(readable)
-    else:
-        refused = [name for name, file in images if isinstance(file, str)]
-        labels = labels_from_file(where, labels_file, [name for name, _ in readable], refused)
-    waiting = iter(labels.values)
-    rows = [Row(name, None if isinstance(file, str) else next(waiting), file) for name, file in images]
-    return rows[:max_images], labels, ignored
+KINDS = (
+    path_kind(
+        "a folder of images",
+        Path.is_dir,
+        open_folder,
+        details="sub-folders, or StyleGAN's dataset.json, give labels",
+        turn=Turn.CONTAINER,
+    ),
+    path_kind("a zip of images", is_zip, open_zip, details="labeled as a folder", turn=Turn.CONTAINER),
+)

@@ -16,8 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.errors import DataError
-from data.items import Item, Source, hidden, holds_only, open_image
+from data.image_files import open_image
+from data.items import Item, Source
+from data.kinds import path_kind
 from data.labels import Labels, labels_from_array, no_labels
+from data.listing import holds_only
+from data.names import hidden
 
 IMAGES = ("image", "img")
 LABELS = ("label", "fine_label", "labels")
@@ -200,3 +204,9 @@ def _images(group: Group, column: str, rows: range) -> Iterator[Any]:
 def _open_value(value: Any) -> Any:
     content = value.get("bytes") if isinstance(value, dict) else value
     return open_image(io.BytesIO(content)) if content is not None else "no bytes, only a path or nothing"
+
+
+KINDS = (
+    path_kind("a parquet file", is_parquet, open_parquet, details="as the Hugging Face hub stores images"),
+    path_kind("a folder of parquet files", holds_parquet, open_parquet_folder),
+)

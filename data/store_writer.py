@@ -30,7 +30,7 @@ BATCH_BYTES = 64 << 20  # a commit: about so many bytes of values, which LMDB ho
 MAP_ROOM = 4 * BATCH_BYTES  # what LMDB may take for a batch; only address space
 BUILD = b"build"
 
-Label = int | list[float] | None
+StoredLabel = int | list[float] | None
 
 
 class Skipped(NamedTuple):
@@ -46,7 +46,7 @@ class Skipped(NamedTuple):
         return self.reason.split(":")[0]
 
 
-class Writer:
+class StoreWriter:
     """Builds a dataset file from items in the order of the source: `add` them, then `finish`.
 
     If the part of an interrupted build with the same `settings` (any JSON) is there, it goes on from `consumed` items,
@@ -76,7 +76,7 @@ class Writer:
 
     def _begin_anew(self, mode: str) -> None:
         self.mode, self.consumed, self.count, self.commits = mode, 0, 0, 0
-        self.labels: list[Label] = []
+        self.labels: list[StoredLabel] = []
         self.skipped: list[Skipped] = []
         self._hash = ContentHash()
         self._waiting = 0  # bytes since the last commit
@@ -138,7 +138,7 @@ class Writer:
         levels: Sequence[int],
         values: Sequence[Sequence[bytes | memoryview]],
         digests: Sequence[bytes],
-        labels: Sequence[Label] = (),
+        labels: Sequence[StoredLabel] = (),
         skipped: Sequence[Skipped] = (),
     ) -> None:
         """Store images [n], each a value with CRC for every level, and skip others: in all `consumed` items more."""
