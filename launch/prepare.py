@@ -85,7 +85,7 @@ class PrepareCommand(click.Command):
             formatter.write_dl([(kind.description, kind.details) for kind in kinds()], col_max=36)
 
 
-@click.command(cls=PrepareCommand)
+@click.command(cls=PrepareCommand, context_settings={"max_content_width": 120})
 @click.argument("source")
 @click.argument("dest", type=click.Path())
 @click.option(
