@@ -1,7 +1,7 @@
 """What a source is: an ordered, repeatable list of items, each an image or the reason why there is none."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -38,8 +38,9 @@ class Source:
     count: int  # items that `read` yields, unreadable ones included
     classes: tuple[str, ...] | None  # class names by label; None: labels are vectors, or there are none
     read: Read
-    ignored: int = 0  # files that do not claim to be images
+    ignored: Mapping[str, int] = field(default_factory=dict)  # suffix of files that are no images -> how many
     label_dim: int | None = None  # length of the float32 vectors that are the labels
+    notes: tuple[str, ...] = ()  # what the user should know of it, such as why there are no classes
 
 
 def array_source(name: str, images: np.ndarray, labels: Labels, max_images: int | None, item: str = "image") -> Source:
@@ -51,3 +52,11 @@ def array_source(name: str, images: np.ndarray, labels: Labels, max_images: int 
             yield Item(f"{item} {index}", np.ascontiguousarray(images[index]), labels.values[index])
 
     return Source(name, count, labels.classes, read, label_dim=labels.dim)
+
+
+def show_counts(counts: Mapping[str, int], most: int = 8) -> str:
+    """Such as "12 .txt, 3 .heic and 2 others": the most frequent first."""
+    shown = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:most]
+    parts = ", ".join(f"{count} {name}" for name, count in shown)
+    rest = sum(counts.values()) - sum(count for _, count in shown)
+    return f"{parts} and {rest} others" if rest else parts

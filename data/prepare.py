@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,8 @@ class BuildReport:
     manifest: Manifest
     found: int
     skipped: list[Skipped]
-    ignored: int  # files of the source that do not claim to be images
+    ignored: Mapping[str, int]  # suffix of the source's files that are no images -> how many
+    notes: tuple[str, ...]  # what the user should know of the source
     bytes: int
     seconds: float
     empty_classes: int  # classes of the source of which nothing was stored
@@ -99,6 +100,7 @@ def prepare(
         found=opened.count,
         skipped=writer.skipped,
         ignored=opened.ignored,
+        notes=opened.notes,
         bytes=path.stat().st_size,
         seconds=time.monotonic() - started,
         empty_classes=0 if labels is None else len(manifest.classes or ()) - len(np.unique(labels)),

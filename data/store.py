@@ -28,6 +28,7 @@ import numpy as np
 
 from data.encodings import CRC_BYTES, ENCODINGS, without_crc
 from data.errors import DataError
+from data.names import composed
 
 VERSION = 2
 LABELS, MANIFEST = b"labels", b"manifest"
@@ -74,6 +75,8 @@ class Manifest:
             raise ValueError(f"format {fields['version']}, encoding {fields['encoding']!r}")
         for name in ("base", "levels", "classes", "skipped_positions"):
             fields[name] = None if fields[name] is None else tuple(fields[name])
+        if fields["classes"] is not None:
+            fields["classes"] = tuple(map(composed, fields["classes"]))  # which earlier versions did not see to
         return cls(**fields)
 
 

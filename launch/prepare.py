@@ -6,6 +6,7 @@ from data.build_plan import BuildPlan, Cost
 from data.decoding import MODES
 from data.encodings import ENCODINGS
 from data.errors import DataError
+from data.items import show_counts
 from data.prepare import BuildReport, prepare
 from data.repair import repair as repair_dataset
 from data.resizing import TRANSFORMS
@@ -54,8 +55,10 @@ def show_report(report: BuildReport) -> None:
     if report.skipped_file:
         click.echo(f"         the whole list is in {report.skipped_file}")
     if report.ignored:
-        click.echo(f"ignored  {report.ignored} files that are no images")
+        click.echo(f"ignored  {sum(report.ignored.values())} files that are no images: {show_counts(report.ignored)}")
     click.echo(f"classes  {len(manifest.classes) if manifest.classes else 'none'}")
+    for note in report.notes:
+        click.echo(f"note: {note}")
     if report.empty_classes:
         click.echo(f"note: {report.empty_classes} of the classes have no image; --max-images takes the first by name")
     click.echo(f"hash     {manifest.content_hash}")

@@ -85,7 +85,7 @@ def _read_idx(path: Path) -> np.ndarray:
 def is_npz(path: Path) -> bool:
     """Whether a file is a zip that starts with an array."""
     start = head(path, 30 + (1 << 16))
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return start[:2] == b"PK"
     name_length = int.from_bytes(start[26:28], "little")
     return start[:4] == b"PK\3\4" and start[30 : 30 + name_length].endswith(b".npy")

@@ -5,6 +5,7 @@ import os
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -14,26 +15,16 @@ from data.errors import DataError
 from data.image_files import claims_image
 from data.items import Item, Source
 from data.kinds import Turn, path_kind
-from data.labels import LABELS_FILE
-from data.listing import TOO_LARGE, ListedFile, ListedImage, catalog, listed_source, open_items, sorted_by_name
-from data.names import hidden, unsafe
+from data.listing import TOO_LARGE, ListedFile, ListedImage, list_images, listed_source, open_items
+from data.names import hidden, tidy, unsafe
 from data.streams import DAMAGE, MAX_MEMBER, ZIP_METHODS
 
 
 def open_folder(path: Path, max_images: int | None) -> Source:
     """The source of all images in a folder and below, in the order of their names."""
-    listed = sorted_by_name((name, file) for name, file in _walk(path) if name != LABELS_FILE)
-    rows, labels, ignored = catalog(path, listed, _labels_file(path), max_images)
-    return listed_source(path.resolve().name, rows, labels, partial(open_items, open_file=_open_file), ignored)
-
-
-def _labels_file(root: Path) -> bytes | None:
-    path = root / LABELS_FILE
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_MEMBER:
-        raise DataError(f"{path} has more than {MAX_MEMBER >> 20} MB")
-    return path.read_bytes()
+    files = sorted(_walk(path), key=_name)
+    listing = list_images(path, files, max_images, _read_file)
+    return listed_source(path.resolve().name, listing, partial(open_items, open_file=_open_file))
 
 
 def is_zip(path: Path) -> bool:
@@ -43,29 +34,41 @@ def is_zip(path: Path) -> bool:
 
 def open_zip(path: Path, max_images: int | None) -> Source:
     """The source of all images in a zip, in the order of their names."""
-    content = None
+    damage = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, *DAMAGE)
     try:
         with path.open("rb") as file:
             archive = zipfile.ZipFile(file)
-            listed = sorted_by_name(_members(archive))
-            if LABELS_FILE in archive.namelist():
-                member = archive.getinfo(LABELS_FILE)
-                reason = _refusal(member)
-                if reason:
-                    raise DataError(f"{LABELS_FILE} in {path} is refused: {reason}")
-                content = _unpack(archive, member).getvalue()
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, *DAMAGE) as error:
+    except damage as error:
         raise DataError(f"{path} is a damaged zip ({error}): copy it again") from error
-    rows, labels, ignored = catalog(path, listed, content, max_images)
 
-    def open_rows(rows: Sequence[ListedImage]) -> Iterator[Item]:
+    @contextmanager
+    def reopened() -> Iterator[zipfile.ZipFile]:
+        # Reading the directory of a large archive takes seconds: all reads share it, each with a file of its own.
         with path.open("rb") as file:
-            # Reading the directory of a large archive takes seconds: all reads share it, each with a file of its own.
             here = copy(archive)
             here.fp = file
-            yield from open_items(rows, partial(_unpack, here))
+            yield here
 
-    return listed_source(path.name, rows, labels, open_rows, ignored)
+    def read_member(member: zipfile.ZipInfo) -> bytes:
+        reason = _refusal(member)
+        if reason:
+            raise OSError(reason)
+        try:
+            with reopened() as here:
+                return _unpack(here, member).getvalue()
+        except damage as error:
+            raise OSError(str(error)) from error
+
+    def open_images(images: Sequence[ListedImage]) -> Iterator[Item]:
+        with reopened() as here:
+            yield from open_items(images, partial(_unpack, here))
+
+    files = sorted(_members(archive), key=_name)
+    return listed_source(path.name, list_images(path, files, max_images, read_member), open_images)
+
+
+def _name(file: ListedFile) -> str:
+    return file.name
 
 
 def _walk(root: Path) -> Iterator[ListedFile]:
@@ -76,20 +79,20 @@ def _walk(root: Path) -> Iterator[ListedFile]:
         prefix, folder = waiting.popleft()
         status = folder.stat()
         if (status.st_dev, status.st_ino) in seen:
-            yield prefix, "link to a folder that is read under another name"
+            yield ListedFile(tidy(prefix), "link to a folder that is read under another name")
             continue
         seen.add((status.st_dev, status.st_ino))
         try:
             entries = sorted(os.listdir(folder))
         except OSError as error:
-            yield prefix, f"folder cannot be listed: {error.strerror}"
+            yield ListedFile(tidy(prefix), f"folder cannot be listed: {error.strerror}")
             continue
         for entry in entries:
             name, path = f"{prefix}{entry}", folder / entry
             if hidden(entry):
                 continue
             if not os.path.isdir(path):
-                yield name, path
+                yield ListedFile(tidy(name), path)
             elif path.is_symlink():
                 waiting.append((f"{name}/", path))  # after all real folders, so that those keep their names
             else:
@@ -99,9 +102,10 @@ def _walk(root: Path) -> Iterator[ListedFile]:
 def _members(archive: zipfile.ZipFile) -> Iterator[ListedFile]:
     """(name, member) of every file in an archive; an image that it would be unwise to read is refused."""
     for member in archive.infolist():
-        name = member.filename
-        if not member.is_dir() and not hidden(name) and name != LABELS_FILE:
-            yield name, (_refusal(member) if claims_image(name) else None) or member
+        if not member.is_dir() and not hidden(member.filename):
+            name = tidy(member.filename)
+            refusal = _refusal(member) if claims_image(name) else None
+            yield ListedFile(name, refusal or member)
 
 
 def _refusal(member: zipfile.ZipInfo) -> str | None:
@@ -120,6 +124,13 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> io.BytesIO:
     """The content of a member, no more than the size it claims, whatever its packed bytes would unpack to."""
     with archive.open(member) as stream:
         return io.BytesIO(stream.read(member.file_size))
+
+
+def _read_file(path: Path) -> bytes:
+    with _open_file(path) as file:
+        if path.stat().st_size > MAX_MEMBER:
+            raise OSError(f"it has more than {MAX_MEMBER >> 20} MB")
+        return file.read()
 
 
 def _open_file(path: Path) -> IO[bytes]:

@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tarfile import TarInfo
 from typing import IO, Any, NamedTuple
 
@@ -25,13 +25,13 @@ from data.listing import (
     TOO_LARGE,
     ListedFile,
     ListedImage,
-    catalog,
     folder_labels,
     holds_only,
+    list_images,
     listed_source,
     open_items,
 )
-from data.names import hidden, printable, unsafe
+from data.names import hidden, tidy, unsafe
 from data.streams import DAMAGE, MAX_MEMBER, open_unpacked
 from data.tar_members import is_tar, members, read_at
 
@@ -62,7 +62,9 @@ def holds_shards(path: Path) -> bool:
 def open_shard_folder(path: Path, max_images: int | None) -> Source:
     """The source of the images in all tars of a folder, in the order of the names of those."""
     shards = [
-        shard for shard in sorted(path.iterdir()) if shard.name.endswith(SHARD_SUFFIXES) and not hidden(shard.name)
+        shard
+        for shard in sorted(path.iterdir())
+        if shard.name.lower().endswith(SHARD_SUFFIXES) and not hidden(shard.name)
     ]
     return _open_shards(path.resolve().name, shards, max_images)
 
@@ -94,22 +96,18 @@ def _expand(pattern: str) -> Iterator[str]:
 
 
 def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> Source:
-    listed: list[ListedFile] = []
+    files: list[ListedFile] = []
     side: dict[tuple[Path, str], Any] = {}  # (shard, name up to the first dot) -> label as JSON
-    labels_file = None
     for shard in shards:
         for member, content in members(shard, _has_labels):
-            path = member.name.removeprefix("./")
-            if member.isdir() or hidden(path):
+            if member.isdir() or hidden(member.name):
                 continue
-            if content is None:
-                refusal = _refusal(member) if claims_image(path) else None
-                listed.append((printable(path), refusal or Member(shard, member.offset_data, member.size)))
-            elif path == LABELS_FILE:
-                labels_file = content
+            path = tidy(member.name)
+            if content is None or _is_labels_file(path):
+                files.append(ListedFile(path, _refusal(path, member) or content or _place(shard, member)))
             else:
                 label = _side_label(path, content)
-                if label is not None and (path.endswith(".cls") or (shard, _key(path)) not in side):
+                if label is not None and (path.lower().endswith(".cls") or (shard, _key(path)) not in side):
                     side[shard, _key(path)] = label
 
     def find_labels(images: Sequence[ListedFile]) -> Labels:
@@ -118,33 +116,47 @@ def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> S
     # A compressed shard can only be read forward: who goes on where the last reading ended must not begin again.
     idle: defaultdict[int, list[_Shards]] = defaultdict(list)  # by process
 
-    def open_rows(rows: Sequence[ListedImage]) -> Iterator[Item]:
+    def open_images(images: Sequence[ListedImage]) -> Iterator[Item]:
         ours = idle[os.getpid()]
         opened = ours.pop() if ours else _Shards()
         try:
-            yield from open_items(rows, opened.content)
+            yield from open_items(images, opened.content)
         finally:
             ours.append(opened)
 
-    rows, labels, ignored = catalog(name, listed, labels_file, max_images, find_labels)
-    return listed_source(name, rows, labels, open_rows, ignored)
+    return listed_source(name, list_images(name, files, max_images, _read_labels_file, find_labels), open_images)
+
+
+def _place(shard: Path, member: TarInfo) -> Member:
+    return Member(shard, member.offset_data, member.size)
+
+
+def _is_labels_file(path: str) -> bool:
+    return PurePosixPath(path).name == LABELS_FILE
+
+
+def _read_labels_file(file: bytes | Member | OSError) -> bytes:
+    """What was read already, or lies deeper than at the root, or is refused."""
+    if isinstance(file, OSError):
+        raise file
+    return file if isinstance(file, bytes) else _Shards().content(file).getvalue()
 
 
 def _has_labels(member: TarInfo) -> bool:
-    path = member.name.removeprefix("./")
+    path = tidy(member.name)
     limit = MAX_MEMBER if path == LABELS_FILE else MAX_SIDE_FILE
-    return member.isreg() and path.endswith((".cls", ".json")) and member.size <= limit
+    return member.isreg() and path.lower().endswith((".cls", ".json")) and member.size <= limit
 
 
 def _key(path: str) -> str:
     """What the files of one sample have in common: folder and name up to the first dot."""
-    folder, _, name = printable(path).rpartition("/")
+    folder, _, name = path.rpartition("/")
     return f"{folder}/{name.split('.')[0]}"
 
 
 def _side_label(path: str, content: bytes) -> Any:
     """The label in a file beside an image, as JSON has it; None if there is none."""
-    if path.endswith(".cls"):
+    if path.lower().endswith(".cls"):
         text = content.decode("ascii", "replace").strip()
         return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else text
     try:
@@ -156,7 +168,7 @@ def _side_label(path: str, content: bytes) -> Any:
 
 def _side_labels(where: str, images: Sequence[ListedFile], side: dict[tuple[Path, str], Any]) -> Labels | None:
     """The labels that lie beside images; None if none does."""
-    keys = [(member.shard, _key(name)) for name, member in images]
+    keys = [(image.file.shard, _key(image.name)) for image in images]
     if not any(key in side for key in keys):
         return None
     for (shard, key), count in Counter(keys).most_common(1):
@@ -164,10 +176,18 @@ def _side_labels(where: str, images: Sequence[ListedFile], side: dict[tuple[Path
             raise DataError(
                 f"{shard} has {count} images called {key.strip('/')}: which of them is labeled is not known"
             )
-    return labels_from_json(where, [name for name, _ in images], [side.get(key) for key in keys])
+    return labels_from_json(where, [image.name for image in images], [side.get(key) for key in keys])
 
 
-def _refusal(member: TarInfo) -> str | None:
+def _refusal(path: str, member: TarInfo) -> str | OSError | None:
+    """Why an image, as a str, or a labels file, as an error, is not read; None for all other files."""
+    reason = _unreadable(member)
+    if reason and claims_image(path):
+        return reason
+    return OSError(reason) if reason and _is_labels_file(path) else None
+
+
+def _unreadable(member: TarInfo) -> str | None:
     if unsafe(member.name):
         return "unsafe name in the archive"
     if member.issym() or member.islnk():
