@@ -1,5 +1,6 @@
 """Building a dataset file: the images of a source in chunks, by several processes, into one writer."""
 
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from data.build_plan import BuildPlan, Progress, check_encoding, nothing_readable, refuse
-from data.decoding import MODES, natural_mode
+from data.colors import color_change
+from data.decoding import MODES, natural_mode, needed_mode
 from data.encodings import ENCODINGS, encode_image
 from data.errors import DataError
 from data.items import Item
@@ -37,6 +39,7 @@ class Chunk:
     digests: list[bytes]  # of each image stored
     labels: list[StoredLabel]
     skipped: list[Skipped]
+    color_changes: Counter[str]  # what was done to the colors of images stored
 
 
 def chunk_size(plan: BuildPlan) -> int:
@@ -115,7 +118,9 @@ def _store(plan: BuildPlan, writer: StoreWriter, workers: int, progress: Progres
             for chunk, values in results:
                 levels = len(plan.levels)
                 images = [values[first : first + levels] for first in range(0, len(values), levels)]
-                writer.add(chunk.items, plan.levels, images, chunk.digests, chunk.labels, chunk.skipped)
+                writer.add(
+                    chunk.items, plan.levels, images, chunk.digests, chunk.labels, chunk.skipped, chunk.color_changes
+                )
                 yield from range(chunk.items)
 
     with closing(items()) as stored:
@@ -129,6 +134,7 @@ def make_chunk(plan: BuildPlan, size: int, start: int) -> Result:
     tops = np.empty((stop - start, *plan.size, plan.channels), np.uint8)
     labels: list[StoredLabel] = []
     skipped = []
+    color_changes: Counter[str] = Counter()
     position = start
     for position, item in enumerate(plan.source.read(start, stop), start + 1):
         if not plan.fixed_mode:
@@ -140,20 +146,27 @@ def make_chunk(plan: BuildPlan, size: int, start: int) -> Result:
         else:
             tops[len(labels)] = top
             labels.append(_plain(item.label))
+            color_changes += _color_change(item)
     if position != stop:
         raise DataError(f"{plan.source.name} ended after {position} of {plan.source.count} images: it has changed")
     pyramids = pyramid(tops[: len(labels)], len(plan.levels))
     encoded = [encode_image([level[index] for level in pyramids], plan.encoding) for index in range(len(labels))]
     values = [value for image, _ in encoded for value in image]
-    return Chunk(stop - start, [digest for _, digest in encoded], labels, skipped), values
+    return Chunk(stop - start, [digest for _, digest in encoded], labels, skipped, color_changes), values
 
 
 def _check_mode(item: Item, mode: str) -> None:
     """Wider if an image needs more than the mode has."""
-    if not isinstance(item.image, str):
-        natural = natural_mode(item.image)
-        if MODES[natural] > MODES[mode]:
-            raise Wider(item.name, natural)
+    if isinstance(item.image, str) or MODES[natural_mode(item.image)] <= MODES[mode]:
+        return
+    needed = needed_mode(item.image)  # which may decode the image
+    if MODES[needed] > MODES[mode]:
+        raise Wider(item.name, needed)
+
+
+def _color_change(item: Item) -> Counter[str]:
+    change = None if isinstance(item.image, str | np.ndarray) else color_change(item.image)
+    return Counter([change] if change else [])
 
 
 def _plain(label: int | np.ndarray | None) -> StoredLabel:

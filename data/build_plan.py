@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data.decoding import MODES, decode, natural_mode
+from data.decoding import MODES, decode, natural_mode, needed_mode
 from data.encodings import ENCODINGS, encode_image
 from data.errors import DataError
 from data.items import Item, Source
@@ -23,6 +23,7 @@ Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # (items, how many, w
 MAX_PIXELS = 1 << 26  # of one stored image
 RAW_LIMIT = 8 << 30  # bytes up to which a dataset is stored raw unless told otherwise: then it fits most page caches
 MODE_SAMPLE = 256  # images whose headers are read to guess the mode
+ALPHA_SAMPLE = 32  # images of those that are decoded to see whether they are transparent
 COST_SAMPLE = 8  # images that are encoded to guess size and time
 
 
@@ -206,10 +207,19 @@ def _first_size(source: Source, strict: bool) -> tuple[str, Size]:
 
 
 def _sampled_mode(source: Source) -> str:
-    """The smallest mode that holds each image of a sample, by their headers."""
+    """The smallest mode that holds each image of a sample: by their headers, and by alpha for a few that claim it."""
     items = (item for position in _spread(source.count, MODE_SAMPLE) for item in source.read(position, position + 1))
-    natural = [natural_mode(item.image) for item in items if not isinstance(item.image, str)]
-    return max(natural, key=list(MODES).index, default="L")
+    looks = 0
+    found = "L"
+    for _, image, _ in items:
+        if isinstance(image, str) or MODES[natural_mode(image)] <= MODES[found]:
+            continue
+        looks += natural_mode(image) == "RGBA"
+        if looks <= ALPHA_SAMPLE:
+            found = max(found, needed_mode(image), key=list(MODES).index)
+        if found == "RGBA":
+            break
+    return found
 
 
 def _default_resolution(base: Size, name: str, size: Size) -> Size:

@@ -18,7 +18,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -53,6 +53,7 @@ class Manifest:
     skipped_positions: tuple[int, ...]  # which they were, so that the others can be found again
     lmdb: str  # version of the LMDB library that wrote the file
     version: int = VERSION
+    color_changes: dict[str, int] = field(default_factory=dict)  # what was done to colors -> of how many images
 
     def size(self, level: int) -> tuple[int, int]:
         """(height, width) of the images of a level."""

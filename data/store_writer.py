@@ -4,7 +4,7 @@ The file is built beside its destination as `.part` and renamed when everything 
 brings, besides images, what it takes to go on after it; these records go with the last commit:
 
     b"build"             JSON and CRC: the settings, how many items of the source are dealt with, how many are stored,
-                         the state of the content hash, the number of commits
+                         what was done to colors, the state of the content hash, the number of commits
     b"build/CCCCCCCCCC"  JSON and CRC: what commit C added to the labels and to the skipped images
 
 The part is opened anew for each commit, so that whatever LMDB does next depends on the file alone: a build that was
@@ -15,9 +15,10 @@ import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -78,6 +79,7 @@ class StoreWriter:
         self.mode, self.consumed, self.count, self.commits = mode, 0, 0, 0
         self.labels: list[StoredLabel] = []
         self.skipped: list[Skipped] = []
+        self.color_changes: Counter[str] = Counter()
         self._hash = ContentHash()
         self._waiting = 0  # bytes since the last commit
         self._pages = 0  # that the part uses
@@ -130,6 +132,7 @@ class StoreWriter:
         self._noted = len(self.labels), len(self.skipped)
         self._hash = ContentHash(bytes.fromhex(state["hash"]))
         self.mode, self.consumed, self.count = state["mode"], state["consumed"], state["count"]
+        self.color_changes = Counter(state["color_changes"])
         self.commits = state["commits"]
 
     def add(
@@ -140,6 +143,7 @@ class StoreWriter:
         digests: Sequence[bytes],
         labels: Sequence[StoredLabel] = (),
         skipped: Sequence[Skipped] = (),
+        color_changes: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Store images [n], each a value with CRC for every level, and skip others: in all `consumed` items more."""
         records = [
@@ -155,6 +159,7 @@ class StoreWriter:
             self._hash.add(digest)
         self.labels += labels
         self.skipped += skipped
+        self.color_changes.update(color_changes)
         self.count += len(values)
         self.consumed += consumed
         self._waiting += size
@@ -179,6 +184,7 @@ class StoreWriter:
             "mode": self.mode,
             "consumed": self.consumed,
             "count": self.count,
+            "color_changes": self.color_changes,
             "hash": self._hash.state.hex(),
             "commits": self.commits + 1,
         }
@@ -213,6 +219,7 @@ class StoreWriter:
             count=self.count,
             content_hash=self._hash.finish(stored),
             skipped=dict(Counter(one.kind for one in self.skipped)),
+            color_changes=dict(sorted(self.color_changes.items())),
             skipped_positions=tuple(one.position for one in self.skipped),
             lmdb=".".join(map(str, lmdb.version())),
             **fields,

@@ -37,6 +37,8 @@ def show(facts: dict[str, Any]) -> None:
     )
     for reason, count in facts["skipped"].items():
         click.echo(f"skipped  {count}: {reason}")
+    for change, count in facts["color_changes"].items():
+        click.echo(f"colors   {count}: {change}")
     if facts["classes"] is None:
         click.echo("classes  none" if facts["label_dim"] is None else f"labels   {facts['label_dim']} numbers each")
     else:

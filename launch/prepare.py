@@ -54,6 +54,8 @@ def show_report(report: BuildReport) -> None:
         click.echo(f"         and {len(report.skipped) - SHOWN} more")
     if report.skipped_file:
         click.echo(f"         the whole list is in {report.skipped_file}")
+    for change, count in manifest.color_changes.items():
+        click.echo(f"colors   {count}: {change}")
     if report.ignored:
         click.echo(f"ignored  {sum(report.ignored.values())} files that are no images: {show_counts(report.ignored)}")
     click.echo(f"classes  {len(manifest.classes) if manifest.classes else 'none'}")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import build_plan
+from data import build, build_plan
 from data import prepare as module
 from data.build_plan import top_level
 from data.dataset import ImageDataset
+from data.decoding import needed_mode
 from data.encodings import ENCODINGS
 from data.errors import DataError
 from data.items import Item, Source
@@ -190,6 +191,40 @@ def test_the_mode_holds_every_image_unless_forced(tmp_path, added, mode, channel
     assert dataset.manifest.channels == channels and dataset.read(np.array([0]), 2).shape == (1, 16, 16, channels)
     if channels == 4:
         assert (dataset.read(np.arange(4), 0)[..., 3] == 255).all()
+
+
+def test_opaque_alpha_widens_nothing(tmp_path):
+    photos(tmp_path / "in", 3)
+    opaque = np.concatenate([noise(16, 16, seed=8), np.full((16, 16, 1), 255, np.uint8)], -1)
+    save(tmp_path / "in/1.5.png", opaque)
+    prepare(str(tmp_path / "in"), tmp_path / "x")
+    dataset = ImageDataset(tmp_path / "x")
+    assert dataset.manifest.channels == 3
+    np.testing.assert_array_equal(dataset.read(np.array([1]), 2)[0], opaque[..., :3])
+    opaque[3, 4, 3] = 254
+    save(tmp_path / "in/9.png", opaque)
+    assert prepare(str(tmp_path / "in"), tmp_path / "y").manifest.channels == 4
+    assert prepare(str(tmp_path / "in"), tmp_path / "z", mode="RGBA", max_images=2).manifest.channels == 4
+
+
+def test_only_images_that_claim_alpha_are_decoded_to_look_for_it(tmp_path, monkeypatch):
+    """The only one that is transparent lies outside of the sample, and is met when it is built."""
+    for index in range(4):
+        save(tmp_path / f"in/{index}.png", noise(16, 16, seed=index))
+        alpha = np.full((16, 16, 1), 255, np.uint8)
+        save(tmp_path / f"in/{index}a.png", np.concatenate([noise(16, 16), alpha], -1))
+    save(tmp_path / "in/z.png", noise(16, 16, 4))
+    looked, said = [], []
+    for place in (build, build_plan):
+        monkeypatch.setattr(place, "needed_mode", lambda image: looked.append(image.mode) or needed_mode(image))
+    monkeypatch.setattr(build_plan, "MODE_SAMPLE", 4)
+    report = prepare(str(tmp_path / "in"), tmp_path / "x", workers=1, say=said.append)
+    assert report.manifest.channels == 4 and len(said) == 1 and "z.png needs RGBA" in said[0]
+    assert looked.count("RGB") <= 1  # before the mode was known to be more than L
+    looked.clear()
+    (tmp_path / "in/z.png").unlink()
+    monkeypatch.setattr(build_plan, "ALPHA_SAMPLE", 0)
+    assert prepare(str(tmp_path / "in"), tmp_path / "y", workers=1).manifest.channels == 3
 
 
 def bad_images(root):

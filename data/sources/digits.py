@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.decoding import decode, natural_mode
+from data.decoding import decode, needed_mode
 from data.errors import DataError
 from data.items import Item, Source, array_source
 from data.kinds import Kind, Turn
@@ -60,7 +60,7 @@ def _load_grey(source: Source) -> tuple[np.ndarray, np.ndarray]:
     labels = []
     for name, image, label in source.read():
         if not isinstance(image, str):
-            image = decode(image, "L") if natural_mode(image) == "L" else "it has color, and only grey can be stacked"
+            image = decode(image, "L") if needed_mode(image) == "L" else "it has color, and only grey can be stacked"
         if isinstance(image, str):
             raise DataError(f"{name} of {source.name}: {image}")
         images.append(np.asarray(image))
