@@ -104,7 +104,7 @@ def prepare(
         bytes=path.stat().st_size,
         seconds=time.monotonic() - started,
         empty_classes=0 if labels is None else len(manifest.classes or ()) - len(np.unique(labels)),
-        skipped_file=listing if listing.exists() else None,
+        skipped_file=listing if os.path.exists(listing) else None,  # not where that name would be too long,
     )
 
 

@@ -97,7 +97,7 @@ def _replace(path: Path, records: dict[bytes, bytes], entries: int) -> None:
     try:
         # Readers are not disturbed: a single transaction writes to no page that the one before it uses.
         with (
-            closing(lmdb.open(str(path), subdir=False, lock=False, map_size=room)) as env,
+            closing(lmdb.open(os.fsencode(path), subdir=False, lock=False, map_size=room)) as env,
             env.begin(write=True) as transaction,
         ):
             for key, value in records.items():

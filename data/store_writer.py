@@ -11,6 +11,7 @@ The part is opened anew for each commit, so that whatever LMDB does next depends
 killed and continued ends with the same bytes as one that was not.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -173,7 +174,7 @@ class StoreWriter:
         if self._transaction is None:
             room = self._pages * os.sysconf("SC_PAGESIZE") + MAP_ROOM + 4 * extra
             # The flock on the part keeps other writers out, so LMDB needs no lock file.
-            self._env = lmdb.open(str(self.part), subdir=False, lock=False, map_size=room, readahead=False)
+            self._env = lmdb.open(os.fsencode(self.part), subdir=False, lock=False, map_size=room, readahead=False)
             self._transaction = self._env.begin(write=True)
 
     def _commit_progress(self) -> None:
@@ -283,11 +284,16 @@ def _journal_key(commit: int) -> bytes:
 
 
 def check_new(path: Path) -> None:
-    """DataError if a dataset cannot be made at `path` because something is there."""
-    if path.is_dir():
+    """DataError if a dataset cannot be made at `path`: something is there, or the name is too long."""
+    if os.path.isdir(path):
         raise DataError(f"{path} is a folder: name a file to write, such as {path / 'data.lmdb'}")
-    if path.exists():
+    if os.path.exists(path):
         raise DataError(f"{path} exists: remove it first, or choose another name")
+    try:
+        part_path(path).lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(f"the name of {path} is too long for a file and its .part: choose another name") from error
 
 
 def lock(part: Path) -> int:
