@@ -14,12 +14,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gan.errors import EverywhereError, UserError
+from gan.errors import UserError
 from gan.ranks.signals import TOGETHER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,22 +88,6 @@ def environment(ranks: int) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, PARENT: str(os.getpid())}
     return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1)), **os.environ, **ours}
-
-
-def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
-    """What it returns on rank 0, or the UserError it raises there, on every rank: they stop together or not at all."""
-    from gan.ranks.distributed import from_first
-
-    result = None
-    if ranks.first:
-        try:
-            result = function()
-        except UserError as error:
-            result = error
-    result = from_first(result)
-    if isinstance(result, UserError):
-        raise EverywhereError(str(result))
-    return result
 
 
 def leave(word: int | str) -> bool:
