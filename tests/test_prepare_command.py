@@ -160,6 +160,19 @@ def test_the_plan_shows_what_each_encoding_would_take(saddle):
     assert json.loads(saddle("inspect", "d.lmdb", "--json")[1])["lossy"] is True
 
 
+@pytest.mark.parametrize(
+    ("count", "batch", "remedy"),
+    [(1, 32, "add images, to 4 or more"), (3, 4, "add images, to 4 or more"), (5, 8, "add images or lower --batch")],
+)
+def test_too_few_images_to_train_on_have_the_remedy_that_works(saddle, tmp_path, count, batch, remedy):
+    photos(tmp_path / "in", [f"{index}.png" for index in range(count)])
+    assert saddle("prepare", "in", "x.lmdb")[0] == 0
+    code, output, errors = saddle("train", "--data=x.lmdb", "--outdir=o", f"--batch={batch}", "-n")
+    assert code == 2 and output == "" and errors.strip().endswith(f"fewer than one batch of {batch}; {remedy}")
+    if "lower" in remedy:
+        assert saddle("train", "--data=x.lmdb", "--outdir=o", "--batch=4", "-n")[0] == 0
+
+
 def test_a_full_disk_is_one_line(tmp_path):
     script = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); from launch.cli import main; main()"
