@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def suffixes() -> frozenset[str]:
 
 def claims_image(name: str) -> bool:
     """Whether a file name ends as those of images do."""
-    return PurePosixPath(name).suffix.lower() in suffixes()
+    return os.path.splitext(name)[1].lower() in suffixes()
 
 
 def open_image(stream: IO[bytes]) -> "Image | str":

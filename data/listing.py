@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from data.errors import DataError
@@ -58,6 +58,11 @@ def folder_labels(images: Sequence[ListedFile]) -> Labels:
     return label_by_folder([image.name for image in images])
 
 
+def is_labels_file(name: str) -> bool:
+    """Whether a file, in whatever folder, is called LABELS_FILE."""
+    return name.rpartition("/")[2] == LABELS_FILE
+
+
 def list_images(
     where: object,
     files: Sequence[ListedFile],
@@ -70,10 +75,13 @@ def list_images(
     A LABELS_FILE, read by `read_file`, is preferred to `find_labels(images)`. DataError if there is no image, or the
     labels do not fit them.
     """
-    images = [file for file in files if _is_image(file)]
-    others = [file for file in files if not _is_image(file)]
+    images: list[ListedFile] = []
+    others: list[ListedFile] = []
+    for file in files:
+        is_image = isinstance(file.file, str) or claims_image(file.name)
+        (images if is_image else others).append(file)
     readable = [image for image in images if not isinstance(image.file, str)]
-    labels_files = [file for file in others if PurePosixPath(file.name).name == LABELS_FILE]
+    labels_files = [file for file in others if is_labels_file(file.name)]
     chosen = _choose_labels_file(labels_files, readable)
     ignored = Counter(_suffix(file.name) for file in others if file is not chosen)
     if not images:
@@ -88,12 +96,8 @@ def list_images(
     return Listing(listed[:max_images], labels, ignored, tuple(notes))
 
 
-def _is_image(file: ListedFile) -> bool:
-    return isinstance(file.file, str) or claims_image(file.name)
-
-
 def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower() or "without suffix"
+    return os.path.splitext(name)[1].lower() or "without suffix"
 
 
 def _choose_labels_file(labels_files: Sequence[ListedFile], images: Sequence[ListedFile]) -> ListedFile | None:

@@ -12,7 +12,7 @@ from data.sizes import format_megabytes, format_size
 from launch.cli import run
 
 
-def describe(dataset: ImageDataset) -> dict[str, Any]:
+def dataset_facts(dataset: ImageDataset) -> dict[str, Any]:
     """The manifest of a dataset with what follows from it, as plain values."""
     manifest = dataset.manifest
     classes = manifest.classes
@@ -28,8 +28,8 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
     }
 
 
-def show(facts: dict[str, Any]) -> None:
-    """Print what `describe` found as text."""
+def show_facts(facts: dict[str, Any]) -> None:
+    """Print what `dataset_facts` found as text."""
     click.echo(f"{facts['path']}: {format_megabytes(facts['bytes'])}, from {facts['source']}")
     click.echo(f"images   {facts['count']}, {format_size(facts['resolution'])}, {facts['channels']} channels")
     click.echo(
@@ -54,11 +54,11 @@ def show(facts: dict[str, Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def main(data: str, as_json: bool) -> None:
     """Show what is in the dataset DATA."""
-    facts = describe(ImageDataset(data))
+    facts = dataset_facts(ImageDataset(data))
     if as_json:
         click.echo(json.dumps(facts, indent=1))
     else:
-        show(facts)
+        show_facts(facts)
 
 
 if __name__ == "__main__":

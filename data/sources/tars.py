@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tarfile import TarInfo
 from typing import IO, Any, NamedTuple
 
@@ -27,6 +27,7 @@ from data.listing import (
     ListedImage,
     folder_labels,
     holds_only,
+    is_labels_file,
     list_images,
     listed_source,
     open_items,
@@ -103,7 +104,7 @@ def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> S
             if member.isdir() or hidden(member.name):
                 continue
             path = tidy(member.name)
-            if content is None or _is_labels_file(path):
+            if content is None or is_labels_file(path):
                 files.append(ListedFile(path, _refusal(path, member) or content or _place(shard, member)))
             else:
                 label = _side_label(path, content)
@@ -129,10 +130,6 @@ def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> S
 
 def _place(shard: Path, member: TarInfo) -> Member:
     return Member(shard, member.offset_data, member.size)
-
-
-def _is_labels_file(path: str) -> bool:
-    return PurePosixPath(path).name == LABELS_FILE
 
 
 def _read_labels_file(file: bytes | Member | OSError) -> bytes:
@@ -184,7 +181,7 @@ def _refusal(path: str, member: TarInfo) -> str | OSError | None:
     reason = _unreadable(member)
     if reason and claims_image(path):
         return reason
-    return OSError(reason) if reason and _is_labels_file(path) else None
+    return OSError(reason) if reason and is_labels_file(path) else None
 
 
 def _unreadable(member: TarInfo) -> str | None:
