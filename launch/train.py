@@ -1,6 +1,7 @@
 """`saddle train`: join a dataset and the trainer, alone, by `--gpus=N`, or as a rank under torchrun."""
 
 import json
+import math
 import os
 import platform
 import sys
@@ -101,9 +102,11 @@ def make_job(flags: Mapping[str, Any]) -> Job:
     dataset = find_dataset(flags, config)
     images = image_format(dataset, config)
     if config.batch > len(dataset):
+        smallest = math.lcm(config.distributed.group, find_family(config).coupled(config))
+        remedy = "add images or lower --batch" if len(dataset) >= smallest else f"add images, to {smallest} or more"
         raise UserError(
             f"{flags['data']} holds {len(dataset)} image{'s' * (len(dataset) != 1)}, fewer than one batch of "
-            f"{config.batch}; add images or lower --batch"
+            f"{config.batch}; {remedy}"
         )
     data = Path(flags["data"])
     plan = plan_run(config, images, data.stem, flags["preset"], str(data.absolute()))
