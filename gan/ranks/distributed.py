@@ -14,7 +14,9 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from gan.errors import UserError
+from gan.ranks.selftest import interface
 
+LOOPBACK = "127.0.0.1"
 CPU = torch.device("cpu")
 MEETING = timedelta(minutes=10)  # for ranks to come: another host may still be compiling the ops
 
@@ -45,6 +47,9 @@ def start(timeout: float = 300.0, check: Callable[[Any, int, int], Any] | None =
         torch.cuda.set_device(device)
     if "WORLD_SIZE" not in os.environ:
         return Ranks(device=device)
+    if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
+        os.environ["MASTER_ADDR"] = LOOPBACK  # torchrun says this host's name, which may not resolve
+        use_loopback()
     store, rank, world = next(rendezvous("env://", timeout=MEETING))
     if check:
         check(store, rank, world)
@@ -53,6 +58,17 @@ def start(timeout: float = 300.0, check: Callable[[Any, int, int], Any] | None =
     sum_over_ranks(torch.zeros(1, device=device))  # all can reach all; from now on they must answer sooner
     _set_pg_timeout(timedelta(seconds=timeout))
     return Ranks(rank, world, device)
+
+
+def use_loopback() -> None:
+    """Let gloo and NCCL talk over the loopback interface, unless another is chosen: for ranks that are all on one host.
+    Else gloo looks up the host's name. Raises UserError where that interface is down."""
+    name = interface(LOOPBACK)
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+    elif sys.platform == "linux":  # elsewhere `interface` finds none
+        raise UserError(f"no network interface has the address {LOOPBACK}, by which ranks meet: ip link set lo up")
 
 
 def stop() -> None:
