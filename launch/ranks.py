@@ -25,26 +25,28 @@ from gan.errors import EverywhereError, UserError
 from gan.ranks.signals import TOGETHER, not_ignored
 
 ROOT = Path(__file__).resolve().parent.parent
-PARENT = "SADDLE_PARENT"  # environment variable: the process that started this one and waits for it
-ENDED = "SADDLE_ENDED"  # environment variable: the file in which ranks leave the code they end with on purpose
-WORD = 20  # characters of that file
-REJOIN = "SADDLE_REJOIN"  # environment variable: seconds that a host waits for the others after its ranks have ended
-REACH = "SADDLE_REACH"  # environment variable: seconds that a host waits for the meeting point to be there
+# Environment variables.
+PARENT = "SADDLE_PARENT"  # the process that started this one and waits for it
+ENDED = "SADDLE_ENDED"  # the file into which ranks write the exit code that they end with on purpose
+REJOIN = "SADDLE_REJOIN"  # seconds that a host waits for the others after its ranks have ended
+REACH = "SADDLE_REACH"  # seconds that a host waits for the meeting point to answer
+
+WORD = 20  # characters of the file ENDED
 DEFAULTS = {
-    # Else ranks that torchrun starts again look for each other where the old ones were (pytorch#135712).
+    # Otherwise ranks that are started again find the addresses of the ranks before them (pytorch#135712).
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    # Time to finish a step and save, between a signal and SIGKILL; a scheduler's own must be longer.
+    # Seconds to finish a step and save, between a signal and SIGKILL; a scheduler's own grace must be longer.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
     REJOIN: "300",
     REACH: "60",
-    # torch's C++ tells of every lost connection in forty lines; what ranks say of it themselves is one.
+    # torch's C++ prints forty lines about every lost connection; our ranks say it in one.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "OMP_NUM_THREADS": "1",  # else torchrun sets it, with a warning; ranks set their threads later
 }
-STOPPED = 5.0  # seconds to let other hosts end too, after the ranks here stopped on purpose
+STOPPED = 5.0  # seconds to let other hosts end too, after the ranks of this one stopped on purpose
 AGAIN = "the same command goes on from the newest training state, if one was saved"
 STANDALONE = "--standalone"  # torchrun's flag for ranks that are all on this host
-# How torchrun meets: the longest to wait for the fewest hosts, and from then on for more of them.
+# Seconds that torchrun waits for the fewest hosts that it was asked for, and then for more of them.
 MEETING = "join_timeout=300,last_call_timeout=10"
 
 
@@ -75,9 +77,9 @@ def torchrun(ranks: int, module: str, arguments: list[str]) -> list[str]:
 
 
 def end_with_parent() -> None:
-    """If torchrun or `call` started this process: end when the parent does, however that ends. On Linux only.
+    """If torchrun or `call` started this process: get SIGTERM when the parent ends, in whatever way. On Linux only.
 
-    No rank may train on unseen, holding the run. It may finish its step and save: this comes as SIGTERM.
+    Otherwise a rank whose launcher was killed would train on unnoticed, and nobody else could have its run.
     """
     if "WORLD_SIZE" not in os.environ and os.environ.get(PARENT) != str(os.getppid()):
         return
@@ -89,16 +91,23 @@ def end_with_parent() -> None:
 
 
 def environment(ranks: int) -> dict[str, str]:
-    """For child processes: our packages first whatever the working directory holds, threads shared out."""
+    """The variables for a command that starts `ranks` ranks: our packages come before whatever the working directory
+    holds, and each rank gets its share of the threads."""
     from gan.ranks.distributed import cores
 
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, PARENT: str(os.getpid())}
-    return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1)), **os.environ, **ours}
+    users = os.environ.get("PYTHONPATH")
+    return {
+        "OMP_NUM_THREADS": str(max(cores() // ranks, 1)),
+        **os.environ,
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{users}" if users else str(ROOT),
+        PARENT: str(os.getpid()),
+    }
 
 
 def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
-    """What it returns on rank 0, or the UserError it raises there, on every rank: they stop together or not at all."""
+    """Call the function on rank 0; what it returns there, or the UserError that it raises, reaches every rank: they
+    stop together or not at all."""
     from gan.ranks.distributed import from_first
 
     result = None
@@ -114,10 +123,10 @@ def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
 
 
 def leave(word: int | str) -> bool:
-    """Tell the launcher above this rank the exit code it ends with on purpose, or a word -> is there a launcher?
+    """Tell the launcher above this rank the exit code that it ends with on purpose, or a word -> is there a launcher?
 
-    One write of fixed length over what another rank left: a rank may be killed between any two calls, and a file that
-    it had emptied would have lost that word.
+    One write of fixed length replaces what another rank left. A file that is emptied first could stay empty, since a
+    rank may be killed between any two calls.
     """
     if ENDED in os.environ:
         file = os.open(os.environ[ENDED], os.O_WRONLY | os.O_CREAT)
@@ -200,7 +209,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def check_reach(host: str, port: int, seconds: float) -> None:
-    """Raises UserError where nothing listens for so long: torch would wait for minutes, and then not end."""
+    """Raises UserError if nothing listens there for so many seconds: torch would wait for minutes, and then not end."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -217,11 +226,13 @@ def check_reach(host: str, port: int, seconds: float) -> None:
 
 
 def raise_once(number: int, _: Any) -> None:
-    """Signal handler: torchrun's way to pass a signal on to its ranks and end, once for several that come together. A
-    later one is an order to end now: the ranks are killed."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException  # whole by now: `agent` imported it
+    """Signal handler that raises torchrun's SignalException, on which torchrun passes the signal on to its ranks and
+    ends: once for several signals that come together. On a later one the ranks are killed."""
+    # Imported by `agent` before: a handler that runs in the middle of an import could get half a module.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    now, first = time.monotonic(), raise_once.first  # type: ignore[attr-defined]
+    now = time.monotonic()
+    first = raise_once.first  # type: ignore[attr-defined]
     if first is not None and now - first < TOGETHER:
         return
     if first is None:
@@ -297,7 +308,7 @@ def tell(line: str) -> None:
 
 
 def agent(arguments: list[str]) -> int:
-    """torchrun -> its exit code, its exceptions told in one line."""
+    """Run torchrun -> its exit code. Its exceptions become one line each."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -328,7 +339,7 @@ def agent(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    """torchrun, ending with its parent, and with the code that its ranks left."""
+    """Run torchrun, end when the parent does, and exit with the code that the ranks left."""
     end_with_parent()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)

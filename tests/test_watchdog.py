@@ -15,7 +15,7 @@ from data.prepare import prepare
 from gan.errors import PeerError
 from gan.ranks.distributed import Ranks
 from gan.ranks.signals import StopRequest
-from gan.ranks.watchdog import Heartbeats, Watchdog, describe, doing, naming
+from gan.ranks.watchdog import Heartbeats, Watchdog, doing, naming, place
 from gan.run.drift import GROWING_TICKS, SLOW_TICKS, Drift
 from launch.ranks import environment
 
@@ -75,11 +75,11 @@ def test_what_a_thread_does_is_named_by_our_code_and_the_collective_it_called():
     stack = [
         ("/x/torch/distributed/c10d_logger.py", "wrapper", 1),
         ("/x/torch/distributed/distributed_c10d.py", "all_reduce", 2),
-        (f"{root}/gan/gradients.py", "sum_gradients", 67),
-        (f"{root}/gan/loop.py", "train", 5),
+        (f"{root}/gan/ranks/gradients.py", "sum_gradients", 67),
+        (f"{root}/gan/run/loop.py", "train", 5),
     ]
-    assert describe(iter(stack)) == ("all_reduce from sum_gradients (gan/ranks/gradients.py:67)", True)
-    assert describe(iter(stack[2:])) == ("sum_gradients (gan/ranks/gradients.py:67)", False)
+    assert place(iter(stack)) == ("all_reduce from sum_gradients (gan/ranks/gradients.py:67)", True)
+    assert place(iter(stack[2:])) == ("sum_gradients (gan/ranks/gradients.py:67)", False)
     where, waiting = doing(threading.get_ident())
     assert "(gan/ranks/watchdog.py:" in where and not waiting
 

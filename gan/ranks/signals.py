@@ -1,4 +1,4 @@
-"""Stopping on a signal: the first asks the run to finish its step and save, a second one ends the process at once."""
+"""Stopping on a signal: the first asks the run to finish its step and save, a later one ends the process at once."""
 
 import os
 import signal
