@@ -135,7 +135,7 @@ def _stages(config: TrainConfig, last: int, total: int) -> tuple[Stage, ...]:
     if final.start + final.fade >= total:
         raise UserError(
             f"a run of {total / 1000:g} kimg ends before its last stage is faded in "
-            f"({(final.start + final.fade) / 1000:g} kimg); raise --kimg or shorten growth.kimg and growth.fade_kimg"
+            f"({(final.start + final.fade) / 1000:g} kimg); raise run.kimg or shorten growth.kimg and growth.fade_kimg"
         )
     return tuple(stages)
 
@@ -153,7 +153,8 @@ def _lengths(config: TrainConfig, last: int, total: int) -> tuple[list[float], l
     _expect(len(shares) == last + 1, f"growth.shares has {len(shares)} values but there are {last + 1} stages")
     lengths = [total * share / sum(shares) for share in shares]
     _expect(
-        min(lengths) >= config.batch, f"a run of {total / 1000:g} kimg is too short for {last + 1} stages; raise --kimg"
+        min(lengths) >= config.batch,
+        f"a run of {total / 1000:g} kimg is too short for {last + 1} stages; raise run.kimg",
     )
     return lengths, [growth.fade * length for length in lengths]
 

@@ -55,7 +55,9 @@ def run(command: click.Command, name: str) -> None:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else name
         refuse(where, error.format_message())
     except (UserError, DataError) as error:
-        refuse(" ".join([name, *sys.argv[1:2]]) if name == "saddle" else name, str(error))
+        from launch.settings import as_flags
+
+        refuse(" ".join([name, *sys.argv[1:2]]) if name == "saddle" else name, as_flags(str(error)))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except RuntimeError as error:

@@ -16,12 +16,12 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gan.errors import EverywhereError, UserError
+from gan.errors import UserError
 from gan.ranks.signals import TOGETHER, not_ignored
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,23 +103,6 @@ def environment(ranks: int) -> dict[str, str]:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{users}" if users else str(ROOT),
         PARENT: str(os.getpid()),
     }
-
-
-def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
-    """Call the function on rank 0; what it returns there, or the UserError that it raises, reaches every rank: they
-    stop together or not at all."""
-    from gan.ranks.distributed import from_first
-
-    result = None
-    if ranks.first:
-        try:
-            result = function()
-        except UserError as error:
-            result = error
-    result = from_first(result)
-    if isinstance(result, UserError):
-        raise EverywhereError(str(result))
-    return result
 
 
 def leave(word: int | str) -> bool:

@@ -8,16 +8,17 @@ which it is asked to stop.
 import hashlib
 import math
 import sys
-from dataclasses import replace
+from contextlib import nullcontext
 
 import torch
-from tiny import tiny_config, tiny_feed, tiny_task
+from tiny import broken_generator_loss, tiny_config, tiny_feed, tiny_task
 
 from gan.config import parse_assignment
 from gan.ranks import distributed
 from gan.ranks.statistics import Statistics
 from gan.run.loop import steps, to_device
-from gan.trainer import initial_state, train_step
+from gan.state import initial_state
+from gan.trainer import train_step
 
 
 def train_case(count: int, assignments: list[str], ranks: distributed.Ranks) -> dict:
@@ -26,8 +27,8 @@ def train_case(count: int, assignments: list[str], ranks: distributed.Ranks) -> 
     mishaps = {k: values.pop(k) for k in ("poison.D", "poison.G", "stop") if k in values}
     mishaps = mishaps if ranks.rank == ranks.world - 1 else {}
     task = tiny_task(tiny_config(values), ranks)
-    broken = replace(task, objective=replace(task.objective, generator=lambda real, fake: fake * math.nan))
-    state, losses, gradients, skipped, stops = initial_state(task), [], {}, [], []
+    state = initial_state(task)
+    losses, gradients, skipped, stops = [], {}, [], []
     for now in list(steps(task, 0))[:count]:
         images, labels = to_device(next(tiny_feed(iter([(*task.samples(now.images_seen), now.stage)]))), task)
         if now.step == mishaps.get("poison.D"):
@@ -35,13 +36,14 @@ def train_case(count: int, assignments: list[str], ranks: distributed.Ranks) -> 
         stopping = float(str(now.step) in str(mishaps.get("stop", "")).split(","))
         stats = Statistics()
         now_broken = now.step == mishaps.get("poison.G")
-        train_step(state, broken if now_broken else task, now, images, labels, stats, stopping)
+        with broken_generator_loss() if now_broken else nullcontext():
+            train_step(state, task, now, images, labels, stats, stopping)
         losses.append(stats.take())
         skipped.append(state.skipped.tolist())
         stops.append(state.stop.item())
         if not gradients:
             gradients = {
-                net: {n: p.grad.clone() for n, p in getattr(state, net).named_parameters() if p.grad is not None}
+                net: {n: p.grad.clone() for n, p in state.networks[net].named_parameters() if p.grad is not None}
                 for net in ("G", "D")
             }
     weights = state.tensors() if count > 1 else {}

@@ -16,7 +16,7 @@ from gan.methods.objectives import OBJECTIVES
 from gan.methods.pairs import method
 from gan.methods.regularizers import REGULARIZERS
 from gan.ranks.distributed import Ranks, share
-from gan.ranks.gradients import push, sum_gradients
+from gan.ranks.gradients import GradientSum, push
 
 TESTS = Path(__file__).parent
 METHODS = {
@@ -162,10 +162,11 @@ def test_sum_of_gradients_divides_by_the_batch_and_tells_what_is_not_finite(pois
     module, unused = torch.nn.Linear(3, 2), torch.nn.Parameter(torch.ones(1))
 
     def summed(*factors: float, **given: float) -> tuple:
-        parameters, totals = [*module.parameters(), unused], (f * module(torch.ones(1, 3)).sum() for f in factors)
-        return sum_gradients(
-            parameters, totals, 3, Ranks(), DistributedConfig(exact=exact), blocks=len(factors), **given
-        )
+        parameters = [*module.parameters(), unused]
+        gradients = GradientSum(parameters, 3, len(factors), how=DistributedConfig(exact=exact), **given)
+        for factor in factors:
+            gradients.add(factor * module(torch.ones(1, 3)).sum())
+        return gradients.finish(), gradients.stop
 
     assert summed(4.0, 2.0) == (0, 0)
     assert module.weight.grad.eq(2).all() and module.bias.grad.eq(2).all() and unused.grad is None

@@ -222,9 +222,9 @@ def test_a_loss_against_a_real_gan_on_paper():
 @pytest.mark.parametrize(
     "name,regularizer,message",
     [
-        ("nonsaturatin", "r1", "--objective=nonsaturatin is unknown; did you mean nonsaturating"),
+        ("nonsaturatin", "r1", "objective.name=nonsaturatin is unknown; did you mean nonsaturating"),
         ("f:perason", "r1", "did you mean f:pearson"),
-        ("hinge", "r3", "--regularizer=r3 is unknown; did you mean"),
+        ("hinge", "r3", "regularizer.name=r3 is unknown; did you mean"),
         ("hinge:margin=2", "r1", "no parameter margin; hinge takes none"),
         ("f:jsw:pi=0", "none", "pi must be between 0 and 1"),
         ("f:alpha:alpha=1", "none", "0.02 away from 0"),
@@ -236,7 +236,7 @@ def test_a_loss_against_a_real_gan_on_paper():
         ("mmd:scale=0", "none", "scale must be positive"),
         ("bgan:divergence=jsw:pi=2", "none", "pi must be"),
         ("bgan:divergence=tv", "none", "no form log_ratio"),
-        ("energy", "r1", "has no critic that --regularizer=r1 could regularize"),
+        ("energy", "r1", "has no critic that regularizer.name=r1 could regularize"),
         ("mmd:critic=0", "spectral_norm", "has no critic"),
         ("f:tv", "roth", "is zero, and so is the penalty"),
         ("hinge", "roth", "use an objective f:..., or roth_js"),

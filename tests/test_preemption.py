@@ -21,7 +21,7 @@ from data.prepare import prepare
 from gan.checkpoint import newest_state
 from gan.ranks.signals import SIGNALS, TOGETHER, StopRequest, listening
 from gan.run import loop
-from gan.trainer import initial_state
+from gan.state import initial_state
 from launch.ranks import environment
 
 FLAGS = [

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gan.config import RegularizerConfig
 from gan.draws import Draws
@@ -12,7 +12,7 @@ from gan.layers import Conv2d, Linear
 from gan.methods.augment import augment, change
 from gan.methods.divergences import KNEE, divergence
 from gan.methods.pairs import critic_loss, method
-from gan.methods.regularizers import BETWEEN, REGULARIZERS, zero_centered
+from gan.methods.regularizers import BETWEEN, FAKE, REAL, REGULARIZERS, zero_centered
 from gan.schedules import gamma_at
 
 DRAWS = Draws(0, range(2), 4)
@@ -67,8 +67,15 @@ def test_where_a_penalty_applies():
 @pytest.mark.parametrize("name", ["r1", "r2", "r1_difference", "r2_difference", "wgan_gp", "none"])
 def test_only_images_that_a_penalty_needs_require_grad(name):
     real, fake = images(0), images(1)
-    critic_loss(*method("nonsaturating", name), quadratic, real, fake, DRAWS)
-    assert (real.requires_grad, fake.requires_grad) == (name.startswith("r1"), name.startswith("r2"))
+    shown: dict[str, bool] = {}
+
+    def critic(x: Tensor, purpose: str) -> Tensor:
+        shown.setdefault(purpose, x.requires_grad)
+        return quadratic(x, purpose)
+
+    critic_loss(*method("nonsaturating", name), critic, real, fake, DRAWS)
+    assert (shown[REAL], shown[FAKE]) == (name.startswith("r1"), name.startswith("r2"))
+    assert not real.requires_grad and not fake.requires_grad  # the caller's own are left as they were
 
 
 def test_penalties_about_a_target_slope():

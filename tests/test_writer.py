@@ -15,7 +15,7 @@ from gan import checkpoint
 from gan.checkpoint import load_state, newest_state, save_state, superseded
 from gan.run import loop
 from gan.run.writer import Writer, check_space, remove_parts
-from gan.trainer import initial_state
+from gan.state import initial_state
 
 
 def names(folder, kind: str = "training-state-*") -> list[int]:
@@ -106,7 +106,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, capsys):
     def spoil(state):
         if state.images_seen == 352:
             with torch.no_grad():
-                state.G_ema.first.bias[0] = math.nan
+                state.networks["G_ema"].first.bias[0] = math.nan
 
     assert tiny_run(tmp_path, meanwhile=spoil) == 3
     assert names(tmp_path) == [320]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
-from gan.errors import UserError
+from gan.errors import EverywhereError, UserError
 from gan.ranks.selftest import interface
 
 LOOPBACK = "127.0.0.1"
@@ -126,8 +126,8 @@ def share(count: int, ranks: Ranks) -> range:
     """
     if ranks.world > count:
         raise UserError(
-            f"{ranks.world} ranks but only {count} coupling groups in a batch; raise batch, lower distributed.group "
-            f"or use at most {count} ranks"
+            f"{ranks.world} ranks but only {count} coupling groups in a batch; raise the batch, lower "
+            f"distributed.group or use at most {count} ranks"
         )
     return range(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
 
@@ -178,3 +178,18 @@ def from_first(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_first(ranks: Ranks, function: Callable[[], Any]) -> Any:
+    """What a function returns on rank 0, on every rank. A UserError that it raises there becomes an EverywhereError on
+    every rank: they stop together or not at all."""
+    result = None
+    if ranks.first:
+        try:
+            result = function()
+        except UserError as error:
+            result = error
+    result = from_first(result)
+    if isinstance(result, UserError):
+        raise EverywhereError(str(result))
+    return result

@@ -42,7 +42,7 @@ def losses(game: Game, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     """
     objective, regularizer = method(game.objective, game.regularizer)
     if objective.group > 1:
-        raise UserError(f"--objective={game.objective} couples samples, and the Dirac-GAN has one of each")
+        raise UserError(f"objective.name={game.objective} couples samples, and the Dirac-GAN has one of each")
     nodes, weights = np.polynomial.hermite_e.hermegauss(81) if game.noise else (np.zeros(1), np.ones(1))
     spread = torch.from_numpy(game.noise * nodes).unsqueeze(1)
     weight = torch.from_numpy(weights / weights.sum())

@@ -13,7 +13,7 @@ from launch.tables import text_table, write_json
 if TYPE_CHECKING:
     import torch
 
-    from gan.trainer import Task
+    from gan.state import Task
     from launch.benchmark.timing import Call, Times
 
 BASELINES = ("none", "r1")
@@ -63,12 +63,13 @@ def main(
 
 def task(name: str, device: "torch.device", resolution: int, batch: int, channels: int, objective: str) -> "Task":
     """Training of a whole network at one resolution. Raises UserError for what cannot be, as training does."""
-    from gan.checkpoint import ImageFormat
     from gan.config import TrainConfig, override
     from gan.errors import UserError
+    from gan.families import build_task
+    from gan.methods.pairs import configured
+    from gan.networks import ImageFormat
     from gan.ranks.distributed import Ranks, set_precision
     from gan.schedules import build_schedule
-    from gan.trainer import build_task
 
     last = resolution.bit_length() - 3
     if resolution != 4 << last:
@@ -78,38 +79,40 @@ def task(name: str, device: "torch.device", resolution: int, batch: int, channel
     ranks = Ranks(device=device)
     set_precision(ranks, config.distributed.deterministic)
     images = ImageFormat(channels=3, base=(4, 4), last=last, class_names=(), dataset_hash="")
-    built = build_task(config, build_schedule(config, last), images, ranks)
-    if built.objective.discriminator is None:
+    if configured(config)[0].discriminator is None:
         raise UserError(f"--objective={objective} has no critic, and so no D step")
-    return built
+    return build_task(config, build_schedule(config, last), images, ranks)
 
 
 def d_step(task: "Task") -> "Call":
     """D's part of `train_step`, at a learning rate of 0: every call does the same work on the same images."""
     import torch
 
-    from gan.methods.pairs import critic_loss
+    from gan.methods.pairs import configured, critic_loss
+    from gan.parts import Part
+    from gan.ranks.gradients import GradientSum
     from gan.schedules import moment
-    from gan.trainer import build_critic, initial_state, total_over_samples, update
+    from gan.state import initial_state
+    from gan.trainer import show
 
-    state, now, draws, gamma = initial_state(task), moment(task.schedule, 0), task.draws(0), task.gamma(0)
-    D, optimizer, batch, sound = (
-        state.D,
-        state.d_optimizer,
-        task.config.batch,
-        torch.zeros((), device=task.ranks.device),
-    )
-    critic = build_critic(D, task, now, 1.0, None, draws, gamma)
-    side = 4 << task.images.last
+    objective, regularizer = configured(task.config)
+    state = initial_state(task)
+    D = state.networks["D"]
+    gamma = task.gamma(0)
+    batch = task.config.batch
+    height, width = task.images.size(task.images.last)
     generator = torch.Generator().manual_seed(0)
-    real, fake = (2 * torch.rand(2, batch, 3, side, side, generator=generator) - 1).to(task.ranks.device)
+    real, fake = (2 * torch.rand(2, batch, 3, height, width, generator=generator) - 1).to(task.ranks.device)
+    part = Part(real, None, task.draws(0))
+    critic = show(D, part, task, moment(task.schedule, 0), 1.0, gamma)
 
     def step() -> None:
-        d = critic_loss(task.objective, task.regularizer, critic, real.detach(), fake.detach(), draws)
-        total = total_over_samples(d.loss, batch) + sum(gamma / 2 * penalty.sum() for penalty in d.penalties)
-        update(D, optimizer, 0.0, iter([total]), task, sound, stopping=0.0)
-        if task.regularizer.constrain:
-            task.regularizer.constrain(D, gamma)
+        loss = critic_loss(objective, regularizer, critic, real, fake, part.draws)
+        gradients = GradientSum(D.parameters(), batch)
+        gradients.add(loss.total(gamma / 2))
+        gradients.step(state.optimizers["d_optimizer"], lr=0.0, void=torch.zeros_like(state.skipped[0]))
+        if regularizer.constrain:
+            regularizer.constrain(D, gamma)
 
     return step
 

@@ -22,8 +22,8 @@ from launch.benchmark.step_model import ASSUMPTIONS, Link, StepCost, line, measu
 from launch.benchmark.timing import describe_machine, machine_line
 from launch.cli import run
 from launch.ranks import call, end_with_parent, torchrun
+from launch.settings import image_format, read_preset
 from launch.tables import text_table, write_json
-from launch.train import image_format, read_preset
 
 NARROW = 64  # channels at most where there is no GPU and nobody says otherwise
 Row = dict[str, Any]

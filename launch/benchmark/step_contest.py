@@ -14,16 +14,18 @@ import torch.distributed as dist
 
 from data.dataset import ImageDataset
 from data.loader import load
-from gan.checkpoint import ImageFormat
 from gan.config import TrainConfig, override
 from gan.errors import UserError
+from gan.families import build_task
 from gan.methods.pairs import configured
+from gan.networks import ImageFormat
 from gan.ranks import distributed
 from gan.ranks.distributed import Ranks
 from gan.ranks.statistics import Statistics
 from gan.run.loop import to_device
 from gan.schedules import build_schedule, moment
-from gan.trainer import Batch, Task, build_task, initial_state, train_step
+from gan.state import Batch, Task, initial_state
+from gan.trainer import train_step
 
 ALSO: dict[str, dict[str, Any]] = {  # contestant -> what it changes in a joined one
     "exact": {"distributed.exact": True},
@@ -63,8 +65,8 @@ class Contestant:
     def messages(self) -> list[float]:
         """Bytes of D's and of G's sum, mean over steps."""
         sizes = []
-        for net, every in ((self.state.D, 1), (self.state.G, self.task.config.optimizer.n_critic)):
-            gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        for name, every in (("D", 1), ("G", self.task.config.optimizer.n_critic)):
+            gradients = [p.grad for p in self.state.networks[name].parameters() if p.grad is not None]
             sizes.append((sum(g.nbytes for g in gradients) + gradients[0].element_size()) / every if gradients else 0.0)
         return sizes
 
