@@ -12,9 +12,6 @@ from rank_worker import train_case
 
 from gan.config import DistributedConfig
 from gan.errors import UserError
-from gan.methods.objectives import OBJECTIVES
-from gan.methods.pairs import method
-from gan.methods.regularizers import REGULARIZERS
 from gan.ranks.distributed import Ranks, share
 from gan.ranks.gradients import push, sum_gradients
 
@@ -112,35 +109,16 @@ def test_ranks_compute_the_same_step(ranks, alone, tmp_path):
                 torch.testing.assert_close(many["weights"][key], tensor, rtol=0, atol=1e-9, msg=f"{name} {key}")
 
 
-def every_pair() -> dict[str, str]:
-    """The first step of every objective with every regularizer that goes with it, and of the other ways to show D
-    images."""
-    cases, step = {}, "1;precision.dtype=float64;regularizer.every=1;batch=16"
-    plain = [name for name, entry in OBJECTIVES.items() if "group" not in entry.parameters]
-    grouped = ["relativistic_average:", "mmd:", "mmd:kernel=rbf,", "mmd:critic=0,", "energy:"]
-    more = ["bgan:divergence=kl,frozen=1", "f:kl:saturating=1", "f:jeffrey:form=log_ratio"]
-    for objective in [*plain, *(f"{name}group=4" for name in grouped), *more]:
-        for regularizer in REGULARIZERS:
-            try:
-                method(objective, regularizer)
-            except UserError:
-                continue
-            cases[f"{objective} {regularizer}"] = f"{step};objective.name={objective};regularizer.name={regularizer}"
-    cases["diff"] = f"{step};data.aug=diff;data.cond=true"
-    cases["blocks of 8"] = f"{step};objective.name=relativistic_average:group=8;distributed.group=2;batch=24"
-    return cases
-
-
-def test_every_objective_with_every_regularizer_on_two_ranks(tmp_path):
-    cases = every_pair()
-    assert len(cases) > 300
+def test_changed_images_and_large_blocks_compute_the_same_step_on_two_ranks(tmp_path):
+    step = "1;precision.dtype=float64;regularizer.every=1"
+    cases = {
+        "diff": f"{step};batch=16;data.aug=diff;data.cond=true",
+        "blocks of 8": f"{step};batch=24;objective.name=relativistic_average:group=8;distributed.group=2",
+    }
     alone, together = by_itself(cases), launch(2, tmp_path / "result.pt", cases)
     for name in cases:
-        critic_free = name.startswith(("energy", "mmd:critic=0"))
-        for net in ("G",) if critic_free else ("G", "D"):
-            ours, theirs = together[name]["gradients"][net], alone[name]["gradients"][net]
-            assert theirs and all(g.isfinite().all() for g in theirs.values()), (name, net)
-            assert relative(ours, theirs) < 1e-12, (name, net)
+        for net in ("G", "D"):
+            assert relative(together[name]["gradients"][net], alone[name]["gradients"][net]) < 1e-12, (name, net)
 
 
 def test_shares_cover_all_groups_in_order():
