@@ -10,6 +10,7 @@ import pytest
 import torch
 from devices import DEVICES
 from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
+from torch.nn.functional import softplus
 
 from gan.checkpoint import load_snapshot, load_state, newest_state, save_state
 from gan.ranks.distributed import Ranks, find_strangers, fingerprint
@@ -108,12 +109,26 @@ def test_statistics_are_means_of_what_was_added():
     assert stats.take() == {"a": 3.0, "b": 4.0} and stats.take() == {}
 
 
-def test_losses_reported_are_those_of_the_objective():
-    task = tiny_task(tiny_config())
-    (loss,) = advance(initial_state(task), task, 1)
-    assert loss["Loss/D/loss"] == pytest.approx(2 * math.log(2), abs=0.5)  # an untrained D knows nothing
-    assert loss["Loss/r1_penalty"] > 0
-    assert -1 <= loss["Loss/signs/real"] <= 1
+def test_losses_reported_are_those_of_the_objective_and_of_the_networks_before_each_update():
+    task = tiny_task(tiny_config({"precision.dtype": "float64"}))
+    state = initial_state(task)
+    G, D = copy.deepcopy(state.G), copy.deepcopy(state.D)
+    (reported,) = advance(state, task, 1)
+    real = torch.from_numpy(next(tiny_feed(iter([(0, 32, 0)])))[0]).permute(0, 3, 1, 2).double() / 127.5 - 1
+    real.requires_grad_()
+    d_fake, g_fake = (G(task.draws(0).latents(f"latents of the {net} step", 16).double(), 0) for net in "DG")
+    for_real, for_fake = D(real, 0), D(d_fake, 0)
+    expected = {
+        "Loss/scores/real": for_real,
+        "Loss/scores/fake": for_fake,
+        "Loss/signs/real": for_real.sign(),
+        "Loss/signs/fake": for_fake.sign(),
+        "Loss/D/loss": softplus(-for_real) + softplus(for_fake),
+        "Loss/r1_penalty": torch.autograd.grad(for_real.sum(), real)[0].square().flatten(1).sum(1),
+        "Loss/G/loss": softplus(-state.D(g_fake, 0)),  # shown to D after its update
+    }
+    assert reported == pytest.approx({name: values.mean().item() for name, values in expected.items()}, rel=1e-6)
+    assert all(abs(reported[name]) < 1 for name in ("Loss/signs/real", "Loss/signs/fake"))  # of both kinds
 
 
 def test_the_regularizer_is_due_every_other_step_and_weighs_as_much():
