@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from gan.config import TrainConfig, from_dict
 from gan.errors import UserError
+from gan.files import replacing, sync
 from gan.networks import ResNetDiscriminator, ResNetGenerator, default_widths
 
 STATE, SNAPSHOT = "training-state-", "network-snapshot-"
@@ -107,20 +107,6 @@ def save_snapshot(
         _save_tensors(part, tensors, {"saddle": json.dumps(about)})
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file to, which becomes `path` by one rename when all of it is on the disk, and is removed when
-    that fails."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        _sync(part)
-        os.replace(part, path)
-        _sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def load_snapshot(path: str | Path) -> Snapshot:
     """Raises UserError for a file that is missing, damaged or no snapshot."""
     try:
@@ -166,10 +152,10 @@ def save_state(
         _write(part / "state.json", json.dumps({**about, "images_seen": images_seen}, indent=1))
         sums = {name: _sha256(part / name) for name in ("tensors.safetensors", "state.json")}
         _write(part / "manifest.json", json.dumps(sums, indent=1))
-        _sync(part)
+        sync(part)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
-        _sync(run_dir)
+        sync(run_dir)
     finally:
         shutil.rmtree(part, ignore_errors=True)  # of a full disk it frees what it took
     states = {int(path.name[len(STATE) :]): path for path in sorted(run_dir.glob(f"{STATE}*")) if path <= final}
@@ -270,20 +256,12 @@ def load_flat_optimizer(
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
-    _sync(path)
+    sync(path)
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)
 
 
 def _sha256(path: Path) -> str:

@@ -385,9 +385,10 @@ def go_on(plan: Plan, run: Path, ranks: Any) -> int:
 
     from gan import trainer
     from gan.checkpoint import initial_weights, load_state, newest_state
+    from gan.files import write_json
     from gan.ranks import distributed
     from gan.run import loop
-    from gan.run.directories import EXIT, OPTIONS, write_json
+    from gan.run.directories import EXIT, OPTIONS
     from ops.registry import kernels
 
     path, passed_over = on_first(ranks, lambda: newest_state(run))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gan.errors import UserError
+from gan.files import replacing, write_json
 
 OPTIONS, EXIT, LOCK = "training_options.json", "exit.json", ".lock"
 
@@ -66,29 +67,13 @@ def hold(run: Path, patience: float = 0.0) -> IO[str]:
         raise UserError(f"{run} is in use by another run; wait for it, stop it, or choose another --outdir")
 
 
-def read_exit(run: Path) -> dict[str, Any] | None:
-    """What the last process of a run said of its end: {code, reason, images_seen}, or None if it did not get to it."""
-    try:
-        return json.loads((run / EXIT).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def write_json(path: Path, values: Any) -> None:
-    """By a rename: never half-written."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(values, indent=2) + "\n")
-    part.replace(path)
-
-
 def drop_after(path: Path, images_seen: int) -> None:
     """Remove the lines of a .jsonl file that a resumed run is about to write again."""
     if not path.exists():
         return
     lines = [line for line in path.read_text().splitlines() if _images(line) <= images_seen]
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(line + "\n" for line in lines))
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text("".join(line + "\n" for line in lines))
 
 
 def _images(line: str) -> float:

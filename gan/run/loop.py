@@ -22,12 +22,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gan.checkpoint import SNAPSHOT, replacing, save_snapshot, save_state
+from gan.checkpoint import SNAPSHOT, save_snapshot, save_state
+from gan.files import replacing, write_json
 from gan.ranks.distributed import find_strangers, fingerprint, from_first
 from gan.ranks.signals import PREEMPTED, StopRequest, listening
 from gan.ranks.statistics import Statistics
 from gan.ranks.watchdog import Watchdog, naming
-from gan.run.directories import EXIT, drop_after, write_json
+from gan.run.directories import EXIT, drop_after
 from gan.run.drift import Drift, resident_memory
 from gan.run.writer import Writer, check_space, remove_parts
 from gan.sampling import generate, grid_columns, seed_latents, tile, to_uint8

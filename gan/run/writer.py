@@ -53,7 +53,7 @@ def check_space(folder: Path, tensors: Iterable[Tensor]) -> None:
 
 def remove_parts(run: Path) -> None:
     """What a process that was killed in a write left behind. The run must be held."""
-    for part in list(run.glob("*.part")):
+    for part in [*run.glob("*.part"), *run.glob(".*.part.*")]:
         if part.is_dir():
             shutil.rmtree(part)
         else:
