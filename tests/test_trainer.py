@@ -75,7 +75,7 @@ def test_saving_and_reporting_do_not_change_the_trajectory(tmp_path):
     weights = []
     for name, values in {"quiet": {"run.tick": 100.0}, "loud": {"run.tick": 32 / 1000, "run.snap": 1}}.items():
         (tmp_path / name).mkdir()
-        task = tiny_task(tiny_config(values))
+        task = tiny_task(tiny_config({"run.kimg": 32 * 12 / 1000, **values}))
         state = initial_state(task)
         assert loop.train(state, task, tiny_feed, tmp_path / name, {}) == 0
         weights.append(state.tensors())

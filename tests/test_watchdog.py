@@ -75,8 +75,8 @@ def test_what_a_thread_does_is_named_by_our_code_and_the_collective_it_called():
     stack = [
         ("/x/torch/distributed/c10d_logger.py", "wrapper", 1),
         ("/x/torch/distributed/distributed_c10d.py", "all_reduce", 2),
-        (f"{root}/gan/gradients.py", "sum_gradients", 67),
-        (f"{root}/gan/loop.py", "train", 5),
+        (f"{root}/gan/ranks/gradients.py", "sum_gradients", 67),
+        (f"{root}/gan/run/loop.py", "train", 5),
     ]
     assert describe(iter(stack)) == ("all_reduce from sum_gradients (gan/ranks/gradients.py:67)", True)
     assert describe(iter(stack[2:])) == ("sum_gradients (gan/ranks/gradients.py:67)", False)
