@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from devices import DEVICES
 from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
 from torch.nn.functional import softplus
 
-from gan.checkpoint import load_snapshot, load_state, newest_state, save_state
+from gan.checkpoint import load_snapshot, load_state, newest_state, save_snapshot, save_state
 from gan.ranks.distributed import Ranks, find_strangers, fingerprint
 from gan.ranks.statistics import Statistics
 from gan.run import loop
@@ -102,6 +102,15 @@ def test_a_run_leaves_what_it_should(tmp_path):
     assert torch.equal(snapshot.G(z, 2), state.G_ema(z, 2))
 
 
+def test_a_snapshot_keeps_every_bit_of_float64(tmp_path):
+    task = tiny_task(tiny_config({"precision.dtype": "float64"}))
+    G = initial_state(task).G_ema
+    save_snapshot(tmp_path / "a.safetensors", G, asdict(task.config), task.images, stage=1, alpha=0.25, images_seen=32)
+    snapshot = load_snapshot(tmp_path / "a.safetensors")
+    assert (snapshot.stage, snapshot.alpha, snapshot.images_seen) == (1, 0.25, 32)
+    assert equal(snapshot.G.state_dict(), G.state_dict())
+
+
 def test_statistics_are_means_of_what_was_added():
     stats = Statistics()
     stats.add({"a": torch.tensor([1.0, 2.0])})
@@ -146,6 +155,16 @@ def test_the_regularizer_is_due_every_other_step_and_weighs_as_much():
         advance(state, task, 1)
         grads.append(torch.cat([p.grad.flatten() for p in state.D.parameters() if p.grad is not None]))
     torch.testing.assert_close(*grads)
+
+
+def test_learning_rates_of_both_networks_decay_with_the_schedule():
+    task = tiny_task(tiny_config({"optimizer.decay_from": 0.0, "optimizer.decay_to": 0.4, "optimizer.d_lr": 0.01}))
+    state = initial_state(task)
+    advance(state, task, 16)
+    now = moment(task.schedule, 15 * 32)
+    assert now.lr_scale == pytest.approx(0.7)
+    assert state.g_optimizer.param_groups[0]["lr"].item() == pytest.approx(0.005 * 0.7)
+    assert state.d_optimizer.param_groups[0]["lr"].item() == pytest.approx(0.01 * 0.7)
 
 
 def test_n_critic_counts_d_updates_per_g_update():
