@@ -13,7 +13,7 @@ from rank_worker import train_case
 from gan.config import DistributedConfig
 from gan.errors import UserError
 from gan.methods.objectives import OBJECTIVES
-from gan.methods.pairs import method
+from gan.methods.pairs import find_pair
 from gan.methods.regularizers import REGULARIZERS
 from gan.ranks.distributed import Ranks, share
 from gan.ranks.gradients import push, sum_gradients
@@ -122,7 +122,7 @@ def every_pair() -> dict[str, str]:
     for objective in [*plain, *(f"{name}group=4" for name in grouped), *more]:
         for regularizer in REGULARIZERS:
             try:
-                method(objective, regularizer)
+                find_pair(objective, regularizer)
             except UserError:
                 continue
             cases[f"{objective} {regularizer}"] = f"{step};objective.name={objective};regularizer.name={regularizer}"

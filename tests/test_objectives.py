@@ -8,7 +8,7 @@ import torch
 from gan.errors import UserError
 from gan.methods import discrepancies
 from gan.methods.objectives import OBJECTIVES
-from gan.methods.pairs import method
+from gan.methods.pairs import find_pair
 from gan.methods.rows import look_up
 
 R, F = torch.tensor([0.3, -2.0, 50.0], dtype=torch.float64), torch.tensor([-0.7, 1.5, -60.0], dtype=torch.float64)
@@ -244,5 +244,5 @@ def test_a_loss_against_a_real_gan_on_paper():
 )
 def test_what_cannot_be_is_refused_with_the_reason(name, regularizer, message):
     with pytest.raises(UserError, match=message) as caught:
-        method(name, regularizer)
+        find_pair(name, regularizer)
     assert "\n" not in str(caught.value)

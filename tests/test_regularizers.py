@@ -11,7 +11,7 @@ from gan.draws import Draws
 from gan.layers import Conv2d, Linear
 from gan.methods.augment import augment, change
 from gan.methods.divergences import KNEE, divergence
-from gan.methods.pairs import critic_loss, method
+from gan.methods.pairs import critic_loss, find_pair
 from gan.methods.regularizers import BETWEEN, REGULARIZERS, zero_centered
 from gan.schedules import gamma_at
 
@@ -38,7 +38,7 @@ def images(seed: int = 0, count: int = 8) -> torch.Tensor:
 
 def penalty(name: str, critic, objective="nonsaturating", draws=DRAWS) -> torch.Tensor:
     """Sum of the penalties [N] of a row."""
-    result = critic_loss(*method(objective, name), critic, images(0), images(1), draws)
+    result = critic_loss(*find_pair(objective, name), critic, images(0), images(1), draws)
     return sum(result.penalties)
 
 
@@ -58,16 +58,16 @@ def test_where_a_penalty_applies():
     close(penalty("r1_r2", quadratic), r1 + r2)
     s = torch.sigmoid(torch.stack([quadratic(images(0)), quadratic(images(1))]))
     close(penalty("roth_js", quadratic), (1 - s[0]) ** 2 * r1 + s[1] ** 2 * r2)
-    result = critic_loss(*method("nonsaturating", "none"), quadratic, images(0), images(1), DRAWS)
+    result = critic_loss(*find_pair("nonsaturating", "none"), quadratic, images(0), images(1), DRAWS)
     assert result.penalties == []
-    late = critic_loss(*method("nonsaturating", "r1"), quadratic, images(0), images(1), DRAWS, due=False)
+    late = critic_loss(*find_pair("nonsaturating", "r1"), quadratic, images(0), images(1), DRAWS, due=False)
     assert late.penalties == []
 
 
 @pytest.mark.parametrize("name", ["r1", "r2", "r1_difference", "r2_difference", "wgan_gp", "none"])
 def test_only_images_that_a_penalty_needs_require_grad(name):
     real, fake = images(0), images(1)
-    critic_loss(*method("nonsaturating", name), quadratic, real, fake, DRAWS)
+    critic_loss(*find_pair("nonsaturating", name), quadratic, real, fake, DRAWS)
     assert (real.requires_grad, fake.requires_grad) == (name.startswith("r1"), name.startswith("r2"))
 
 
@@ -154,7 +154,7 @@ def untangent(d: torch.Tensor, lower: bool = True, upper: bool = True) -> torch.
 
 def omega(regularizer: str, objective: str, logits) -> float:
     """E of the row's penalty, reals from P and fakes from Q, by quadrature."""
-    _, row = method(objective, regularizer)
+    _, row = find_pair(objective, regularizer)
     total = 0.0
     for term, density in ((row.on_real, DENSITY_P), (row.on_fake, DENSITY_Q)):
         if term:
@@ -237,7 +237,7 @@ def test_stand_ins_need_no_second_derivative_and_are_close(name):
     close(penalty(f"{name}_difference", linear), A.square().sum().expand(8), 1e-9)  # exact for a linear D
     draws = Draws(0, range(5000), 4)
     many = images(0).repeat(2500, 1, 1, 1)
-    result = critic_loss(*method("nonsaturating", f"{name}_projection"), linear, many, many.clone(), draws)
+    result = critic_loss(*find_pair("nonsaturating", f"{name}_projection"), linear, many, many.clone(), draws)
     mean = result.penalties[0].mean().item()
     expected = A.square().sum().item()
     assert mean == pytest.approx(expected, rel=5 * math.sqrt(2 / 20_000))  # five standard errors of a chi-square

@@ -16,7 +16,7 @@ from gan.methods.rows import look_up
 
 
 @cache  # the Dirac-GAN asks at every step
-def method(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
+def find_pair(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
     """The rows of two names. Raises UserError for what does not exist and for pairs that cannot be."""
     first = look_up("--objective", objective, OBJECTIVES)
     second = look_up("--regularizer", regularizer, REGULARIZERS, objective=first)
@@ -29,8 +29,8 @@ def method(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
 
 
 def configured(config: TrainConfig) -> tuple[Objective, Regularizer]:
-    """The rows that a configuration names. Raises UserError as `method` does, and where the rest does not fit them."""
-    objective, regularizer = method(config.objective.name, config.regularizer.name)
+    """The rows that a configuration names. Raises UserError as `find_pair` does, and where other keys do not fit."""
+    objective, regularizer = find_pair(config.objective.name, config.regularizer.name)
     unit = math.lcm(config.distributed.group, objective.group)
     if config.batch % unit:
         raise UserError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gan.draws import Draws
-from gan.methods.pairs import critic_loss, method
+from gan.methods.pairs import critic_loss, find_pair
 from gan.trainer import frozen, total_over_samples
 
 SPREAD, LATENT, WIDTH, BATCH = 0.1, 4, 64, 256
@@ -27,7 +27,7 @@ def train_points(
     near any; mode_kl: KL(nearest-cluster histogram || uniform); largest: the largest |score| of the last step, NaN
     where values stopped being finite.
     """
-    objective, regularizer = method(objective_name, regularizer_name)
+    objective, regularizer = find_pair(objective_name, regularizer_name)
     scale = float(np.abs(centers).max())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
