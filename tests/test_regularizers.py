@@ -12,7 +12,7 @@ from gan.layers import Conv2d, Linear
 from gan.methods.augment import augment, change
 from gan.methods.divergences import KNEE, divergence
 from gan.methods.pairs import critic_loss, find_pair
-from gan.methods.regularizers import BETWEEN, REGULARIZERS, zero_centered
+from gan.methods.regularizers import BETWEEN, REGULARIZERS, Scene, consistency, zero_centered
 from gan.schedules import gamma_at
 
 DRAWS = Draws(0, range(2), 4)
@@ -335,6 +335,25 @@ def test_each_augmentation_does_what_it_says():
     assert (hole[:, :, 2:6, :2] == 0).all()
     close(hole[:, :, :, 2:], x[:, :, :, 2:])
     close(hole[:, :, :2], x[:, :, :2])
+
+
+def test_images_are_flipped_only_where_asked_for():
+    """Without `flip` no image is; with it those are whose number is at least 1/2, and all else is the same."""
+    x, draws = images(0, 400), Draws(0, range(100), 4)
+    heads = draws.uniform("augmentation: a", 9)[:, 0] >= 0.5
+    straight, flipped = augment(x, draws, "a"), augment(x, draws, "a", flip=True)
+    assert 150 < heads.sum() < 250
+    assert torch.equal(straight[~heads], flipped[~heads])
+    assert not torch.isclose(straight[heads], flipped[heads]).flatten(1).all(1).any()
+    close(augment(x.flip(3), draws, "a")[heads], flipped[heads])
+
+
+def test_consistency_flips_where_the_data_are_mirrored():
+    x, y = images(0), images(1)
+    for mirror in (False, True):
+        tx, ty = (augment(z, DRAWS, f"consistency, {w}s of the D step", mirror) for z, w in ((x, "real"), (y, "fake")))
+        expected = (quadratic(x) - quadratic(tx)) ** 2 + (quadratic(y) - quadratic(ty)) ** 2
+        close(consistency(Scene(quadratic, x, y, quadratic(x), quadratic(y), DRAWS, mirror)), expected)
 
 
 def test_zoom_and_translation_against_grid_sample():

@@ -57,6 +57,7 @@ class Scene:
     real_scores: Tensor
     fake_scores: Tensor
     draws: Draws
+    mirror: bool = False  # flipped images belong to the data (`data.mirror`)
 
     def at(self, where: str) -> tuple[Tensor, Tensor]:
         """(images, scores) at REAL or FAKE."""
@@ -135,7 +136,7 @@ def consistency(scene: Scene) -> Tensor:
     total = torch.zeros_like(scene.real_scores)
     for where in (REAL, FAKE):
         images, scores = scene.at(where)
-        changed = augment(images.detach(), scene.draws, f"consistency, {where}")
+        changed = augment(images.detach(), scene.draws, f"consistency, {where}", scene.mirror)
         total = total + (scores - scene.critic(changed, where)).square()
     return total
 
@@ -228,7 +229,8 @@ REGULARIZERS: dict[str, Entry[Regularizer]] = {
         lambda: Regularizer(elsewhere=at_points(interpolates, zero_centered)),
     ),
     "bcr": _entry(
-        "balanced consistency: D alike for an image and its augmentation (Zhao et al. 2020)",
+        "balanced consistency: D alike for an image and its copy moved, zoomed, cut out, recolored and, with --mirror, "
+        "flipped (Zhao et al. 2020)",
         lambda: Regularizer(elsewhere=consistency),
     ),
     "instance_noise": _entry(
