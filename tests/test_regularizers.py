@@ -5,14 +5,16 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from gan.config import RegularizerConfig
+from gan.config import RegularizerConfig, TrainConfig, override
 from gan.draws import Draws
 from gan.layers import Conv2d, Linear
 from gan.methods.augment import augment, change
 from gan.methods.divergences import KNEE, divergence
-from gan.methods.pairs import critic_loss, find_pair
+from gan.methods.pairs import critic_loss, find_pair, remarks
 from gan.methods.regularizers import BETWEEN, REGULARIZERS, Scene, consistency, zero_centered
+from gan.networks import ResNetDiscriminator
 from gan.schedules import gamma_at
 
 DRAWS = Draws(0, range(2), 4)
@@ -263,6 +265,57 @@ def test_spectral_norm_bounds_every_weight():
     for layer in (net[0], net[2], net[3]):
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-6)
         assert layer.scale == 1
+
+
+def test_spectral_norm_bounds_the_class_embedding_too():
+    torch.manual_seed(0)
+    D = ResNetDiscriminator((6, 4), classes=5)
+    REGULARIZERS["spectral_norm"].make(objective=None).prepare(D)
+    for _ in range(100):
+        D(torch.randn(4, 3, 8, 8), 1, labels=torch.tensor([0, 1, 4, 2]))
+    norms = {
+        name: torch.linalg.matrix_norm(module.weight.flatten(1), 2).item()
+        for name, module in D.named_modules()
+        if parametrize.is_parametrized(module)
+    }
+    assert norms == pytest.approx(dict.fromkeys(norms, 1), abs=1e-3) and {"embedding", "logit"} <= norms.keys()
+
+
+def test_clipping_bounds_weights_as_the_layers_compute_with_them():
+    """A linear layer's output at the unit vectors is weight * scale + bias."""
+    torch.manual_seed(0)
+    layer = Linear(16, 8)
+    torch.nn.init.normal_(layer.bias)
+    before = layer(torch.eye(16)) - layer.bias, layer.bias.clone()
+    REGULARIZERS["clip"].make(objective=None).constrain(layer, 0.1)
+    after = layer(torch.eye(16)) - layer.bias, layer.bias
+    for old, new in zip(before, after, strict=True):
+        close(new, old.clamp(-0.1, 0.1), 1e-6)
+
+
+@pytest.mark.parametrize("gamma,widths,remark", [
+    (0.0, [], "no gradient through layers of at most 512 channels"),
+    (0.001, [], "try --gamma=0.01"),
+    (0.01, [48, 24], "try --gamma=0.03"),
+    (1.0, [], "bounds next to nothing in layers of 512 channels"),
+    (0.01, [], None),
+    (0.03, [48, 24], None),
+])  # fmt: skip
+def test_clipping_at_what_trains_nothing_is_remarked_on(gamma, widths, remark):
+    values = {"regularizer.name": "clip", "regularizer.gamma": gamma, "network.widths": widths}
+    found = list(remarks(override(TrainConfig(), values)))
+    assert len(found) == (remark is not None) and (remark or "") in "".join(found)
+
+
+def test_gradients_vanish_where_that_is_remarked_on_and_pass_where_it_is_not():
+    """At the images of a D of 48 channels that was just clipped."""
+    slopes = []
+    for gamma in (0.01, 0.03):
+        torch.manual_seed(0)
+        D, x = ResNetDiscriminator((48, 48, 24)), torch.randn(4, 3, 16, 16, requires_grad=True)
+        REGULARIZERS["clip"].make(objective=None).constrain(D, gamma)
+        slopes.append(torch.autograd.grad(D(x, 2).sum(), x)[0].norm().item())
+    assert slopes[0] < 1e-6 and slopes[1] > 5e-5
 
 
 def test_clipping_moves_weights_into_their_bounds_and_no_others():
