@@ -7,6 +7,7 @@ import torch
 
 from gan.errors import UserError
 from gan.methods import discrepancies
+from gan.methods.divergences import DIVERGENCES, divergence
 from gan.methods.objectives import OBJECTIVES
 from gan.methods.pairs import find_pair
 from gan.methods.rows import look_up
@@ -204,6 +205,25 @@ def test_golden_generator_gradients_of_b_gan(monkeypatch):
     assert gradient_at("f:kl:form=log_ratio,saturating=1") == pytest.approx(true, abs=6e-7)
     assert gradient_at("bgan:divergence=kl") == pytest.approx(true, abs=6e-7)
     assert gradient_at("bgan:divergence=kl,frozen=1") == pytest.approx(-0.281526, abs=6e-7)
+
+
+@pytest.mark.parametrize("name", [n for n in DIVERGENCES if divergence(n).log_ratio])
+def test_the_frozen_step_of_b_gan_is_of_the_ratio_that_d_has_learned(name):
+    """D's T is f'(r) at its ratio r, so r is f*'(T), beyond the knee too, and G's loss is f(r)."""
+    v, zero = torch.tensor([-10.0, -4.0, -0.5, 0.0, 2.0, 4.0, 10.0, 0.0], dtype=torch.float64).split([7, 1])
+    loss = objective(f"bgan:divergence={name}").discriminator
+    row = divergence(name)
+    t = loss(zero, zero) - loss(v, zero) + row.threshold  # T at v, for T at 0 is f'(1)
+    ratio = row.conjugate_derivative(t)
+    ours = objective(f"bgan:divergence={name},frozen=1").generator(v, v)
+    torch.testing.assert_close(ours, row.generator(ratio), rtol=1e-8, atol=1e-10)
+
+
+def test_the_ratio_of_b_gan_beyond_the_knee():
+    """KL's generator is u log u, and at v = 10 the ratio is e^3 (1 + 10 - 3) = 160.7, not e^10."""
+    loss = objective("bgan:divergence=kl,frozen=1").generator(R, torch.tensor([10.0], dtype=torch.float64))
+    ratio = math.exp(3) * 8
+    assert ratio == pytest.approx(160.7, abs=0.05) and loss.item() == pytest.approx(ratio * math.log(ratio))
 
 
 def test_a_loss_against_a_real_gan_on_paper():
