@@ -31,6 +31,7 @@ def test_this_suite_tests_the_compiled_kernels():
     assert kernels() == "compiled"
 
 
+@pytest.mark.slow
 def test_the_reference_kernels_pass_the_same_tests():
     """In a process of their own: loaded kernels cannot be unloaded."""
     command = [sys.executable, "-m", "pytest", "-x", "-m", "not cuda", "-k", "not every_dtype_layout_factor", *OF_OPS]

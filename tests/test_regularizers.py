@@ -5,14 +5,16 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from gan.config import RegularizerConfig
+from gan.config import RegularizerConfig, TrainConfig, override
 from gan.draws import Draws
 from gan.layers import Conv2d, Linear
 from gan.methods.augment import augment, change
 from gan.methods.divergences import KNEE, divergence
-from gan.methods.pairs import critic_loss, method
-from gan.methods.regularizers import BETWEEN, FAKE, REAL, REGULARIZERS, zero_centered
+from gan.methods.pairs import critic_loss, find_pair, remarks
+from gan.methods.regularizers import BETWEEN, FAKE, REAL, REGULARIZERS, Scene, consistency, zero_centered
+from gan.networks import ResNetDiscriminator
 from gan.schedules import gamma_at
 
 DRAWS = Draws(0, range(2), 4)
@@ -38,7 +40,7 @@ def images(seed: int = 0, count: int = 8) -> torch.Tensor:
 
 def penalty(name: str, critic, objective="nonsaturating", draws=DRAWS) -> torch.Tensor:
     """Sum of the penalties [N] of a row."""
-    result = critic_loss(*method(objective, name), critic, images(0), images(1), draws)
+    result = critic_loss(*find_pair(objective, name), critic, images(0), images(1), draws)
     return sum(result.penalties)
 
 
@@ -58,9 +60,9 @@ def test_where_a_penalty_applies():
     close(penalty("r1_r2", quadratic), r1 + r2)
     s = torch.sigmoid(torch.stack([quadratic(images(0)), quadratic(images(1))]))
     close(penalty("roth_js", quadratic), (1 - s[0]) ** 2 * r1 + s[1] ** 2 * r2)
-    result = critic_loss(*method("nonsaturating", "none"), quadratic, images(0), images(1), DRAWS)
+    result = critic_loss(*find_pair("nonsaturating", "none"), quadratic, images(0), images(1), DRAWS)
     assert result.penalties == []
-    late = critic_loss(*method("nonsaturating", "r1"), quadratic, images(0), images(1), DRAWS, due=False)
+    late = critic_loss(*find_pair("nonsaturating", "r1"), quadratic, images(0), images(1), DRAWS, due=False)
     assert late.penalties == []
 
 
@@ -73,7 +75,7 @@ def test_only_images_that_a_penalty_needs_require_grad(name):
         shown.setdefault(purpose, x.requires_grad)
         return quadratic(x, purpose)
 
-    critic_loss(*method("nonsaturating", name), critic, real, fake, DRAWS)
+    critic_loss(*find_pair("nonsaturating", name), critic, real, fake, DRAWS)
     assert (shown[REAL], shown[FAKE]) == (name.startswith("r1"), name.startswith("r2"))
     assert not real.requires_grad and not fake.requires_grad  # the caller's own are left as they were
 
@@ -161,7 +163,7 @@ def untangent(d: torch.Tensor, lower: bool = True, upper: bool = True) -> torch.
 
 def omega(regularizer: str, objective: str, logits) -> float:
     """E of the row's penalty, reals from P and fakes from Q, by quadrature."""
-    _, row = method(objective, regularizer)
+    _, row = find_pair(objective, regularizer)
     total = 0.0
     for term, density in ((row.on_real, DENSITY_P), (row.on_fake, DENSITY_Q)):
         if term:
@@ -244,7 +246,7 @@ def test_stand_ins_need_no_second_derivative_and_are_close(name):
     close(penalty(f"{name}_difference", linear), A.square().sum().expand(8), 1e-9)  # exact for a linear D
     draws = Draws(0, range(5000), 4)
     many = images(0).repeat(2500, 1, 1, 1)
-    result = critic_loss(*method("nonsaturating", f"{name}_projection"), linear, many, many.clone(), draws)
+    result = critic_loss(*find_pair("nonsaturating", f"{name}_projection"), linear, many, many.clone(), draws)
     mean = result.penalties[0].mean().item()
     expected = A.square().sum().item()
     assert mean == pytest.approx(expected, rel=5 * math.sqrt(2 / 20_000))  # five standard errors of a chi-square
@@ -270,6 +272,57 @@ def test_spectral_norm_bounds_every_weight():
     for layer in (net[0], net[2], net[3]):
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-6)
         assert layer.scale == 1
+
+
+def test_spectral_norm_bounds_the_class_embedding_too():
+    torch.manual_seed(0)
+    D = ResNetDiscriminator((6, 4), classes=5)
+    REGULARIZERS["spectral_norm"].make(objective=None).prepare(D)
+    for _ in range(100):
+        D(torch.randn(4, 3, 8, 8), 1, labels=torch.tensor([0, 1, 4, 2]))
+    norms = {
+        name: torch.linalg.matrix_norm(module.weight.flatten(1), 2).item()
+        for name, module in D.named_modules()
+        if parametrize.is_parametrized(module)
+    }
+    assert norms == pytest.approx(dict.fromkeys(norms, 1), abs=1e-3) and {"embedding", "logit"} <= norms.keys()
+
+
+def test_clipping_bounds_weights_as_the_layers_compute_with_them():
+    """A linear layer's output at the unit vectors is weight * scale + bias."""
+    torch.manual_seed(0)
+    layer = Linear(16, 8)
+    torch.nn.init.normal_(layer.bias)
+    before = layer(torch.eye(16)) - layer.bias, layer.bias.clone()
+    REGULARIZERS["clip"].make(objective=None).constrain(layer, 0.1)
+    after = layer(torch.eye(16)) - layer.bias, layer.bias
+    for old, new in zip(before, after, strict=True):
+        close(new, old.clamp(-0.1, 0.1), 1e-6)
+
+
+@pytest.mark.parametrize("gamma,widths,remark", [
+    (0.0, [], "no gradient through layers of at most 512 channels"),
+    (0.001, [], "try --gamma=0.01"),
+    (0.01, [48, 24], "try --gamma=0.03"),
+    (1.0, [], "bounds next to nothing in layers of 512 channels"),
+    (0.01, [], None),
+    (0.03, [48, 24], None),
+])  # fmt: skip
+def test_clipping_at_what_trains_nothing_is_remarked_on(gamma, widths, remark):
+    values = {"regularizer.name": "clip", "regularizer.gamma": gamma, "network.widths": widths}
+    found = list(remarks(override(TrainConfig(), values)))
+    assert len(found) == (remark is not None) and (remark or "") in "".join(found)
+
+
+def test_gradients_vanish_where_that_is_remarked_on_and_pass_where_it_is_not():
+    """At the images of a D of 48 channels that was just clipped."""
+    slopes = []
+    for gamma in (0.01, 0.03):
+        torch.manual_seed(0)
+        D, x = ResNetDiscriminator((48, 48, 24)), torch.randn(4, 3, 16, 16, requires_grad=True)
+        REGULARIZERS["clip"].make(objective=None).constrain(D, gamma)
+        slopes.append(torch.autograd.grad(D(x, 2).sum(), x)[0].norm().item())
+    assert slopes[0] < 1e-6 and slopes[1] > 5e-5
 
 
 def test_clipping_moves_weights_into_their_bounds_and_no_others():
@@ -342,6 +395,25 @@ def test_each_augmentation_does_what_it_says():
     assert (hole[:, :, 2:6, :2] == 0).all()
     close(hole[:, :, :, 2:], x[:, :, :, 2:])
     close(hole[:, :, :2], x[:, :, :2])
+
+
+def test_images_are_flipped_only_where_asked_for():
+    """Without `flip` no image is; with it those are whose number is at least 1/2, and all else is the same."""
+    x, draws = images(0, 400), Draws(0, range(100), 4)
+    heads = draws.uniform("augmentation: a", 9)[:, 0] >= 0.5
+    straight, flipped = augment(x, draws, "a"), augment(x, draws, "a", flip=True)
+    assert 150 < heads.sum() < 250
+    assert torch.equal(straight[~heads], flipped[~heads])
+    assert not torch.isclose(straight[heads], flipped[heads]).flatten(1).all(1).any()
+    close(augment(x.flip(3), draws, "a")[heads], flipped[heads])
+
+
+def test_consistency_flips_where_the_data_are_mirrored():
+    x, y = images(0), images(1)
+    for mirror in (False, True):
+        tx, ty = (augment(z, DRAWS, f"consistency, {w}s of the D step", mirror) for z, w in ((x, "real"), (y, "fake")))
+        expected = (quadratic(x) - quadratic(tx)) ** 2 + (quadratic(y) - quadratic(ty)) ** 2
+        close(consistency(Scene(quadratic, x, y, quadratic(x), quadratic(y), DRAWS, mirror)), expected)
 
 
 def test_zoom_and_translation_against_grid_sample():

@@ -3,10 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from snapshots import write_snapshot
 from torch import nn
 
+from gan.checkpoint import load_snapshot
 from gan.errors import UserError
+from gan.networks import ResNetGenerator
 from gan.sampling import (
+    GAP,
     catmull_rom,
     generate,
     generate_batches,
@@ -76,7 +82,7 @@ def test_to_uint8_inverts_the_scaling_of_data():
 
 def test_tile_places_images_row_by_row():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 1), np.uint8) + 1
-    grid = tile(images, 3)
+    grid = tile(images, 3, gap=0)
     assert grid.shape == (4, 9, 1)
     assert grid[::2, ::3, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
     wide = tile(images, 3, gap=1)
@@ -86,10 +92,21 @@ def test_tile_places_images_row_by_row():
         [0] * 11,
         [4, 4, 4, 0, 5, 5, 5, 0, 0, 0, 0],
     ]
+    assert 1 <= GAP <= 2 and np.array_equal(tile(images, 3), tile(images, 3, gap=GAP))
 
 
-def test_grid_columns_hold_all():
-    assert [grid_columns(n) for n in (1, 2, 10, 12, 64, 65)] == [1, 2, 4, 4, 8, 9]
+def test_images_of_a_grid_do_not_touch_unless_asked_to():
+    """White squares: every row and column of pixels that belongs to no image is black."""
+    grid = tile(np.full((4, 3, 3, 1), 255, np.uint8), 2)[:, :, 0]
+    assert grid[:3].any(0).tolist() == grid[:, :3].any(1).tolist() == [True] * 3 + [False] * GAP + [True] * 3
+
+
+def test_a_grid_is_nearly_square_with_few_empty_cells():
+    assert [grid_columns(n) for n in (1, 2, 3, 5, 7, 10, 12, 64, 65)] == [1, 2, 3, 5, 4, 5, 4, 8, 13]
+    for count in range(1, 300):
+        columns = grid_columns(count)
+        rows = -(-count // columns)
+        assert rows * columns - count < max(rows, 2) and rows <= columns <= 5 * rows
 
 
 def test_truncation_moves_to_the_mean_of_the_class():
@@ -99,6 +116,28 @@ def test_truncation_moves_to_the_mean_of_the_class():
     torch.testing.assert_close(full[:, :, 0, 0], (z + labels[:, None]) / 10)
     torch.testing.assert_close(half[:, :, 0, 0], (z / 2 + labels[:, None]) / 10)
     assert not full.requires_grad
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_the_truncation_mean_is_the_mean_over_latents_of_both_signs(classes):
+    """z and -z are equally likely, so the mean of the first layer's output over such a pair is the mean over all."""
+    torch.manual_seed(0)
+    G = ResNetGenerator(16, (4,), classes=classes).double()
+    torch.nn.init.normal_(G.first.bias)
+    labels = torch.tensor([0, 2, 1, 2, 0]) if classes else None
+    z = seed_latents(range(5), 16).double()
+    mean = (G.first_layer(z, labels) + G.first_layer(-z, labels)) / 2
+    torch.testing.assert_close(G.mean_first_layer(labels).expand_as(mean), mean, rtol=1e-12, atol=1e-12)
+
+
+def test_the_truncation_mean_of_older_snapshots_is_read_and_not_used(tmp_path):
+    path = write_snapshot(tmp_path / "new.safetensors")
+    with safe_open(path, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    assert torch.equal(tensors["latent_mean"], torch.zeros(8))
+    save_file({**tensors, "latent_mean": torch.full((8,), 0.03)}, tmp_path / "old.safetensors", about)
+    new, old = (load_snapshot(tmp_path / name).G for name in ("new.safetensors", "old.safetensors"))
+    assert torch.equal(new.mean_first_layer(), old.mean_first_layer())
 
 
 def test_batches_are_bounded_and_complete():

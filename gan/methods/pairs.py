@@ -19,7 +19,7 @@ Show = Callable[[Tensor, str], Tensor]  # (images [N, ...], purpose of draws) ->
 
 
 @cache  # the Dirac-GAN asks at every step
-def method(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
+def find_pair(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
     """The rows of two names. Raises UserError for what does not exist and for pairs that cannot be."""
     first = look_up("objective.name", objective, OBJECTIVES)
     second = look_up("regularizer.name", regularizer, REGULARIZERS, objective=first)
@@ -32,8 +32,8 @@ def method(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
 
 
 def configured(config: TrainConfig) -> tuple[Objective, Regularizer]:
-    """The rows that a configuration names. Raises UserError as `method` does, and where the rest does not fit them."""
-    objective, regularizer = method(config.objective.name, config.regularizer.name)
+    """The rows that a configuration names. Raises UserError as `find_pair` does, and where other keys do not fit."""
+    objective, regularizer = find_pair(config.objective.name, config.regularizer.name)
     unit = math.lcm(config.distributed.group, objective.group)
     if config.batch % unit:
         raise UserError(
@@ -48,6 +48,16 @@ def configured(config: TrainConfig) -> tuple[Objective, Regularizer]:
     return objective, regularizer
 
 
+def coupled_samples(config: TrainConfig) -> int:
+    """How many samples in a row the objective couples."""
+    return configured(config)[0].group
+
+
+def method_names(config: TrainConfig) -> tuple[str, str]:
+    """What names a run: the objective and the regularizer."""
+    return config.objective.name, config.regularizer.name
+
+
 def remarks(config: TrainConfig) -> Iterator[str]:
     """What is allowed and probably not meant, one line each."""
     objective, regularizer = configured(config)
@@ -58,9 +68,27 @@ def remarks(config: TrainConfig) -> Iterator[str]:
         )
     if objective.discriminator is None and config.optimizer.n_critic > 1:
         yield f"{config.objective.name} has no critic: {config.optimizer.n_critic - 1} batches in n_critic are unused"
-    penalized = regularizer.on_real or regularizer.on_fake or regularizer.elsewhere
-    if penalized and config.regularizer.gamma == 0:
+    weighs = regularizer.on_real or regularizer.on_fake or regularizer.elsewhere or regularizer.noise
+    if weighs and config.regularizer.gamma == 0:
         yield f"gamma is 0: {config.regularizer.name} is computed and does nothing"
+    if regularizer.gamma_range and isinstance(config.regularizer.gamma, float):
+        yield from _remark_on_gamma(config, config.regularizer.gamma, regularizer.gamma_range)
+
+
+def _remark_on_gamma(
+    config: TrainConfig, gamma: float, gamma_range: Callable[[int], tuple[float, float]]
+) -> Iterator[str]:
+    """A line where gamma is outside the range in which D trains."""
+    network = config.network
+    width = max(network.widths, default=min(network.channel_base // 4, network.channel_max))
+    low, high = gamma_range(width)
+    if gamma < low:
+        reason = f"lets next to no gradient through layers of at most {width} channels, and nothing will train"
+    elif gamma > high:
+        reason = f"bounds next to nothing in layers of {width} channels, and D may grow without end"
+    else:
+        return
+    yield f"--regularizer={config.regularizer.name} with --gamma={gamma:g} {reason}; try --gamma={high / 3:.1g}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gan.draws import Draws
 from gan.errors import UserError
-from gan.methods.pairs import critic_loss, method
+from gan.methods.pairs import critic_loss, find_pair
 
 DRAWS = Draws(0, range(1), 1)
 
@@ -40,7 +40,7 @@ def losses(game: Game, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises UserError for objectives that compare sets of samples: there is one.
     """
-    objective, regularizer = method(game.objective, game.regularizer)
+    objective, regularizer = find_pair(game.objective, game.regularizer)
     if objective.group > 1:
         raise UserError(f"objective.name={game.objective} couples samples, and the Dirac-GAN has one of each")
     nodes, weights = np.polynomial.hermite_e.hermegauss(81) if game.noise else (np.zeros(1), np.ones(1))

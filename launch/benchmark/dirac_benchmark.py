@@ -72,10 +72,10 @@ def chosen(objectives: tuple[str, ...], regularizers: tuple[str, ...], gammas: t
         games = [Game(regularizer=r, gamma=g) for r, g in rows]
         games += [Game(noise=0.7), Game(consensus=1.0), Game("nonsaturating"), Game("nonsaturating", "r1", 1.0)]
         games += [Game("wasserstein", r, g) for r, g in (("none", 0.0), ("wgan_gp", 1.0), ("r1", 1.0))]
-    return {describe(game): game for game in games}
+    return {game_name(game): game for game in games}
 
 
-def describe(game: "Game") -> str:
+def game_name(game: "Game") -> str:
     """A name for a table."""
     extra = f" noise {game.noise:g}" * bool(game.noise) + f" consensus {game.consensus:g}" * bool(game.consensus)
     weight = f" {game.regularizer} {game.gamma:g}" if game.regularizer != "none" else ""
@@ -114,7 +114,7 @@ def draw(path: Path, games: "dict[str, Game]", walks: dict[str, list[tuple[float
     """A PNG of phase portraits side by side: the field as short gray lines, the walk in red, theta to the right."""
     from PIL import Image, ImageDraw
 
-    from launch.video import replacing
+    from launch.outputs import output_file
 
     columns = math.ceil(math.sqrt(len(games)))
     sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(games) / columns) * SIDE), "white")
@@ -123,8 +123,7 @@ def draw(path: Path, games: "dict[str, Game]", walks: dict[str, list[tuple[float
         portrait(ImageDraw.Draw(tile), game, walks[name])
         ImageDraw.Draw(tile).text((6, 4), name, fill="black")
         sheet.paste(tile, (i % columns * SIDE, i // columns * SIDE))
-    part = path.with_name(path.name + ".part")
-    with replacing(path, part):
+    with output_file(path) as part:
         sheet.save(part, "PNG")
 
 

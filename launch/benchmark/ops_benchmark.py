@@ -38,7 +38,7 @@ from launch.benchmark.timing import (
     machine_line,
 )
 from launch.cli import run
-from launch.prepare import track
+from launch.progress import track
 from launch.tables import json_option, save_rows
 
 DEVICES = ("cpu", "cuda")
