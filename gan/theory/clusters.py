@@ -51,7 +51,7 @@ def train_points(
         real = clusters(centers, draws)
         if objective.discriminator:
             fake = G(draws.latents("latents", LATENT)).detach()
-            d_loss = critic_loss(objective, regularizer, critic, real, fake, draws)
+            d_loss = critic_loss(objective, regularizer, critic, real, fake)
             _descend(d_loss.total(gamma / 2), D, d_optimizer)
             if regularizer.constrain:
                 regularizer.constrain(D, gamma)

@@ -204,7 +204,7 @@ def fit(
         critic = Critic(D, draws)
         real = mixture.sample(draws, "reals")
         fake = at[0] + at[1].exp() * draws.latents("latents", 1)
-        d_loss = critic_loss(objective, regularizer, critic, real, fake, draws)
+        d_loss = critic_loss(objective, regularizer, critic, real, fake)
         g_loss = generator_loss(objective, critic, real, fake)
         weight = gamma / 2 * 0.01 ** (step / steps)
         _set_gradient([at], g_loss.total(), batch)
