@@ -63,7 +63,8 @@ class Buffer:
     """Memory that batches are written into one after the other; it grows where one does not fit."""
 
     def __init__(self, allocate: Allocate) -> None:
-        self.allocate, self.memory = allocate, np.empty(0, np.uint8)
+        self.allocate = allocate
+        self.memory = np.empty(0, np.uint8)
 
     def shaped(self, *shape: int) -> np.ndarray:
         """Its beginning as uint8 [*shape]."""
@@ -75,10 +76,12 @@ class Buffer:
 
 def _find(requests: Iterator[Request], length: int, seed: int, block: int) -> Iterator[tuple[np.ndarray, int]]:
     """(indices, level) of every request."""
-    start, run = 0, np.empty(0, np.int64)
+    start = 0
+    run = np.empty(0, np.int64)
     for first, count, level in requests:
         if not start <= first <= first + count <= start + len(run):
-            start, run = first, sample_indices(first, max(count, RUN), length, seed, block)
+            start = first
+            run = sample_indices(first, max(count, RUN), length, seed, block)
         yield run[first - start : first - start + count], level
 
 

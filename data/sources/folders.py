@@ -88,7 +88,8 @@ def _walk(root: Path) -> Iterator[ListedFile]:
             yield ListedFile(tidy(prefix), f"folder cannot be listed: {error.strerror}")
             continue
         for entry in entries:
-            name, path = f"{prefix}{entry}", folder / entry
+            name = f"{prefix}{entry}"
+            path = folder / entry
             if hidden(entry):
                 continue
             if not os.path.isdir(path):
