@@ -5,7 +5,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.video import replacing
+from launch.outputs import output_file
 
 
 def aligned(cells: Sequence[Sequence[str]], right: Container[int] | None = None) -> Iterator[str]:
@@ -29,7 +29,6 @@ def _text(value: Any) -> str:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Never half-written. UserError where it cannot be written."""
-    part = path.with_name(path.name + ".part")
-    with replacing(path, part):
+    """Write plain values as indented JSON, never half-written. UserError where it cannot be written."""
+    with output_file(path) as part:
         part.write_text(json.dumps(values, indent=2) + "\n")

@@ -88,6 +88,15 @@ def test_what_couples_samples_does_so_inside_blocks(name):
         assert len(whole) in (3, 9)
 
 
+def test_the_score_of_a_point_of_mmd_depends_on_no_other_point():
+    """Penalties take the gradient of the sum of scores at the reals, which are among those that scores compare with."""
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 6, 16, dtype=torch.float64)
+    score = objective("mmd:group=3").score
+    slopes = torch.autograd.functional.jacobian(lambda real: score(real, real, fake), real).abs().sum(2)
+    assert torch.equal(slopes > 0, torch.eye(6, dtype=torch.bool))
+
+
 def test_relativistic_average_by_its_definition():
     real, fake = torch.randn(2, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     row = objective("relativistic_average:group=4")

@@ -171,6 +171,17 @@ def test_pixels_labels_and_order_of_a_folder(tmp_path):
     assert dataset.labels.tolist() == [1, 1, 1, 0, 0, 0] and dataset.manifest.classes == ("9", "10")
 
 
+def test_what_is_built_inside_its_source_is_no_change_of_the_source(tmp_path):
+    photos(tmp_path / "in")
+    dest = tmp_path / "in" / "x.lmdb"
+    before = module.fingerprint(str(tmp_path / "in"), dest)
+    for name in ("x.lmdb.part", "x.lmdb.skipped.txt", "x.lmdb"):
+        (dest.parent / name).write_text("x")
+        assert module.fingerprint(str(tmp_path / "in"), dest) == before
+    (dest.parent / "another.png").write_text("x")
+    assert module.fingerprint(str(tmp_path / "in"), dest) != before
+
+
 def test_the_same_source_gives_the_same_file(tmp_path):
     photos(tmp_path / "in")
     first, second = (prepare(str(tmp_path / "in"), tmp_path / name) for name in ("x", "y"))

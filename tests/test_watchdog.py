@@ -15,7 +15,7 @@ from data.prepare import prepare
 from gan.errors import PeerError
 from gan.ranks.distributed import Ranks
 from gan.ranks.signals import StopRequest
-from gan.ranks.watchdog import Heartbeats, Watchdog, describe, doing, naming
+from gan.ranks.watchdog import Heartbeats, Watchdog, doing, naming, place
 from gan.run.drift import GROWING_TICKS, SLOW_TICKS, Drift
 from launch.ranks import environment
 
@@ -78,8 +78,8 @@ def test_what_a_thread_does_is_named_by_our_code_and_the_collective_it_called():
         (f"{root}/gan/ranks/gradients.py", "sum_gradients", 67),
         (f"{root}/gan/run/loop.py", "train", 5),
     ]
-    assert describe(iter(stack)) == ("all_reduce from sum_gradients (gan/ranks/gradients.py:67)", True)
-    assert describe(iter(stack[2:])) == ("sum_gradients (gan/ranks/gradients.py:67)", False)
+    assert place(iter(stack)) == ("all_reduce from sum_gradients (gan/ranks/gradients.py:67)", True)
+    assert place(iter(stack[2:])) == ("sum_gradients (gan/ranks/gradients.py:67)", False)
     where, waiting = doing(threading.get_ident())
     assert "(gan/ranks/watchdog.py:" in where and not waiting
 

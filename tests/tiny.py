@@ -40,9 +40,12 @@ def tiny_config(values: dict | None = None) -> TrainConfig:
     return override(TrainConfig(), BASE | (values or {}))
 
 
+def tiny_format(last: int = 2, channels: int = 2) -> ImageFormat:
+    return ImageFormat(channels=channels, base=(4, 4), last=last, class_names=CLASSES, dataset_hash="tiny")
+
+
 def tiny_task(config: TrainConfig, ranks: Ranks | None = None, last: int = 2, channels: int = 2) -> Task:
-    images = ImageFormat(channels=channels, base=(4, 4), last=last, class_names=CLASSES, dataset_hash="tiny")
-    return build_task(config, build_schedule(config, last), images, ranks or Ranks())
+    return build_task(config, build_schedule(config, last), tiny_format(last, channels), ranks or Ranks())
 
 
 def tiny_images(first: int, count: int, level: int, channels: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -48,6 +48,16 @@ def configured(config: TrainConfig) -> tuple[Objective, Regularizer]:
     return objective, regularizer
 
 
+def coupled_samples(config: TrainConfig) -> int:
+    """How many samples in a row the objective couples."""
+    return configured(config)[0].group
+
+
+def method_names(config: TrainConfig) -> tuple[str, str]:
+    """What names a run: the objective and the regularizer."""
+    return config.objective.name, config.regularizer.name
+
+
 def remarks(config: TrainConfig) -> Iterator[str]:
     """What is allowed and probably not meant, one line each."""
     objective, regularizer = configured(config)

@@ -68,16 +68,9 @@ class GradientSum:
         return 1 - torch.isfinite(flat).all().float()
 
     def step(self, optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> Tensor:
-        """`finish`, and update the parameters at a learning rate. -> 1 where a gradient is not finite or `void` was 1.
-
-        Then nothing changes: the fused Adam reads `found_inf` on the device, so nobody waits for the answer.
-        """
+        """`finish`, and `descend` unless a gradient is not finite or `void` is 1. -> 0-dim: is one of these so?"""
         void = torch.maximum(self.finish(), void)
-        for group in optimizer.param_groups:
-            group["lr"].fill_(lr)
-        optimizer.found_inf = void  # type: ignore[attr-defined]
-        optimizer.grad_scale = None  # type: ignore[attr-defined]
-        optimizer.step()
+        descend(optimizer, lr, void)
         return void
 
     def _clear(self) -> None:
@@ -102,6 +95,18 @@ class GradientSum:
         while nodes:  # the number of blocks is no power of two
             total = nodes.pop()[2] + total
         return total
+
+
+def descend(optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> None:
+    """Update an optimizer's parameters at a learning rate, or change nothing where `void` is 1.
+
+    The fused Adam reads `found_inf` on the device, so nobody waits for the answer.
+    """
+    for group in optimizer.param_groups:
+        group["lr"].fill_(lr)
+    optimizer.found_inf = void  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 def pack(parameters: Sequence[Tensor], extra: float) -> Tensor:

@@ -114,7 +114,7 @@ def draw(path: Path, games: "dict[str, Game]", walks: dict[str, list[tuple[float
     """A PNG of phase portraits side by side: the field as short gray lines, the walk in red, theta to the right."""
     from PIL import Image, ImageDraw
 
-    from launch.video import replacing
+    from launch.outputs import output_file
 
     columns = math.ceil(math.sqrt(len(games)))
     sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(games) / columns) * SIDE), "white")
@@ -123,8 +123,7 @@ def draw(path: Path, games: "dict[str, Game]", walks: dict[str, list[tuple[float
         portrait(ImageDraw.Draw(tile), game, walks[name])
         ImageDraw.Draw(tile).text((6, 4), name, fill="black")
         sheet.paste(tile, (i % columns * SIDE, i // columns * SIDE))
-    part = path.with_name(path.name + ".part")
-    with replacing(path, part):
+    with output_file(path) as part:
         sheet.save(part, "PNG")
 
 
