@@ -20,6 +20,7 @@ from data.listing import TOO_LARGE, ListedFile, ListedImage, list_images, listed
 from data.names import hidden, tidy, unsafe
 from data.streams import DAMAGE, MAX_MEMBER, ZIP_METHODS
 
+UTF8_FLAG = 0x800
 ZIP_DAMAGE = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, *DAMAGE)  # what reading a damaged zip raises
 
 
@@ -57,8 +58,9 @@ class _Archive:
     def files(self) -> Iterator[ListedFile]:
         """Every file; an image that it would be unwise to read is refused."""
         for member in self.directory.infolist():
-            if not member.is_dir() and not hidden(member.filename):
-                name = tidy(member.filename)
+            found = _member_name(member)
+            name = tidy(found)
+            if not name.endswith("/") and not hidden(found):
                 refusal = _refusal(member) if claims_image(name) else None
                 yield ListedFile(name, refusal or member)
 
@@ -114,6 +116,16 @@ def _walk(root: Path) -> Iterator[ListedFile]:
                 waiting.append((f"{name}/", path))  # after all real folders, so that those keep their names
             else:
                 waiting.appendleft((f"{name}/", path))
+
+
+def _member_name(member: zipfile.ZipInfo) -> str:
+    """The name of a member; macOS writes UTF-8 without saying so, and Python then reads it as code page 437."""
+    if member.flag_bits & UTF8_FLAG or member.filename.isascii():
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
 
 
 def _refusal(member: zipfile.ZipInfo) -> str | None:
