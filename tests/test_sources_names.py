@@ -217,8 +217,11 @@ SUFFIXES = [".jfif", ".jpe", ".tga", ".avif", ".pgm", ".pbm", ".dib", ".ico", ".
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_suffix_that_pillow_decodes_is_an_image(tmp_path, suffix):
     Image.init()
+    format = Image.registered_extensions().get(suffix)
+    if format not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {suffix}")
     image = Image.new("L" if suffix in (".pgm", ".pbm") else "RGB", (16, 16), "red")
-    image.save(tmp_path / f"a{suffix.upper()}", Image.registered_extensions()[suffix])
+    image.save(tmp_path / f"a{suffix.upper()}", format)
     (item,) = open_source(str(tmp_path)).read()
     assert not isinstance(item.image, str) and item.image.size == (16, 16)
     assert prepare(str(tmp_path), tmp_path / "x.lmdb").manifest.count == 1
