@@ -38,7 +38,7 @@ class Train(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from gan.methods.objectives import OBJECTIVES
         from gan.methods.regularizers import REGULARIZERS
-        from gan.methods.rows import describe
+        from gan.methods.rows import help_lines
 
         plain = {name: entry for name, entry in OBJECTIVES.items() if not name.startswith("f:")}
         family = {name: entry for name, entry in OBJECTIVES.items() if name not in plain}
@@ -48,7 +48,7 @@ class Train(click.Command):
             ("Regularizers", REGULARIZERS),
         ):
             with formatter.section(title):
-                formatter.write_dl(describe(table), col_max=24)
+                formatter.write_dl(help_lines(table), col_max=24)
 
 
 @click.command(cls=Train, context_settings={"show_default": True, "max_content_width": 120})

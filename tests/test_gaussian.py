@@ -9,7 +9,7 @@ from test_benchmark import saddle
 
 from gan.errors import UserError
 from gan.methods.divergences import divergence
-from gan.methods.pairs import method
+from gan.methods.pairs import find_pair
 from gan.theory.clusters import POINTS, SPREAD, describe, train_points
 from gan.theory.gaussian import Mixture, exact_divergence, learned, log_normal, nodes, optima
 
@@ -96,7 +96,7 @@ def best_output(form, t: torch.Tensor) -> torch.Tensor:
 def test_against_the_best_critic_the_game_is_the_divergence(name, form_name):
     """The loss of D is -D_f, and the gradient of G's that of D_f, by quadrature: no row can have a sign wrong."""
     row, (head, _, given) = divergence(name), name.partition(":")
-    objective, _ = method(f"f:{head}:{given}{',' * bool(given)}form={form_name},saturating=1", "none")
+    objective, _ = find_pair(f"f:{head}:{given}{',' * bool(given)}form={form_name},saturating=1", "none")
     at = torch.tensor([0.4, math.log(1.4)], dtype=torch.float64)
     free = at.clone().requires_grad_()
     exact = exact_divergence(row, PAPER, free[0], free[1])

@@ -12,7 +12,7 @@ from test_distributed import by_itself, launch, relative
 
 from gan.errors import UserError
 from gan.methods.objectives import OBJECTIVES, Objective
-from gan.methods.pairs import method
+from gan.methods.pairs import find_pair
 from gan.methods.regularizers import REGULARIZERS, Regularizer
 
 STEP = "1;precision.dtype=float64;regularizer.every=1;batch=16"
@@ -28,7 +28,7 @@ def every_pair() -> list[Pair]:
     for objective in [*plain, *(f"{name}group=4" for name in grouped), *more]:
         for regularizer in REGULARIZERS:
             try:
-                method(objective, regularizer)
+                find_pair(objective, regularizer)
             except UserError:
                 continue
             pairs.append((objective, regularizer))
@@ -43,7 +43,7 @@ def traits(row: Objective | Regularizer) -> frozenset[tuple[str, bool]]:
 
 def shows(pair: Pair) -> set[tuple]:
     """What a pair shows: its objective, its regularizer, and these kinds of both together."""
-    objective, regularizer = method(*pair)
+    objective, regularizer = find_pair(*pair)
     return {("objective", pair[0]), ("regularizer", pair[1]), (traits(objective), traits(regularizer))}
 
 
@@ -67,7 +67,7 @@ def test_few_pairs_cover_what_all_show():
     assert len(FEW) < len(PAIRS) / 5
     assert {objective for objective, _ in PAIRS} == {objective for objective, _ in FEW}
     assert set(REGULARIZERS) == {regularizer for _, regularizer in FEW}
-    objectives, regularizers = ({field for pair in FEW for field, _ in traits(method(*pair)[i])} for i in (0, 1))
+    objectives, regularizers = ({field for pair in FEW for field, _ in traits(find_pair(*pair)[i])} for i in (0, 1))
     assert objectives >= {"paired", "group", "outputs", "discriminator", "curvature", "lipschitz"}
     assert regularizers == {field.name for field in fields(Regularizer)}
 

@@ -129,7 +129,7 @@ def test_statistics_are_means_of_what_was_added():
 def test_losses_reported_are_those_of_the_objective_and_of_the_networks_before_each_update():
     task = tiny_task(tiny_config({"precision.dtype": "float64"}))
     state = initial_state(task)
-    G, D = copy.deepcopy(state.G), copy.deepcopy(state.D)
+    G, D = (copy.deepcopy(state.networks[name]) for name in "GD")
     (reported,) = advance(state, task, 1)
     real = torch.from_numpy(next(tiny_feed(iter([(0, 32, 0)])))[0]).permute(0, 3, 1, 2).double() / 127.5 - 1
     real.requires_grad_()
@@ -142,7 +142,7 @@ def test_losses_reported_are_those_of_the_objective_and_of_the_networks_before_e
         "Loss/signs/fake": for_fake.sign(),
         "Loss/D/loss": softplus(-for_real) + softplus(for_fake),
         "Loss/r1_penalty": torch.autograd.grad(for_real.sum(), real)[0].square().flatten(1).sum(1),
-        "Loss/G/loss": softplus(-state.D(g_fake, 0)),  # shown to D after its update
+        "Loss/G/loss": softplus(-state.networks["D"](g_fake, 0)),  # shown to D after its update
     }
     assert reported == pytest.approx({name: values.mean().item() for name, values in expected.items()}, rel=1e-6)
     assert all(abs(reported[name]) < 1 for name in ("Loss/signs/real", "Loss/signs/fake"))  # of both kinds
