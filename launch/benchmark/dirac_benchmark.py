@@ -1,4 +1,4 @@
-"""`saddle benchmark dirac`: what an objective and a regularizer do to the smallest GAN."""
+"""Show what an objective and a regularizer do to the smallest GAN: eigenvalues, step sizes, phase portraits."""
 
 import math
 from pathlib import Path

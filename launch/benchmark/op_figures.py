@@ -39,7 +39,7 @@ def show(shape: Shape) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class OpTimes:
     """One op in one case, and what was measured of it: `figures` by the names of COLUMNS, null where there is none."""
 
     op: str
@@ -74,20 +74,20 @@ class Figure:
     label: str
     figure: str
     wanted: float
-    rows: Callable[[Row], bool]
+    rows: Callable[[OpTimes], bool]
 
 
-def _is(passes: str, *cases: str, side: Callable[[int], bool] = lambda side: True) -> Callable[[Row], bool]:
+def _is(passes: str, *cases: str, side: Callable[[int], bool] = lambda side: True) -> Callable[[OpTimes], bool]:
     return lambda row: (
         row.op == "upfirdn2d" and row.passes == passes and row.case in (cases or row.case) and side(row.shape[2])
     )
 
 
-def _activates(passes: str) -> Callable[[Row], bool]:
+def _activates(passes: str) -> Callable[[OpTimes], bool]:
     return lambda row: row.op == "bias_leaky_relu" and row.passes == passes and row.tensor_bytes >= 4e6
 
 
-def _on_cuda(passes: str) -> Callable[[Row], bool]:
+def _on_cuda(passes: str) -> Callable[[OpTimes], bool]:
     return lambda row: row.device == "cuda" and row.passes == passes and row.bytes >= 64e6
 
 
@@ -124,7 +124,7 @@ def figures_of(medians: Mapping[str, float], ours: Times | None, moved: int) -> 
     return figures
 
 
-def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def summarize_classes(rows: Sequence[OpTimes]) -> list[dict[str, Any]]:
     """Each Figure of SUMMARY over the rows there are, by dtype and layout."""
     lines = []
     for line, dtype, layout in product(SUMMARY, DTYPES, LAYOUTS):
@@ -149,7 +149,7 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return lines
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
+def op_tables(rows: Sequence[OpTimes]) -> Iterator[str]:
     """Lines for people: a table for each op, with the columns that it has."""
     for op in dict.fromkeys(row.op for row in rows):
         of_op = [row for row in rows if row.op == op]
@@ -174,7 +174,7 @@ def summary_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from aligned(cells if lines else [], range(4, 8))
 
 
-def left_out(rows: Sequence[Row], skipped: Sequence[str]) -> Iterator[str]:
+def left_out(rows: Sequence[OpTimes], skipped: Sequence[str]) -> Iterator[str]:
     """What could not be measured, and why."""
     for row in rows:
         for name, why in row.left_out.items():

@@ -1,4 +1,4 @@
-"""`saddle benchmark regularizers`: what each adds to the cost of a D step."""
+"""Time what each regularizer adds to a D step."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import run
-from launch.tables import text_table, write_json
+from launch.tables import json_option, save_rows, text_table
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ BASELINES = ("none", "r1")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 4096), default=1, show_default=True, help="CPU time is taken of one.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Samples of each.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(
     regularizers: str | None, device: str, threads: int, repeats: int, json_path: Path | None, **options: Any
 ) -> None:
@@ -52,13 +52,11 @@ def main(
     clock = DeviceClock(keep=0) if device == "cuda" else HostClock(threads)
     clock.budget = math.inf  # --repeats decides
     times, left_out = contest(steps, clock, repeats)
-    rows = table(times)
+    rows = regularizer_rows(times)
     click.echo(text_table(rows))
     for name, reason in left_out.items():
         click.echo(f"{name} left out: {reason}")
-    if json_path:
-        write_json(json_path, {"machine": machine, **options, "rows": rows, "left_out": left_out})
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, {"machine": machine, **options, "rows": rows, "left_out": left_out})
 
 
 def task(name: str, device: "torch.device", resolution: int, batch: int, channels: int, objective: str) -> "Task":
@@ -117,7 +115,7 @@ def d_step(task: "Task") -> "Call":
     return step
 
 
-def table(times: Mapping[str, "Times"]) -> list[dict[str, Any]]:
+def regularizer_rows(times: Mapping[str, "Times"]) -> list[dict[str, Any]]:
     """Milliseconds of a step, and what they are of the baselines' where those took part."""
     none, r1 = (times[name].median if name in times else math.nan for name in BASELINES)
     return [

@@ -71,7 +71,7 @@ class Contestant:
         return sizes
 
 
-def measure(
+def measure_stages(
     config: TrainConfig,
     images: ImageFormat,
     dataset: ImageDataset | None,
@@ -120,8 +120,8 @@ def measure_stage(
             task = build_task(its, build_schedule(its, images.last), images, place)
             contestants[name] = Contestant(task, stage, dataset)
             stack.enter_context(closing(contestants[name].batches))
-        seconds = contest(contestants, config, rounds)
-    return summarize(contestants, seconds, images, ranks, stage)
+        seconds = take_turns(contestants, config, rounds)
+    return stage_row(contestants, seconds, images, ranks, stage)
 
 
 def feed(task: Task, stage: int, dataset: ImageDataset | None) -> Generator[Batch, None, None]:
@@ -135,7 +135,7 @@ def feed(task: Task, stage: int, dataset: ImageDataset | None) -> Generator[Batc
     return ((noise, None) for _ in repeat(None))
 
 
-def contest(contestants: Mapping[str, Contestant], config: TrainConfig, rounds: int) -> dict[str, list[float]]:
+def take_turns(contestants: Mapping[str, Contestant], config: TrainConfig, rounds: int) -> dict[str, list[float]]:
     """Samples of each, seconds of a step, in turns. A sample holds whole periods of lazy penalties and of n_critic."""
     period = math.lcm(config.regularizer.every, config.optimizer.n_critic)
     lengths = {}
@@ -152,7 +152,7 @@ def contest(contestants: Mapping[str, Contestant], config: TrainConfig, rounds: 
     return samples
 
 
-def summarize(
+def stage_row(
     contestants: Mapping[str, Contestant],
     seconds: Mapping[str, list[float]],
     images: ImageFormat,
