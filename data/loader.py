@@ -11,7 +11,7 @@ import numpy as np
 from data.dataset import ImageDataset
 from data.sampler import sample_indices
 
-Request = tuple[int, int, int]  # (first global sample, how many, level)
+Request = tuple[int, int, int]  # (first global sample, how many, level): growth stage k trains on level k
 Batch = tuple[np.ndarray, np.ndarray | None]  # images uint8 [n, H, W, C], labels [n] or [n, d] as they are stored
 Allocate = Callable[[int], np.ndarray]  # bytes -> uint8 [bytes]
 

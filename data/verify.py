@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from data.build_plan import Progress, silent
 from data.encodings import ContentHash
 from data.errors import DataError
-from data.plan import Progress, silent
 from data.store import Manifest, Reader, open_reader
 
 BATCH = 256  # images read at once

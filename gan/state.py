@@ -14,6 +14,7 @@ from gan.config import TrainConfig
 from gan.draws import Draws
 from gan.networks import ImageFormat
 from gan.ranks.distributed import Ranks, share
+from gan.ranks.gradients import GradientSum
 from gan.ranks.statistics import Statistics
 from gan.schedules import Moment, Schedule, gamma_at
 
@@ -113,6 +114,11 @@ class Task:
         size = self.config.distributed.group
         first = images_seen // size
         return Draws(self.config.seed, range(first + groups.start, first + groups.stop), size)
+
+    def sum_gradients(self, parameters: Iterable[Tensor], stopping: float) -> GradientSum:
+        """For the loss of a network with these parameters, over the global batch."""
+        config = self.config
+        return GradientSum(parameters, config.batch, self.blocks, self.ranks, config.distributed, stopping)
 
     def samples(self, images_seen: int) -> tuple[int, int]:
         """(first, count) of this rank's share of the global samples [images_seen, images_seen + batch)."""

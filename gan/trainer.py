@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from gan.average import update_average
 from gan.config import TrainConfig
 from gan.methods.critic import Critic, no_critic
-from gan.methods.pairs import configured, critic_loss, generator_loss, remarks
+from gan.methods.pairs import (
+    configured,
+    coupled_samples,
+    critic_loss,
+    generator_loss,
+    method_names,
+    remarks,
+)
 from gan.networks import Alpha, ImageFormat, build_discriminator, build_generator
 from gan.parts import Part, cut_batch, fade_weight
-from gan.ranks.gradients import GradientSum
 from gan.ranks.statistics import Statistics
 from gan.schedules import Moment
 from gan.state import Family, Task, TrainState
@@ -50,13 +56,13 @@ def train_step(
 
     if objective.discriminator:
         penalty_due = now.step % config.regularizer.every == 0
-        gradients = GradientSum(D.parameters(), config.batch, task.blocks, task.ranks, config.distributed, stopping)
+        gradients = task.sum_gradients(D.parameters(), stopping)
         for part in with_equal_buffers(D, parts):
             with torch.no_grad():
                 z = part.latents("latents of the D step", G.z_dim)
                 fake = G(z, now.stage, alpha, part.labels)
             critic = show(D, part, task, now, alpha, gamma)
-            d_loss = critic_loss(objective, regularizer, critic, part.real, fake, part.draws, penalty_due)
+            d_loss = critic_loss(objective, regularizer, critic, part.real, fake, penalty_due)
             stats.add(d_loss.statistics(config.regularizer.name))
             gradients.add(d_loss.total(gamma / 2 * config.regularizer.every))
         void = gradients.step(d_optimizer, config.optimizer.d_lr * now.lr_scale, void)
@@ -66,7 +72,7 @@ def train_step(
 
     if (now.step + 1) % config.optimizer.n_critic == 0:
         with frozen(D):
-            gradients = GradientSum(G.parameters(), config.batch, task.blocks, task.ranks, config.distributed, stopping)
+            gradients = task.sum_gradients(G.parameters(), stopping)
             for part in with_equal_buffers(D, parts):
                 z = part.latents("latents of the G step", G.z_dim)
                 fake = G(z, now.stage, alpha, part.labels)
@@ -110,7 +116,7 @@ GAN = Family(
     step=train_step,
     check=configured,
     remarks=remarks,
-    coupled=lambda config: configured(config)[0].group,
-    named_by=lambda config: (config.objective.name, config.regularizer.name),
+    coupled=coupled_samples,
+    named_by=method_names,
     status={"loss/D": "Loss/D/loss", "loss/G": "Loss/G/loss"},
 )

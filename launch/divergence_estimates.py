@@ -22,7 +22,7 @@ def estimate_divergences(
     Raises UserError for names that do not exist and sets that cannot be read or compared.
     """
     from gan.methods.divergences import divergence
-    from gan.theory.ruler import check, measure
+    from gan.theory.ruler import check, estimate_divergence
 
     rows = {name: divergence(name) for name in split_names(names)}
     if not rows:
@@ -37,7 +37,7 @@ def estimate_divergences(
     click.echo(f"{len(p)} samples of {data} against {len(q)} of {against}, {list(p.shape[1:])} each")
     table: list[dict[str, Any]] = []
     for name, row in rows.items():
-        result = measure(row, p, q, seed)
+        result = estimate_divergence(row, p, q, seed)
         table.append({"divergence": name, **asdict(result)})
         click.echo(f"{name} done in {result.steps} steps")
     click.echo(text_table(table))

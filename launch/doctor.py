@@ -94,30 +94,19 @@ def _packages() -> Iterator[Finding]:
 
 
 def _package(requirement: str, extra: str) -> Finding:
-    name = re.split(r"[<>=~! \[;]", requirement)[0]
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(requirement)
+    name = wanted.name
     install = f"pip install '{requirement}'"
     label = f"{name} [{extra}]" if extra else name
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Finding(label, NOTE if extra else MISSING, "not installed", install, needed=not extra)
-    if not in_range(version, requirement[len(name) :]):
+    if not wanted.specifier.contains(version, prereleases=True):
         return Finding(label, NOTE if extra else BROKEN, f"{version}, and {requirement} is needed", install, not extra)
     return Finding(label, OK, version, needed=not extra)
-
-
-def in_range(version: str, bounds: str) -> bool:
-    """Whether a version satisfies ">=2.1,<3" or "==0.2.0", by its numbers."""
-
-    def numbers(text: str) -> list[int]:
-        found = [int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", text.strip())[0])]
-        return found + [0] * (6 - len(found))
-
-    have = numbers(version)
-    compare = {">=": have.__ge__, "<=": have.__le__, "==": have.__eq__, "!=": have.__ne__, "<": have.__lt__}
-    compare[">"] = have.__gt__
-    bound = re.findall(r"(>=|<=|==|!=|<|>)\s*([\w.+]+)", bounds)
-    return all(compare[how](numbers(limit)) for how, limit in bound)
 
 
 def _compiler() -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """`saddle train`: join a dataset and the trainer, alone, by `--gpus=N`, or as a rank under torchrun."""
 
 import json
+import math
 import os
 import platform
 import sys
@@ -37,7 +38,7 @@ class Train(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from gan.methods.objectives import OBJECTIVES
         from gan.methods.regularizers import REGULARIZERS
-        from gan.methods.rows import describe
+        from gan.methods.rows import help_lines
 
         plain = {name: entry for name, entry in OBJECTIVES.items() if not name.startswith("f:")}
         family = {name: entry for name, entry in OBJECTIVES.items() if name not in plain}
@@ -47,7 +48,7 @@ class Train(click.Command):
             ("Regularizers", REGULARIZERS),
         ):
             with formatter.section(title):
-                formatter.write_dl(describe(table), col_max=24)
+                formatter.write_dl(help_lines(table), col_max=24)
 
 
 @click.command(cls=Train, context_settings={"show_default": True, "max_content_width": 120})
@@ -101,9 +102,11 @@ def make_job(flags: Mapping[str, Any]) -> Job:
     dataset = find_dataset(flags, config)
     images = image_format(dataset, config)
     if config.batch > len(dataset):
+        smallest = math.lcm(config.distributed.group, find_family(config).coupled(config))
+        remedy = "add images or lower --batch" if len(dataset) >= smallest else f"add images, to {smallest} or more"
         raise UserError(
             f"{flags['data']} holds {len(dataset)} image{'s' * (len(dataset) != 1)}, fewer than one batch of "
-            f"{config.batch}; add images or lower --batch"
+            f"{config.batch}; {remedy}"
         )
     data = Path(flags["data"])
     plan = plan_run(config, images, data.stem, flags["preset"], str(data.absolute()))

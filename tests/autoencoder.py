@@ -14,7 +14,7 @@ from gan.families import FAMILIES
 from gan.networks import build_discriminator, build_generator
 from gan.parts import cut_batch, fade_weight
 from gan.ranks.distributed import Ranks
-from gan.ranks.gradients import GradientSum, descend
+from gan.ranks.gradients import descend
 from gan.run.directories import hold, open_run
 from gan.run.plan import RunPlan, plan_run
 from gan.run.training import train_run
@@ -26,8 +26,7 @@ def step(state, task, now, images, labels, stats, stopping=0.0):
     E = state.networks["E"]
     config = task.config
     alpha = fade_weight(now, task)
-    parameters = [*G.parameters(), *E.parameters()]
-    gradients = GradientSum(parameters, config.batch, task.blocks, task.ranks, config.distributed, stopping)
+    gradients = task.sum_gradients([*G.parameters(), *E.parameters()], stopping)
     for part in cut_batch(images, labels, task, now, alpha, G):
         rebuilt = G(E(part.real, now.stage, alpha), now.stage, alpha)
         error = (rebuilt - part.real).square().mean((1, 2, 3))

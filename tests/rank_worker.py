@@ -11,9 +11,11 @@ import sys
 from contextlib import nullcontext
 
 import torch
+import torch.distributed as dist
 from tiny import broken_generator_loss, tiny_config, tiny_feed, tiny_task
 
 from gan.config import parse_assignment
+from gan.errors import UserError
 from gan.ranks import distributed
 from gan.ranks.statistics import Statistics
 from gan.run.loop import steps, to_device
@@ -56,6 +58,20 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors.values())).hexdigest()
 
 
+def differing(ranks: distributed.Ranks) -> list[str]:
+    """What every rank says where the last has other ops than the others, and then rank 1 other weights."""
+    assert distributed.same_on_all("the dataset", "one") == "one"
+    said = "nothing"
+    try:
+        distributed.same_on_all("the ops", "compiled" if ranks.rank < ranks.world - 1 else "reference")
+    except UserError as error:
+        said = str(error)
+    value = distributed.fingerprint([torch.tensor([1.0, 2.0 + (ranks.rank == 1)])])
+    rows = [""] * ranks.world
+    dist.all_gather_object(rows, f"{said}; {distributed.find_strangers(value, ranks)}")
+    return rows
+
+
 def main() -> None:
     torch.set_num_threads(1)
     ranks = distributed.start()
@@ -63,6 +79,8 @@ def main() -> None:
     for case in sys.argv[2:]:
         name, count, *assignments = case.split(";")
         results[name] = train_case(int(count), assignments, ranks)
+    if ranks.world > 2:
+        results["differing"] = differing(ranks)
     if ranks.first:
         torch.save(results, sys.argv[1])
     distributed.stop()

@@ -34,8 +34,6 @@ MEGABYTES = [  # of the forward and of the backward alone, in fp32 and in bf16: 
     ("bias_leaky_relu", "", (8, 64, 64, 64), (16.8, 17.0), (8.4, 8.7)),
     ("bias_leaky_relu", "", (32, 512, 64, 64), (536.9, 545.3), (268.4, 276.8)),
     ("bias_leaky_relu", "", (32, 128, 256, 256), (2147.5, 2181.0), (1073.7, 1107.3)),
-    ("upfirdn2d_bias_leaky_relu", "up2", (8, 64, 64, 64), (41.9, 110.1), (21.0, 55.6)),
-    ("upfirdn2d_bias_leaky_relu", "blur", (32, 512, 64, 64), (536.9, 1082.1), (268.4, 545.3)),
     ("gradient_penalty", "", (64, 3, 64, 64), (3.1, 6.3), (1.6, 3.1)),
     ("gradient_penalty", "", (16, 3, 1024, 1024), (201.3, 402.7), (100.7, 201.3)),
     ("interpolate_samples", "", (64, 3, 64, 64), (9.4, 6.3), (4.7, 3.1)),
@@ -248,9 +246,6 @@ def test_the_summary_takes_the_rows_of_a_class():
         row("upfirdn2d", "up2", large, "forward", ours=1, reference=20, stock=3),
         row("upfirdn2d", "up2", small, "forward", ours=1, reference=6, stock=3),
         row("upfirdn2d", "up2", large, "double backward", ours=1, reference=30, stock=4),
-        row("upfirdn2d_bias_leaky_relu", "up2", large, "forward", ours=1.2, plain=1, reference=5),
-        row("upfirdn2d_bias_leaky_relu", "blur", large, "forward", ours=1, plain=1, reference=5),
-        row("upfirdn2d_bias_leaky_relu", "blur", large, "forward+backward", ours=7, plain=1, reference=5),
         row("bias_leaky_relu", "", large, "forward", ours=2, clone=1.8, reference=5),
         row("bias_leaky_relu", "", two_mb, "forward", ours=2, clone=0.2, reference=5),
         row("bias_leaky_relu", "", large, "forward+backward", ours=2, reference=5),
@@ -267,7 +262,6 @@ def test_the_summary_takes_the_rows_of_a_class():
         "upfirdn2d against stock: double backward": (1, 4, 4),
         "bias_leaky_relu, >= 4 MB: forward": (1, 0.9, 0.9),
         "bias_leaky_relu, >= 4 MB: forward+backward": (1, 2.5, 2.5),
-        "fused with bias and leaky ReLU: forward": (2, 1.2, 1.1),
         "every op on CUDA, >= 64 MB: forward": (1, 0.9, 0.9),
     }
     got = {name: (line["rows"], line["worst"], line["median"]) for (name, _), line in found.items()}

@@ -132,7 +132,10 @@ def test_the_newest_torch_is_good_and_an_old_one_is_not(monkeypatch, version, st
         ("3", ">=3.0.0", True),
         ("2.14.0a0+git", "<2.14", False),
         ("1.0", "", True),
+        ("3.0", "~=2.1", False),
+        ("2.5", "[extra]>=2,!=2.5.*", False),
     ],
 )
-def test_versions_in_range(version, bounds, good):
-    assert doctor.in_range(version, bounds) is good
+def test_an_installed_version_must_be_one_that_pyproject_allows(monkeypatch, version, bounds, good):
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: version if name == "lmdb" else None)
+    assert (doctor._package(f"lmdb{bounds}", "").state == doctor.OK) is good

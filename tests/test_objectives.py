@@ -7,8 +7,9 @@ import torch
 
 from gan.errors import UserError
 from gan.methods import discrepancies
+from gan.methods.divergences import DIVERGENCES, divergence
 from gan.methods.objectives import OBJECTIVES
-from gan.methods.pairs import method
+from gan.methods.pairs import find_pair
 from gan.methods.rows import look_up
 
 R, F = torch.tensor([0.3, -2.0, 50.0], dtype=torch.float64), torch.tensor([-0.7, 1.5, -60.0], dtype=torch.float64)
@@ -86,6 +87,15 @@ def test_what_couples_samples_does_so_inside_blocks(name):
         parts = torch.cat([loss(real[i : i + 3], fake[i : i + 3]) for i in (0, 3, 6)])
         torch.testing.assert_close(whole, parts)
         assert len(whole) in (3, 9)
+
+
+def test_the_score_of_a_point_of_mmd_depends_on_no_other_point():
+    """Penalties take the gradient of the sum of scores at the reals, which are among those that scores compare with."""
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 6, 16, dtype=torch.float64)
+    score = objective("mmd:group=3").score
+    slopes = torch.autograd.functional.jacobian(lambda real: score(real, real, fake), real).abs().sum(2)
+    assert torch.equal(slopes > 0, torch.eye(6, dtype=torch.bool))
 
 
 def test_relativistic_average_by_its_definition():
@@ -206,6 +216,25 @@ def test_golden_generator_gradients_of_b_gan(monkeypatch):
     assert gradient_at("bgan:divergence=kl,frozen=1") == pytest.approx(-0.281526, abs=6e-7)
 
 
+@pytest.mark.parametrize("name", [n for n in DIVERGENCES if divergence(n).log_ratio])
+def test_the_frozen_step_of_b_gan_is_of_the_ratio_that_d_has_learned(name):
+    """D's T is f'(r) at its ratio r, so r is f*'(T), beyond the knee too, and G's loss is f(r)."""
+    v, zero = torch.tensor([-10.0, -4.0, -0.5, 0.0, 2.0, 4.0, 10.0, 0.0], dtype=torch.float64).split([7, 1])
+    loss = objective(f"bgan:divergence={name}").discriminator
+    row = divergence(name)
+    t = loss(zero, zero) - loss(v, zero) + row.threshold  # T at v, for T at 0 is f'(1)
+    ratio = row.conjugate_derivative(t)
+    ours = objective(f"bgan:divergence={name},frozen=1").generator(v, v)
+    torch.testing.assert_close(ours, row.generator(ratio), rtol=1e-8, atol=1e-10)
+
+
+def test_the_ratio_of_b_gan_beyond_the_knee():
+    """KL's generator is u log u, and at v = 10 the ratio is e^3 (1 + 10 - 3) = 160.7, not e^10."""
+    loss = objective("bgan:divergence=kl,frozen=1").generator(R, torch.tensor([10.0], dtype=torch.float64))
+    ratio = math.exp(3) * 8
+    assert ratio == pytest.approx(160.7, abs=0.05) and loss.item() == pytest.approx(ratio * math.log(ratio))
+
+
 def test_a_loss_against_a_real_gan_on_paper():
     """f:gan is the non-saturating GAN, f:js2 the same game shifted, and f:js half of it."""
     for a, b, factor in (("f:gan", "nonsaturating", 1), ("f:js2", "f:gan", 1), ("f:js", "f:gan", 0.5)):
@@ -244,5 +273,5 @@ def test_a_loss_against_a_real_gan_on_paper():
 )
 def test_what_cannot_be_is_refused_with_the_reason(name, regularizer, message):
     with pytest.raises(UserError, match=message) as caught:
-        method(name, regularizer)
+        find_pair(name, regularizer)
     assert "\n" not in str(caught.value)

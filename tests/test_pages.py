@@ -13,7 +13,7 @@ from data.dataset import ImageDataset
 from data.encodings import encode_image
 from data.errors import DataError
 from data.store import Reader
-from data.writer import Writer
+from data.store_writer import StoreWriter
 
 ROOT = Path(__file__).parents[1]
 MB = 1 << 20
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="ne
 def build(path, count, side=256):
     """Random images, and their sum as EPOCH takes it."""
     total, noise = 0, np.random.default_rng(0).integers(0, 256, (side + count % 64 + 64, side, 3), np.uint8)
-    with Writer(path, "test", "RGB") as writer:
+    with StoreWriter(path, "test", "RGB") as writer:
         for index in range(count):
             image = noise[index % 64 :][:side]
             values, digest = encode_image([image], "raw")

@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from snapshots import write_snapshot
 from torch import nn
 
+from gan.checkpoint import load_snapshot
 from gan.errors import UserError
+from gan.networks import ResNetGenerator
 from gan.sampling import (
     GAP,
     catmull_rom,
@@ -111,6 +116,28 @@ def test_truncation_moves_to_the_mean_of_the_class():
     torch.testing.assert_close(full[:, :, 0, 0], (z + labels[:, None]) / 10)
     torch.testing.assert_close(half[:, :, 0, 0], (z / 2 + labels[:, None]) / 10)
     assert not full.requires_grad
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_the_truncation_mean_is_the_mean_over_latents_of_both_signs(classes):
+    """z and -z are equally likely, so the mean of the first layer's output over such a pair is the mean over all."""
+    torch.manual_seed(0)
+    G = ResNetGenerator(16, (4,), classes=classes).double()
+    torch.nn.init.normal_(G.first.bias)
+    labels = torch.tensor([0, 2, 1, 2, 0]) if classes else None
+    z = seed_latents(range(5), 16).double()
+    mean = (G.first_layer(z, labels) + G.first_layer(-z, labels)) / 2
+    torch.testing.assert_close(G.mean_first_layer(labels).expand_as(mean), mean, rtol=1e-12, atol=1e-12)
+
+
+def test_the_truncation_mean_of_older_snapshots_is_read_and_not_used(tmp_path):
+    path = write_snapshot(tmp_path / "new.safetensors")
+    with safe_open(path, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    assert torch.equal(tensors["latent_mean"], torch.zeros(8))
+    save_file({**tensors, "latent_mean": torch.full((8,), 0.03)}, tmp_path / "old.safetensors", about)
+    new, old = (load_snapshot(tmp_path / name).G for name in ("new.safetensors", "old.safetensors"))
+    assert torch.equal(new.mean_first_layer(), old.mean_first_layer())
 
 
 def test_batches_are_bounded_and_complete():

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import pytest
 import torch
 from devices import DEVICES
 from tiny import broken_generator_loss, one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
+from torch.nn.functional import softplus
 
 from gan.average import update_average
-from gan.checkpoint import load_snapshot, load_state, newest_state, save_state
-from gan.parts import prepare_reals
+from gan.checkpoint import load_snapshot, load_state, newest_state, save_snapshot, save_state
+from gan.parts import fade_weight, prepare_reals
 from gan.ranks.distributed import Ranks, find_strangers, fingerprint
 from gan.ranks.statistics import Statistics
 from gan.run import loop, report
@@ -81,7 +83,7 @@ def test_saving_and_reporting_do_not_change_the_trajectory(tmp_path):
     weights = []
     for name, values in {"quiet": {"run.tick": 100.0}, "loud": {"run.tick": 32 / 1000, "run.snap": 1}}.items():
         (tmp_path / name).mkdir()
-        task = tiny_task(tiny_config(values))
+        task = tiny_task(tiny_config({"run.kimg": 32 * 12 / 1000, **values}))
         state = initial_state(task)
         assert loop.train(state, task, tiny_feed, tmp_path / name, {}) == 0
         weights.append(state.tensors())
@@ -108,6 +110,15 @@ def test_a_run_leaves_what_it_should(tmp_path):
     assert torch.equal(snapshot.G(z, 2), state.networks["G_ema"](z, 2))
 
 
+def test_a_snapshot_keeps_every_bit_of_float64(tmp_path):
+    task = tiny_task(tiny_config({"precision.dtype": "float64"}))
+    G = initial_state(task).networks["G_ema"]
+    save_snapshot(tmp_path / "a.safetensors", G, asdict(task.config), task.images, stage=1, alpha=0.25, images_seen=32)
+    snapshot = load_snapshot(tmp_path / "a.safetensors")
+    assert (snapshot.stage, snapshot.alpha, snapshot.images_seen) == (1, 0.25, 32)
+    assert equal(snapshot.G.state_dict(), G.state_dict())
+
+
 def test_statistics_are_means_of_what_was_added():
     stats = Statistics()
     stats.add({"a": torch.tensor([1.0, 2.0])})
@@ -115,12 +126,26 @@ def test_statistics_are_means_of_what_was_added():
     assert stats.take() == {"a": 3.0, "b": 4.0} and stats.take() == {}
 
 
-def test_losses_reported_are_those_of_the_objective():
-    task = tiny_task(tiny_config())
-    (loss,) = advance(initial_state(task), task, 1)
-    assert loss["Loss/D/loss"] == pytest.approx(2 * math.log(2), abs=0.5)  # an untrained D knows nothing
-    assert loss["Loss/r1_penalty"] > 0
-    assert -1 <= loss["Loss/signs/real"] <= 1
+def test_losses_reported_are_those_of_the_objective_and_of_the_networks_before_each_update():
+    task = tiny_task(tiny_config({"precision.dtype": "float64"}))
+    state = initial_state(task)
+    G, D = (copy.deepcopy(state.networks[name]) for name in "GD")
+    (reported,) = advance(state, task, 1)
+    real = torch.from_numpy(next(tiny_feed(iter([(0, 32, 0)])))[0]).permute(0, 3, 1, 2).double() / 127.5 - 1
+    real.requires_grad_()
+    d_fake, g_fake = (G(task.draws(0).latents(f"latents of the {net} step", 16).double(), 0) for net in "DG")
+    for_real, for_fake = D(real, 0), D(d_fake, 0)
+    expected = {
+        "Loss/scores/real": for_real,
+        "Loss/scores/fake": for_fake,
+        "Loss/signs/real": for_real.sign(),
+        "Loss/signs/fake": for_fake.sign(),
+        "Loss/D/loss": softplus(-for_real) + softplus(for_fake),
+        "Loss/r1_penalty": torch.autograd.grad(for_real.sum(), real)[0].square().flatten(1).sum(1),
+        "Loss/G/loss": softplus(-state.networks["D"](g_fake, 0)),  # shown to D after its update
+    }
+    assert reported == pytest.approx({name: values.mean().item() for name, values in expected.items()}, rel=1e-6)
+    assert all(abs(reported[name]) < 1 for name in ("Loss/signs/real", "Loss/signs/fake"))  # of both kinds
 
 
 def test_the_regularizer_is_due_every_other_step_and_weighs_as_much():
@@ -138,6 +163,16 @@ def test_the_regularizer_is_due_every_other_step_and_weighs_as_much():
         advance(state, task, 1)
         grads.append(torch.cat([p.grad.flatten() for p in state.networks["D"].parameters() if p.grad is not None]))
     torch.testing.assert_close(*grads)
+
+
+def test_learning_rates_of_both_networks_decay_with_the_schedule():
+    task = tiny_task(tiny_config({"optimizer.decay_from": 0.0, "optimizer.decay_to": 0.4, "optimizer.d_lr": 0.01}))
+    state = initial_state(task)
+    advance(state, task, 16)
+    now = moment(task.schedule, 15 * 32)
+    assert now.lr_scale == pytest.approx(0.7)
+    assert state.g_optimizer.param_groups[0]["lr"].item() == pytest.approx(0.005 * 0.7)
+    assert state.d_optimizer.param_groups[0]["lr"].item() == pytest.approx(0.01 * 0.7)
 
 
 def test_n_critic_counts_d_updates_per_g_update():
@@ -357,3 +392,18 @@ def test_the_step_runs_in_the_order_in_which_it_is_written(values):
     assert order == sorted(order)
     assert climbed == []
     assert {"parts", "networks", "critic", "pairs", "gradients", "statistics", "average", "undo"} <= entered
+
+
+def test_in_float64_alpha_the_learning_rate_and_the_average_are_float64():
+    third = 1 / 3
+    values = {"precision.dtype": "float64", "optimizer.d_lr": third / 1000, "ema.kimg": 0.1, "ema.rampup": 0.0}
+    task = tiny_task(tiny_config(values))
+    state = initial_state(task)
+    fading = next(now for now in loop.steps(task, 0) if now.fading and now.alpha != round(now.alpha, 3))
+    assert fade_weight(fading, task).item() == fading.alpha
+    advance(state, task, 1)
+    assert state.optimizers["d_optimizer"].param_groups[0]["lr"].item() == third / 1000
+    start = initial_state(task).networks["G"].first.bias
+    beta = 0.5 ** (32 / 100)
+    wanted = beta * start + (1 - beta) * state.networks["G"].first.bias
+    torch.testing.assert_close(state.networks["G_ema"].first.bias, wanted.detach(), rtol=1e-15, atol=1e-18)

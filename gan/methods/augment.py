@@ -1,7 +1,11 @@
-"""Random changes of images that gradients of any order pass through: flip, translation, scale, cutout and color.
+"""Random changes of images that gradients of any order pass through: translation, zoom, cutout, color and, where asked
+for, left-right flips.
 
-The policies of Zhao et al. 2020 (DiffAugment) and a zoom. Where things go is a linear map of pixels in each axis, so
-flip, translation and scale together are two small matrix products, bilinear, with zeros (mid-gray) from outside.
+The policies of Zhao et al. 2020 (DiffAugment) and a zoom. Whatever D is shown the generator learns to make, so images
+are flipped only where flipped ones belong to the data: mirrored digits do not.
+
+A pixel's new place is a linear function of its old one in each axis, so flip, translation and zoom together are two
+small matrix products, with bilinear interpolation and zeros (mid-gray) from outside.
 """
 
 import torch
@@ -13,13 +17,23 @@ TRANSLATION, ZOOM, CUTOUT = 1 / 8, 0.2, 0.5  # shares of a side; ZOOM is the lar
 NUMBERS = 9  # uniform numbers that an image's changes are made of
 
 
-def augment(images: Tensor, draws: Draws, purpose: str) -> Tensor:
-    """Images [N, C, H, W] changed at random, by the draws of their coupling groups; the same shape."""
-    return change(images, draws.uniform(f"augmentation: {purpose}", NUMBERS).to(images))
+def augment(images: Tensor, draws: Draws, purpose: str, flip: bool = False) -> Tensor:
+    """Images [N, C, H, W] changed at random, by the draws of their coupling groups; the same shape.
+
+    flip: also flip each left-right with probability 1/2. The other changes are the same with and without.
+    """
+    u = draws.uniform(f"augmentation: {purpose}", NUMBERS)
+    if not flip:
+        u[:, 0] = 0.0
+    return change(images, u.to(images))
 
 
 def change(images: Tensor, u: Tensor) -> Tensor:
-    """images: [N, C, H, W], u: [N, NUMBERS] in [0, 1): what happens to each image, as a pure function."""
+    """images: [N, C, H, W], u: [N, NUMBERS] in [0, 1), which says what happens to each image -> changed images.
+
+    The first number flips where it is at least 1/2. Two are the center of the box that is cut out. Of the others 1/2
+    changes nothing, 0 and 1 the most.
+    """
     flip, down, right, zoom, top, left, bright, vivid, contrast = u.unbind(1)
     scale = (1 + ZOOM) ** (2 * zoom - 1)
     rows = resampling(images.shape[2], scale, TRANSLATION * (2 * down - 1), torch.zeros_like(flip))

@@ -26,6 +26,11 @@ Function = Callable[[Tensor], Tensor]
 KNEE = 3.0  # where exponentials go on along their tangent; farther out their gradients upset training
 
 
+def identity(v: Tensor) -> Tensor:
+    """v."""
+    return v
+
+
 @dataclass(frozen=True)
 class Form:
     """T as a function of the raw output v; every function maps [N] to [N]."""
@@ -34,6 +39,13 @@ class Form:
     conjugate: Function  # f*(T(v))
     curvature: Function  # f*''(T) T'(v)^2: the weight of |grad v|^2 in Roth et al. 2017
     boundary: float = 0.0  # where T = f'(1): a sample with v above it is called real
+    bend: Function = identity  # v as the exponentials of `extended` see it; of a log-ratio form this is log u
+    unbent: "Form | None" = None  # the form that `extended` has bent
+
+    @property
+    def plain(self) -> "Form":
+        """The form with nothing bent, which overflows sooner: T = f'(e^v) exactly where it is a log-ratio form."""
+        return self.unbent or self
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,8 @@ def extended(form: Form, lower: bool = True, upper: bool = True, rate: float = 1
         lambda v: form.conjugate(s(v)),
         lambda v: form.curvature(s(v)) * slope(v).square(),
         form.boundary,
+        bend=s,
+        unbent=form,
     )
 
 
@@ -350,6 +364,8 @@ def scaled(row: Divergence, factor: float) -> Divergence:
             lambda v: factor * inner.conjugate(v),
             lambda v: factor * inner.curvature(v),
             inner.boundary,
+            inner.bend,
+            form(inner.unbent) if inner.unbent else None,
         )
 
     return replace(

@@ -43,13 +43,21 @@ def _f(row: str, form: str, saturating: int, **parameters: float) -> Objective:
 
 
 def _bgan(divergence_name: str, frozen: int) -> Objective:
-    """D's output is log r, r the density ratio: D's step is the f-GAN's in ratio form (Uehara et al. 2016)."""
+    """D estimates the density ratio r = e^bend(output): its step is the f-GAN's in the log-ratio form (Uehara et al.
+    2016). G descends the divergence that D's bound stands for, or with `frozen` E_Q[f(r)]."""
     row = divergence(divergence_name, "divergence")
-    shape = row.form("log_ratio")
+    form = row.form("log_ratio")
+
+    def mean_of_f(real: Tensor, fake: Tensor) -> Tensor:
+        return row.generator(form.bend(fake).exp())
+
+    def bound(real: Tensor, fake: Tensor) -> Tensor:
+        return -form.conjugate(fake)
+
     return Objective(
-        lambda real, fake: shape.conjugate(fake) - shape.value(real),
-        (lambda real, fake: row.generator(fake.exp())) if frozen else (lambda real, fake: -shape.conjugate(fake)),
-        curvature=shape.curvature,
+        lambda real, fake: form.conjugate(fake) - form.value(real),
+        mean_of_f if frozen else bound,
+        curvature=form.curvature,
     )
 
 

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 
 from gan.config import TrainConfig
-from gan.draws import Draws
 from gan.errors import UserError
+from gan.methods.critic import Critic
 from gan.methods.objectives import OBJECTIVES, Objective
 from gan.methods.regularizers import FAKE, REAL, REGULARIZERS, Regularizer, Scene
 from gan.methods.rows import look_up
 
-Show = Callable[[Tensor, str], Tensor]  # (images [N, ...], purpose of draws) -> D's outputs; see gan.methods.critic
-
 
 @cache  # the Dirac-GAN asks at every step
-def method(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
+def find_pair(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
     """The rows of two names. Raises UserError for what does not exist and for pairs that cannot be."""
     first = look_up("objective.name", objective, OBJECTIVES)
     second = look_up("regularizer.name", regularizer, REGULARIZERS, objective=first)
@@ -32,8 +30,8 @@ def method(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
 
 
 def configured(config: TrainConfig) -> tuple[Objective, Regularizer]:
-    """The rows that a configuration names. Raises UserError as `method` does, and where the rest does not fit them."""
-    objective, regularizer = method(config.objective.name, config.regularizer.name)
+    """The rows that a configuration names. Raises UserError as `find_pair` does, and where other keys do not fit."""
+    objective, regularizer = find_pair(config.objective.name, config.regularizer.name)
     unit = math.lcm(config.distributed.group, objective.group)
     if config.batch % unit:
         raise UserError(
@@ -48,6 +46,16 @@ def configured(config: TrainConfig) -> tuple[Objective, Regularizer]:
     return objective, regularizer
 
 
+def coupled_samples(config: TrainConfig) -> int:
+    """How many samples in a row the objective couples."""
+    return configured(config)[0].group
+
+
+def method_names(config: TrainConfig) -> tuple[str, str]:
+    """What names a run: the objective and the regularizer."""
+    return config.objective.name, config.regularizer.name
+
+
 def remarks(config: TrainConfig) -> Iterator[str]:
     """What is allowed and probably not meant, one line each."""
     objective, regularizer = configured(config)
@@ -58,9 +66,27 @@ def remarks(config: TrainConfig) -> Iterator[str]:
         )
     if objective.discriminator is None and config.optimizer.n_critic > 1:
         yield f"{config.objective.name} has no critic: {config.optimizer.n_critic - 1} batches in n_critic are unused"
-    penalized = regularizer.on_real or regularizer.on_fake or regularizer.elsewhere
-    if penalized and config.regularizer.gamma == 0:
+    weighs = regularizer.on_real or regularizer.on_fake or regularizer.elsewhere or regularizer.noise
+    if weighs and config.regularizer.gamma == 0:
         yield f"gamma is 0: {config.regularizer.name} is computed and does nothing"
+    if regularizer.gamma_range and isinstance(config.regularizer.gamma, float):
+        yield from _remark_on_gamma(config, config.regularizer.gamma, regularizer.gamma_range)
+
+
+def _remark_on_gamma(
+    config: TrainConfig, gamma: float, gamma_range: Callable[[int], tuple[float, float]]
+) -> Iterator[str]:
+    """A line where gamma is outside the range in which D trains."""
+    network = config.network
+    width = max(network.widths, default=min(network.channel_base // 4, network.channel_max))
+    low, high = gamma_range(width)
+    if gamma < low:
+        reason = f"lets next to no gradient through layers of at most {width} channels, and nothing will train"
+    elif gamma > high:
+        reason = f"bounds next to nothing in layers of {width} channels, and D may grow without end"
+    else:
+        return
+    yield f"--regularizer={config.regularizer.name} with --gamma={gamma:g} {reason}; try --gamma={high / 3:.1g}"
 
 
 @dataclass(frozen=True)
@@ -96,10 +122,9 @@ class CriticLoss:
 def critic_loss(
     objective: Objective,
     regularizer: Regularizer,
-    critic: Show,
+    critic: Critic,
     real: Tensor,
     fake: Tensor,
-    draws: Draws,
     due: bool = True,
 ) -> CriticLoss:
     """The critic's loss at images [N, ...], and the penalties if they are `due`.
@@ -125,7 +150,15 @@ def critic_loss(
     if due and regularizer.on_fake:
         penalties.append(regularizer.on_fake(fake_scores, fake))
     if due and regularizer.elsewhere:
-        scene = Scene(lambda x, purpose: score(critic(x, purpose)), real, fake, real_scores, fake_scores, draws)
+        scene = Scene(
+            critic=lambda x, purpose: score(critic(x, purpose)),
+            real=real,
+            fake=fake,
+            real_scores=real_scores,
+            fake_scores=fake_scores,
+            draws=critic.draws,
+            mirror=critic.mirror,
+        )
         penalties.append(regularizer.elsewhere(scene))
     loss = objective.discriminator(real_outputs, fake_outputs)
     return CriticLoss(loss, penalties, real_outputs, real_scores, fake_scores)
@@ -152,7 +185,7 @@ class GeneratorLoss:
         return {"Loss/G/loss": self.loss}
 
 
-def generator_loss(objective: Objective, critic: Show, real: Tensor, fake: Tensor) -> GeneratorLoss:
+def generator_loss(objective: Objective, critic: Critic, real: Tensor, fake: Tensor) -> GeneratorLoss:
     """The generator's loss at images [N, ...]. The critic is shown the reals again only where the loss pairs them."""
     real_outputs = critic(real, "reals of the G step") if objective.paired else None
     fake_outputs = critic(fake, "fakes of the G step")

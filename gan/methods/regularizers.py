@@ -57,6 +57,7 @@ class Scene:
     real_scores: Tensor
     fake_scores: Tensor
     draws: Draws
+    mirror: bool = False  # flipped images belong to the data (`data.mirror`)
 
     def at(self, where: str) -> tuple[Tensor, Tensor]:
         """(images, scores) at REAL or FAKE."""
@@ -77,11 +78,18 @@ class Regularizer:
     noise: bool = False  # D sees images with Gaussian noise of variance gamma
     prepare: Callable[[nn.Module], None] | None = None  # done once to a new D
     constrain: Callable[[nn.Module, float], None] | None = None  # done to (D, gamma) after each of its updates
+    gamma_range: Callable[[int], tuple[float, float]] | None = None  # channels of D's widest layer -> gammas that train
+    pictures: bool = False  # it needs images [N, C, H, W], and cannot be used on points
 
     @property
     def on_critic(self) -> bool:
         """Does it do anything at all? Without a critic it cannot."""
         return self != Regularizer()
+
+    @property
+    def is_penalty(self) -> bool:
+        """Does it act by a term of D's loss alone, and change neither D's layers nor what D is shown?"""
+        return not (self.noise or self.prepare or self.constrain)
 
 
 def at_points(points: Callable[[Scene], Tensor], penalty: Penalty) -> Term:
@@ -135,19 +143,20 @@ def consistency(scene: Scene) -> Tensor:
     total = torch.zeros_like(scene.real_scores)
     for where in (REAL, FAKE):
         images, scores = scene.at(where)
-        changed = augment(images.detach(), scene.draws, f"consistency, {where}")
+        changed = augment(images.detach(), scene.draws, f"consistency, {where}", scene.mirror)
         total = total + (scores - scene.critic(changed, where)).square()
     return total
 
 
 def normalize_spectrum(D: nn.Module) -> None:
-    """Divide each weight of D by its largest singular value, estimated by one power iteration per pass.
+    """Divide each weight of D by its largest singular value, estimated by one power iteration per pass (Miyato et al.
+    2018, section 2): the class embedding's too, as in Miyato & Koyama 2018.
 
-    The layers' own scales (equalized learning rate) would undo it and are set to one (Miyato et al. 2018, section 2).
+    The layers' own run-time scales (equalized learning rate) would undo it and are set to one.
     """
     for module in list(D.modules()):
         weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim > 1 and "Embedding" not in type(module).__name__:
+        if isinstance(weight, Tensor) and weight.ndim > 1:
             spectral_norm(module)
             if hasattr(module, "scale"):
                 module.scale = 1.0  # type: ignore[assignment]
@@ -155,9 +164,22 @@ def normalize_spectrum(D: nn.Module) -> None:
 
 @torch.no_grad()
 def clip_weights(D: nn.Module, limit: float) -> None:
-    """Every parameter into [-limit, limit] (Arjovsky et al. 2017, algorithm 1)."""
-    for parameter in D.parameters():
-        parameter.clamp_(-limit, limit)
+    """Every weight and bias into [-limit, limit] (Arjovsky et al. 2017, algorithm 1), as the layer computes with it:
+    of a layer with a run-time scale (gan/layers.py) it is weight * scale that is bounded."""
+    for module in D.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            scale = getattr(module, "scale", 1.0) if name == "weight" else 1.0
+            parameter.clamp_(-limit / scale, limit / scale)
+
+
+def clip_limits(width: int) -> tuple[float, float]:
+    """(lowest, highest) limit of `clip_weights` that trains a D whose widest layer has `width` channels.
+
+    A 3x3 layer whose weights are all at the limit, with random signs, multiplies a signal by limit * sqrt(9 * width).
+    Below 1/4 next to nothing passes through a stack of such layers; above 2 the limit does not keep D from growing.
+    """
+    unit = 1 / math.sqrt(9 * width)
+    return unit / 4, 2 * unit
 
 
 def _roth(objective: Objective) -> Regularizer:
@@ -228,8 +250,9 @@ REGULARIZERS: dict[str, Entry[Regularizer]] = {
         lambda: Regularizer(elsewhere=at_points(interpolates, zero_centered)),
     ),
     "bcr": _entry(
-        "balanced consistency: D alike for an image and its augmentation (Zhao et al. 2020)",
-        lambda: Regularizer(elsewhere=consistency),
+        "balanced consistency: D alike for an image and its copy moved, zoomed, cut out, recolored and, with --mirror, "
+        "flipped (Zhao et al. 2020)",
+        lambda: Regularizer(elsewhere=consistency, pictures=True),
     ),
     "instance_noise": _entry(
         "D sees images with Gaussian noise of variance gamma (Sønderby et al. 2017)", lambda: Regularizer(noise=True)
@@ -239,7 +262,8 @@ REGULARIZERS: dict[str, Entry[Regularizer]] = {
         lambda: Regularizer(prepare=normalize_spectrum),
     ),
     "clip": _entry(
-        "D's parameters kept in [-gamma, gamma] (Arjovsky et al. 2017)", lambda: Regularizer(constrain=clip_weights)
+        "D's weights kept in [-gamma, gamma], .01 in the paper (Arjovsky et al. 2017)",
+        lambda: Regularizer(constrain=clip_weights, gamma_range=clip_limits),
     ),
     **_difference_rows("r1", REAL),
     **_difference_rows("r2", FAKE),

@@ -7,15 +7,15 @@ from typing import Any, Generic, TypeVar
 from gan.config import nearest, parse_assignment
 from gan.errors import UserError
 
-Row = TypeVar("Row")
+Made = TypeVar("Made")  # what the entries of a table make: an Objective, a Regularizer, a Divergence
 
 
 @dataclass(frozen=True)
-class Entry(Generic[Row]):
+class Entry(Generic[Made]):
     """How a row is made: `make(**parameters)`, with a default for each parameter."""
 
     summary: str  # one line and the paper
-    make: Callable[..., Row]
+    make: Callable[..., Made]
     parameters: Mapping[str, float | int | str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -23,7 +23,7 @@ class Entry(Generic[Row]):
         return f"{self.summary} [:{options}]" if options else self.summary
 
 
-def look_up(what: str, text: str, table: Mapping[str, Entry[Row]], **context: Any) -> Row:
+def look_up(what: str, text: str, table: Mapping[str, Entry[Made]], **context: Any) -> Made:
     """The row that `text` asks for; `context` goes to its maker too.
 
     Raises UserError, which begins with `what`, for names and parameters that do not exist, naming the nearest, and for
@@ -67,6 +67,6 @@ def split_names(text: str) -> list[str]:
     return names
 
 
-def describe(table: Mapping[str, Entry[Any]]) -> list[tuple[str, str]]:
-    """(name, one line) of every row, for `--help`."""
+def help_lines(table: Mapping[str, Entry[Any]]) -> list[tuple[str, str]]:
+    """(name, one line about it) of every row of a table, for `--help`."""
     return [(name, str(entry)) for name, entry in table.items()]

@@ -33,11 +33,13 @@ class Report:
         self.log: TextIO = (run / "log.txt").open("a")
         self.board = tensorboard(run, images_seen)
         self.drift = Drift()
+        self.noted = False  # has log.txt been told that nobody reads standard output?
 
     def say(self, line: str) -> None:
         """To standard output and log.txt."""
-        if not tell(line):
+        if not tell(line) and not self.noted:
             append(self.log, "note: nobody reads standard output any more; the run goes on, and log.txt with it")
+            self.noted = True
         append(self.log, line)
 
     def tick(
@@ -93,16 +95,19 @@ class Report:
 
 
 def tell(line: str) -> bool:
-    """Write a line to standard output. -> False where its reader is gone, as after `| head`: then, and from then on,
-    lines go nowhere, and the run goes on."""
+    """Write a line to standard output. -> False once its reader is gone, as after `| head`: from then on lines go
+    nowhere, and the run goes on."""
     try:
         print(line, flush=True)
-        return True
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-        return False
+        lost.append(line)
+    return not lost
+
+
+lost: list[str] = []  # the line that standard output did not take
 
 
 def append(file: TextIO, line: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gan.draws import Draws
 from gan.methods.critic import Critic, no_critic
-from gan.methods.pairs import critic_loss, generator_loss, method
+from gan.methods.pairs import critic_loss, find_pair, generator_loss
 from gan.ranks.gradients import GradientSum
 from gan.undo import frozen
 
@@ -34,7 +34,7 @@ def train_points(
     near any; mode_kl: KL(nearest-cluster histogram || uniform); largest: the largest |score| of the last step, NaN
     where values stopped being finite.
     """
-    objective, regularizer = method(objective_name, regularizer_name)
+    objective, regularizer = find_pair(objective_name, regularizer_name)
     scale = float(np.abs(centers).max())
     G, D, average = _networks(seed, scale, objective.outputs)
     if regularizer.prepare:
@@ -51,7 +51,7 @@ def train_points(
         real = clusters(centers, draws)
         if objective.discriminator:
             fake = G(draws.latents("latents", LATENT)).detach()
-            d_loss = critic_loss(objective, regularizer, critic, real, fake, draws)
+            d_loss = critic_loss(objective, regularizer, critic, real, fake)
             _descend(d_loss.total(gamma / 2), D, d_optimizer)
             if regularizer.constrain:
                 regularizer.constrain(D, gamma)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gan.draws import Draws
 from gan.errors import UserError
-from gan.methods.pairs import critic_loss, method
+from gan.methods.critic import Critic
+from gan.methods.pairs import critic_loss, find_pair
 
 DRAWS = Draws(0, range(1), 1)
 
@@ -40,17 +41,15 @@ def losses(game: Game, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises UserError for objectives that compare sets of samples: there is one.
     """
-    objective, regularizer = method(game.objective, game.regularizer)
+    objective, regularizer = find_pair(game.objective, game.regularizer)
     if objective.group > 1:
         raise UserError(f"objective.name={game.objective} couples samples, and the Dirac-GAN has one of each")
     nodes, weights = np.polynomial.hermite_e.hermegauss(81) if game.noise else (np.zeros(1), np.ones(1))
     spread = torch.from_numpy(game.noise * nodes).unsqueeze(1)
     weight = torch.from_numpy(weights / weights.sum())
 
-    def critic(images: Tensor, purpose: str) -> Tensor:
-        return (-psi * images).squeeze(1)
-
-    d = critic_loss(objective, regularizer, critic, spread.clone(), theta + spread, DRAWS)
+    critic = Critic(lambda images: (-psi * images).squeeze(1), DRAWS)
+    d = critic_loss(objective, regularizer, critic, spread, theta + spread)
     d_loss = (weight * (d.loss + sum(game.gamma / 2 * penalty for penalty in d.penalties))).sum()
     g_loss = (weight * objective.generator(d.real_outputs, critic(theta + spread, "fakes of the G step"))).sum()
     return g_loss, d_loss

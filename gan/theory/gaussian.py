@@ -17,7 +17,7 @@ from gan.draws import Draws
 from gan.errors import UserError
 from gan.methods.critic import Critic
 from gan.methods.divergences import Divergence
-from gan.methods.pairs import critic_loss, generator_loss, method
+from gan.methods.pairs import critic_loss, find_pair, generator_loss
 from gan.ranks.gradients import GradientSum
 
 WIDE = 14.0  # standard deviations to either side that are integrated over
@@ -186,7 +186,7 @@ def fit(
     it has found the four points where p = q; with a constant one, the minimum is elsewhere. Starts at the mixture's
     own moments; where a divergence has several minima, the one whose basin that is in is found.
     """
-    objective, regularizer = method(objective_name, regularizer_name)
+    objective, regularizer = find_pair(objective_name, regularizer_name)
     center, spread = mixture.moments
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -204,7 +204,7 @@ def fit(
         critic = Critic(D, draws)
         real = mixture.sample(draws, "reals")
         fake = at[0] + at[1].exp() * draws.latents("latents", 1)
-        d_loss = critic_loss(objective, regularizer, critic, real, fake, draws)
+        d_loss = critic_loss(objective, regularizer, critic, real, fake)
         g_loss = generator_loss(objective, critic, real, fake)
         weight = gamma / 2 * 0.01 ** (step / steps)
         _set_gradient([at], g_loss.total(), batch)

@@ -23,7 +23,7 @@ PATIENCE = 12  # looks without a new best before the fit stops
 
 
 @dataclass(frozen=True)
-class Measure:
+class DivergenceEstimate:
     """What the held-out samples say."""
 
     bound: float  # E_P[T] - E_Q[f*(T)]
@@ -65,7 +65,7 @@ class Ratio(nn.Module):
         return (self.network(x) + self.linear(x) + self.signs(self.factor(x).square())).squeeze(1)
 
 
-def measure(
+def estimate_divergence(
     divergence: Divergence,
     p: np.ndarray,
     q: np.ndarray,
@@ -73,7 +73,7 @@ def measure(
     most_steps: int = 4000,
     batch: int = 512,
     lr: float = 1e-3,
-) -> Measure:
+) -> DivergenceEstimate:
     """D_f(P||Q) from samples of P [n, ...] and of Q [m, ...]: vectors [K] or images [C, H, W] each.
 
     Raises UserError for samples of different shape, fewer than 200 of either, or values that are not finite.
@@ -93,7 +93,7 @@ def measure(
     bound = (t.mean() - c.mean()).item()
     low, high = np.quantile(spread[0] - spread[1], [0.025, 0.975])
     error = ((t.var() / len(t) + c.var() / len(c)) ** 0.5).item()
-    return Measure(bound, float(low), float(high), error, steps, min(len(t), len(c)))
+    return DivergenceEstimate(bound, float(low), float(high), error, steps, min(len(t), len(c)))
 
 
 def between_gaussians(

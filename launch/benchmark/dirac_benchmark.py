@@ -72,10 +72,10 @@ def chosen(objectives: tuple[str, ...], regularizers: tuple[str, ...], gammas: t
         games = [Game(regularizer=r, gamma=g) for r, g in rows]
         games += [Game(noise=0.7), Game(consensus=1.0), Game("nonsaturating"), Game("nonsaturating", "r1", 1.0)]
         games += [Game("wasserstein", r, g) for r, g in (("none", 0.0), ("wgan_gp", 1.0), ("r1", 1.0))]
-    return {describe(game): game for game in games}
+    return {game_name(game): game for game in games}
 
 
-def describe(game: "Game") -> str:
+def game_name(game: "Game") -> str:
     """A name for a table."""
     extra = f" noise {game.noise:g}" * bool(game.noise) + f" consensus {game.consensus:g}" * bool(game.consensus)
     weight = f" {game.regularizer} {game.gamma:g}" if game.regularizer != "none" else ""

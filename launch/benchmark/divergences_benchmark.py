@@ -149,7 +149,7 @@ def ruler_row(name: str, row: Any, k: int, samples: int, seeds: range) -> dict[s
     """Mean over pairs of sets of the bound as a share of the exact value, and how often its interval holds that."""
     import numpy as np
 
-    from gan.theory.ruler import between_gaussians, measure
+    from gan.theory.ruler import between_gaussians, estimate_divergence
 
     exact, shares, held = 0.0, [], 0
     for seed in seeds:
@@ -158,7 +158,7 @@ def ruler_row(name: str, row: Any, k: int, samples: int, seeds: range) -> dict[s
         q = np.zeros(k), rng.uniform(0.95, 1.05, k)
         exact = between_gaussians(row, p, q, seed=seed)
         x, y = (m + s * rng.standard_normal((samples, k)) for m, s in (p, q))
-        result = measure(row, x, y, seed)
+        result = estimate_divergence(row, x, y, seed)
         shares.append(result.bound / exact)
         held += result.low <= exact <= result.high
     error = float(np.std(shares, ddof=1) / len(shares) ** 0.5) if len(shares) > 1 else None

@@ -38,7 +38,7 @@ from launch.benchmark.timing import (
     machine_line,
 )
 from launch.cli import run
-from launch.prepare import track
+from launch.progress import track
 from launch.tables import write_json
 
 DEVICES = ("cpu", "cuda")
@@ -204,8 +204,6 @@ def contestants(
     for name, function in one.stock.items():
         for order in sets if one.any_layout else [layout]:
             calls[f"stock: {name} {order}" if one.any_layout else f"stock: {name}"] = called(function, order)
-    if one.plain:
-        calls["plain"] = called(one.plain, layout)
     if clone:
         turn = cycle(sets[layout])
         calls["clone"] = lambda: next(turn).x.detach().clone()

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.items import Item, Source, open_image
+from data.image_files import open_image
+from data.items import Item, Source
+from data.kinds import path_kind
 from data.labels import labels_from_array, no_labels
 from data.store import MANIFEST, open_checked, open_reader
 
@@ -147,3 +149,6 @@ def _values(path: Path, keys: Sequence[bytes]) -> list[bytes | None]:
     except lmdb.Error as error:
         raise DataError(f"{path} is damaged ({error}): copy it again") from error
     return values
+
+
+KINDS = (path_kind("an LMDB", is_lmdb, open_lmdb, details="of saddle prepare, or with keys SIZE-INDEX"),)
