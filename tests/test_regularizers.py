@@ -13,6 +13,7 @@ from gan.methods.augment import augment, change
 from gan.methods.divergences import KNEE, divergence
 from gan.methods.pairs import critic_loss, method
 from gan.methods.regularizers import BETWEEN, REGULARIZERS, zero_centered
+from gan.networks import ResNetDiscriminator
 from gan.schedules import gamma_at
 
 DRAWS = Draws(0, range(2), 4)
@@ -263,6 +264,13 @@ def test_spectral_norm_bounds_every_weight():
     for layer in (net[0], net[2], net[3]):
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-6)
         assert layer.scale == 1
+
+
+def test_spectral_norm_leaves_class_embeddings_as_they_are():
+    D = ResNetDiscriminator((4, 4), classes=3)
+    REGULARIZERS["spectral_norm"].make(objective=None).prepare(D)
+    normalized = {name for name, module in D.named_modules() if torch.nn.utils.parametrize.is_parametrized(module)}
+    assert "embedding" not in normalized and {"logit", "blocks.0.conv", "from_image.1"} <= normalized
 
 
 def test_clipping_moves_weights_into_their_bounds_and_no_others():
