@@ -305,8 +305,8 @@ def test_clipping_bounds_weights_as_the_layers_compute_with_them():
 
 @pytest.mark.parametrize("gamma,widths,remark", [
     (0.0, [], "no gradient through layers of at most 512 channels"),
-    (0.001, [], "try --gamma=0.01"),
-    (0.01, [48, 24], "try --gamma=0.03"),
+    (0.001, [], "try regularizer.gamma=0.01"),
+    (0.01, [48, 24], "try regularizer.gamma=0.03"),
     (1.0, [], "bounds next to nothing in layers of 512 channels"),
     (0.01, [], None),
     (0.03, [48, 24], None),

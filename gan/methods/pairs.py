@@ -86,7 +86,8 @@ def _remark_on_gamma(
         reason = f"bounds next to nothing in layers of {width} channels, and D may grow without end"
     else:
         return
-    yield f"--regularizer={config.regularizer.name} with --gamma={gamma:g} {reason}; try --gamma={high / 3:.1g}"
+    name = config.regularizer.name
+    yield f"regularizer.name={name} with regularizer.gamma={gamma:g} {reason}; try regularizer.gamma={high / 3:.1g}"
 
 
 @dataclass(frozen=True)
