@@ -15,11 +15,12 @@ from launch.outputs import output_file
 def aligned(cells: Sequence[Sequence[str]], right: Container[int] | None = None) -> Iterator[str]:
     """Rows of as many cells each -> lines of columns, to the right in those named: by default all but the first."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    to_the_right = range(1, len(widths)) if right is None else right
     for line in cells:
-        texts = (
-            text.rjust(width) if (index > 0 if right is None else index in right) else text.ljust(width)
+        texts = [
+            text.rjust(width) if index in to_the_right else text.ljust(width)
             for index, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
+        ]
         yield "  ".join(texts).rstrip()
 
 
@@ -29,7 +30,9 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _text(value: Any) -> str:
-    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -87,7 +87,8 @@ def _forward_fake(x: Tensor, bias: Tensor | None, slope: float, gain: float) -> 
 def _forward_setup(ctx, inputs, output) -> None:
     _, bias, ctx.slope, ctx.gain = inputs
     y, bits = output
-    ctx.channels_last, ctx.with_bias = is_channels_last(y), bias is not None
+    ctx.channels_last = is_channels_last(y)
+    ctx.with_bias = bias is not None
     ctx.mark_non_differentiable(bits)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(bits)

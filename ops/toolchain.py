@@ -65,7 +65,8 @@ class Recipe:
 
 def recipe(source: Path, with_cuda: bool = True) -> Recipe:
     """How the .cpp files of `source`, and where CUDA is asked for the .cu files too, are compiled here. BuildError."""
-    compiler, ninja = find_compiler(), find_ninja()
+    compiler = find_compiler()
+    ninja = find_ninja()
     if ninja is None:
         raise BuildError("ninja is missing: pip install ninja")
     nvcc, cuda_flags, missing = cuda() if with_cuda else (None, (), "")
@@ -79,8 +80,8 @@ def recipe(source: Path, with_cuda: bool = True) -> Recipe:
     # calls another runtime than the one torch ships, so a library of clang's runs on one thread.
     openmp = ("-fopenmp", GCC_NOISE) if "gcc version" in compiler.identity else ()
     flags = (*FLAGS, *compiler.flags, *openmp, *(("-DGAN_OPS_CUDA",) if nvcc else ()))
-    keys = (("CPU", "CUDA") if nvcc else ("CPU",)) if registers else ()
-    made = Recipe(sources, keys, compiler, ninja, flags, nvcc, cuda_flags, missing)
+    keys: tuple[str, ...] = ("CPU", "CUDA") if nvcc else ("CPU",)
+    made = Recipe(sources, keys if registers else (), compiler, ninja, flags, nvcc, cuda_flags, missing)
     return replace(made, key=_key(made, files))
 
 

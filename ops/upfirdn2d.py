@@ -4,8 +4,7 @@
 
 Factors are [vertical, horizontal], padding is [top, bottom, left, right]. The op is linear in x and its adjoint is
 itself, with up and down swapped and the filter turned round, so derivatives of every order are calls of the same op.
-
-The memory order of x is kept, NCHW or channels_last.
+The result has the memory order of x, NCHW or channels_last.
 """
 
 import math
@@ -139,7 +138,8 @@ def _fake(x: Tensor, filter: Tensor, up: list[int], down: list[int], padding: li
 
 def _setup(ctx, inputs, output) -> None:
     x, filter, ctx.up, ctx.down, ctx.padding, ctx.flip, ctx.gain = inputs
-    ctx.size, ctx.output_size = x.shape[2:], output.shape[2:]
+    ctx.size = x.shape[2:]
+    ctx.output_size = output.shape[2:]
     ctx.save_for_backward(filter)
 
 

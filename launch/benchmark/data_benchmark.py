@@ -121,7 +121,8 @@ def _fitting(limit: int, shape: tuple[int, int, int], capped: bool) -> int:
 
 def synthetic(count: int, side: int) -> np.ndarray:
     """Smooth noise with a little grain, so that encoders find about as much to do as in photographs."""
-    random, images = np.random.default_rng(0), np.empty((count, side, side, 3), np.uint8)
+    random = np.random.default_rng(0)
+    images = np.empty((count, side, side, 3), np.uint8)
     coarse = max(side // 10, 2)
     for image in images:
         small = Image.fromarray(random.integers(0, 256, (coarse, coarse, 3), np.uint8))
@@ -160,11 +161,13 @@ def time_images(images: np.ndarray, place: Path, source: str | None, repeats: in
         many[f"loader{name}, {workers} thread{'s' * (workers > 1)}"] = call, batches, workers
     everything = {name: (call, 1, 0) for name, call in one.items()} | many
     clock = HostClock(1)
-    clock.sample_seconds, clock.budget = SAMPLE_SECONDS, BUDGET
+    clock.sample_seconds = SAMPLE_SECONDS
+    clock.budget = BUDGET
     times, _ = contest({name: call for name, (call, *_) in everything.items()}, clock, repeats)
     for name, taken in times.items():
         _, batches, workers = everything[name]
-        rate, spread = 1e3 * batches * batch / taken.median, (taken.p90 - taken.p10) / taken.median
+        rate = 1e3 * batches * batch / taken.median
+        spread = (taken.p90 - taken.p10) / taken.median
         rows.append(_rate("read", name, images.shape[1:], batch, workers, rate, rate, spread))
     return rows
 
@@ -173,17 +176,17 @@ def build_all(
     source: str, images: np.ndarray, place: Path, skipped: list[str]
 ) -> tuple[list[Rate], dict[tuple[str, int], ImageDataset]]:
     """Build with every encoding and number of workers that there is."""
-    rows, datasets = [], {}
+    rows = []
+    datasets = {}
     height, width, channels = images.shape[1:]
-    began = _cpu_seconds(), time.perf_counter()
+    cpu_began = _cpu_seconds()
+    began = time.perf_counter()
     for path in sorted((place / "PNG").iterdir()):
         with Image.open(path) as image:
             np.asarray(image)
-    cpu, clock = (
-        len(images) / max(now - then, 1e-3)
-        for now, then in zip((_cpu_seconds(), time.perf_counter()), began, strict=True)
-    )
-    rows.append(_rate("build", "decode PNG alone", images.shape[1:], 0, 1, clock, cpu))
+    by_clock = len(images) / max(time.perf_counter() - began, 1e-3)
+    by_cpu = len(images) / max(_cpu_seconds() - cpu_began, 1e-3)
+    rows.append(_rate("build", "decode PNG alone", images.shape[1:], 0, 1, by_clock, by_cpu))
     for encoding in ENCODINGS:
         for workers in WORKERS:
             path = place / f"{encoding}-{workers}.lmdb"

@@ -104,8 +104,8 @@ def _filters(device: torch.device) -> dict[str, Tensor]:
 
 
 def _reference(case: Resampling, taps: Tensor) -> Function:
-    up, down, gain = [case.up] * 2, [case.down] * 2, float(case.up**2)
-    return lambda x: upfirdn2d_reference(x, taps, up, down, case.padding, False, gain)
+    gain = float(case.up**2)
+    return lambda x: upfirdn2d_reference(x, taps, [case.up] * 2, [case.down] * 2, case.padding, False, gain)
 
 
 def _upfirdn2d(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Contest:

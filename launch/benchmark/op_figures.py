@@ -40,7 +40,7 @@ def show(shape: Shape) -> str:
 
 @dataclass(frozen=True)
 class OpTimes:
-    """One op in one case, and what was measured of it: `figures` by the names of COLUMNS, null where there is none."""
+    """Times of one op in one case, layout and pass, and `figures` by the names of COLUMNS, None where it has none."""
 
     op: str
     case: str
@@ -49,12 +49,12 @@ class OpTimes:
     layout: str
     device: str
     passes: str  # one of PASSES
-    bytes: int
+    bytes: int  # that the pass must read and write at the least
     figures: dict[str, float | None]
-    reference_is: str
-    stock_is: str
-    times: dict[str, Times] = field(repr=False)
-    left_out: dict[str, str] = field(repr=False)
+    reference_is: str  # the fastest variant of the reference, which `figures` compare with
+    stock_is: str  # the fastest of what stock PyTorch has
+    times: dict[str, Times] = field(repr=False)  # of every contestant
+    left_out: dict[str, str] = field(repr=False)  # contestant -> why it could not take part
 
     @property
     def tensor_bytes(self) -> int:
@@ -117,7 +117,8 @@ SUMMARY = (
 def figures_of(medians: Mapping[str, float], ours: Times | None, moved: int) -> dict[str, float | None]:
     """Every figure of COLUMNS, from the median times of the contestants in milliseconds."""
     figures: dict[str, float | None] = {name: medians.get(name) for name in COLUMNS}
-    figures |= {"p10": ours.p10 if ours else None, "p90": ours.p90 if ours else None}
+    if ours:
+        figures |= {"p10": ours.p10, "p90": ours.p90}
     for name, (above, below) in RATIOS.items():
         figures[name] = medians[above] / medians[below] if above in medians and below in medians else None
     figures["gb_per_s"] = moved / medians["ours"] / 1e6 if "ours" in medians else None

@@ -84,7 +84,8 @@ def main(
     stops and shows what has been measured.
     """
     names = _names("--op", ops_, list(OPS))
-    dtypes, layouts = _names("--dtype", dtype, list(DTYPES)), _names("--layout", layout, list(LAYOUTS))
+    dtypes = _names("--dtype", dtype, list(DTYPES))
+    layouts = _names("--layout", layout, list(LAYOUTS))
     good, message = choice("--device", device, DEVICES)
     if not good:
         raise UserError(message)
@@ -122,7 +123,7 @@ def time_ops(
     repeats: int,
     skipped: list[str],
 ) -> Iterator[OpTimes]:
-    """A row for each (op, case, shape, dtype), layout and pass; cells that do not fit into memory go to `skipped`."""
+    """Times of each (op, case, shape, dtype), layout and pass; what does not fit into memory goes to `skipped`."""
     for op, case, shape, kind in cells:
         dtype = DTYPES[kind]
         try:
@@ -161,19 +162,35 @@ def time_op(
     clock: Clock,
     repeats: int,
 ) -> OpTimes:
-    """Hold one contest."""
+    """One contest: every contestant of an op in one case, layout and pass."""
     op, case, shape, dtype = cell
     kernels = bytes_moved(one, DTYPES[dtype], passes)
     calls = contestants(one, OPS[op].clone and passes == "forward", layout, passes, sets, kernels)
     times, left = contest(calls, clock, repeats)
-    reference, stock = fastest(times, "reference"), fastest(times, "stock")
+    reference = fastest(times, "reference")
+    stock = fastest(times, "stock")
     medians = {name: times[name].median for name in times if ":" not in name}
     medians |= {"reference": reference[1].median} if reference else {}
     medians |= {"stock": stock[1].median} if stock else {}
     device = sets[layout][0].x.device.type
     figures = figures_of(medians, times.get("ours"), sum(kernels))
-    names = reference[0] if reference else "", stock[0] if stock else ""
-    return OpTimes(op, case, shape, dtype, layout, device, passes, sum(kernels), figures, *names, times, left)
+    reference_is = reference[0] if reference else ""
+    stock_is = stock[0] if stock else ""
+    return OpTimes(
+        op=op,
+        case=case,
+        shape=shape,
+        dtype=dtype,
+        layout=layout,
+        device=device,
+        passes=passes,
+        bytes=sum(kernels),
+        figures=figures,
+        reference_is=reference_is,
+        stock_is=stock_is,
+        times=times,
+        left_out=left,
+    )
 
 
 def contestants(
@@ -210,7 +227,7 @@ def copier(kernels: list[int], copies: int, device: torch.device) -> Call:
 
 
 def report(machine: dict[str, Any], complete: bool, rows: Sequence[OpTimes], skipped: Sequence[str]) -> dict[str, Any]:
-    """The same for programs."""
+    """What --json writes."""
     return {
         "machine": machine,
         "complete": complete,
@@ -221,7 +238,7 @@ def report(machine: dict[str, Any], complete: bool, rows: Sequence[OpTimes], ski
 
 
 def row_values(row: OpTimes) -> dict[str, Any]:
-    """Flat, its figures beside what they are of."""
+    """One flat JSON object of an op's times: what was measured, and its figures beside it."""
     values = asdict(row)
     return {"pass": values.pop("passes"), **values.pop("figures"), **values}
 

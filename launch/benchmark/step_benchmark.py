@@ -134,7 +134,8 @@ def leave_rows(rows: Sequence[StageTimes], also: Sequence[str], flags: Mapping[s
 
 def table_row(row: StageTimes, also: Sequence[str]) -> dict[str, Any]:
     """A stage's times for people."""
-    joined, alone = row["ms"]["joined"], row["ms"]["alone"]
+    joined = row["ms"]["joined"]
+    alone = row["ms"]["alone"]
     cells = {
         "gpus": row["gpus"],
         "stage": row["size"],
@@ -165,7 +166,8 @@ def check_model(measured: Sequence[StageTimes], costs: Mapping[int, StepCost], s
         small, large, size = row["link"]
         link = measure_link(small, large, size, row["gpus"])
         guess = predict(costs[row["stage"]], row["gpus"], row["shares"]["joined"], link, slots)
-        step, took = 1e3 * guess.seconds, row["ms"]["joined"]
+        step = 1e3 * guess.seconds
+        took = row["ms"]["joined"]
         cells = {"gpus": row["gpus"], "stage": row["size"], "predicted ms": round(step, 1), "took ms": round(took, 1)}
         rows.append(cells | {"off by": f"{step / took - 1:+.0%}", "link us": round(link.latency * 1e6),
                              "link GB/s": round(link.bandwidth / 1e9, 2)})  # fmt: skip

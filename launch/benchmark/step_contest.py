@@ -39,9 +39,13 @@ class Contestant:
     """A training state of its own, that takes steps of one stage."""
 
     def __init__(self, task: Task, stage: int, dataset: ImageDataset | None) -> None:
-        self.task, self.batches = task, feed(task, stage, dataset)
-        self.state, self.now = initial_state(task), replace(moment(task.schedule, 0), stage=stage)
-        self.waited, self.steps, self.share = 0.0, 0, task.samples(0)[1]
+        self.task = task
+        self.batches = feed(task, stage, dataset)
+        self.state = initial_state(task)
+        self.now = replace(moment(task.schedule, 0), stage=stage)
+        self.share = task.samples(0)[1]
+        self.steps = 0
+        self.waited = 0.0  # seconds, for data
 
     def step(self) -> None:
         """One step on the next batch."""
@@ -108,7 +112,8 @@ def measure_stage(
 ) -> dict[str, Any]:
     """Every contestant in turn, in rounds that begin with another one each."""
     block = math.lcm(config.distributed.group, configured(config)[0].group)
-    half, joined = max(config.batch // 2 // block, 1) * block, replace(config, batch=config.batch * ranks.world)
+    half = max(config.batch // 2 // block, 1) * block
+    joined = replace(config, batch=config.batch * ranks.world)
     apart = Ranks(device=ranks.device)
     who = {"joined": (joined, ranks), "alone": (config, apart)}
     if ranks.world == 1:
@@ -159,12 +164,14 @@ def stage_row(
     ranks: Ranks,
     stage: int,
 ) -> dict[str, Any]:
-    """The row of a stage. Times are those of the fastest tenth of the rounds, for other jobs only slow a step down;
-    ratios are medians of those within a round."""
+    """What is reported of a stage.
+
+    Times are those of the fastest tenth of the rounds, because other jobs of the machine can only slow a step down;
+    ratios are medians over rounds of the ratio within a round.
+    """
     shares = {name: contestant.share for name, contestant in contestants.items()}
-    speeds = {
-        name: rates(shares[name], seconds[name], ranks.device) for name in contestants
-    }  # joint images per second in each round
+    # Of all ranks together, images per second in each round.
+    speeds = {name: rates(shares[name], seconds[name], ranks.device) for name in contestants}
     joined = contestants["joined"]
     height, width = (side * 2**stage for side in images.base)
     times = {name: 1e3 * shares[name] * ranks.world / float(np.quantile(rate, 0.9)) for name, rate in speeds.items()}
@@ -192,7 +199,8 @@ def time_link(ranks: Ranks) -> tuple[float, float, float]:
     """(seconds of a sum of one number, of one of LARGE bytes, LARGE), medians of the slowest rank's."""
     medians = []
     for size in (1, LARGE // 4):
-        values, samples = torch.zeros(size, device=ranks.device), []
+        values = torch.zeros(size, device=ranks.device)
+        samples = []
         for _ in range(20):
             wait_for_all(ranks.device)
             begin = time.perf_counter()

@@ -111,7 +111,8 @@ class DeviceClock:
     def sample(self, call: Call, sampling: Sampling) -> float:
         """See Clock."""
         results: deque[Any] = deque(maxlen=self.keep)
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         wait = min(1.5 * sampling.host_seconds * sampling.calls, self.most_wait)
         torch.cuda._sleep(int(wait * self.cycles_per_second))
         start.record()
@@ -127,17 +128,19 @@ def contest(
 ) -> tuple[dict[str, Times], dict[str, str]]:
     """Time each of `calls` `repeats` times -> ({name: times}, {name: why it could not take part}).
 
-    In rounds, a sample of each in each, so that whatever else the machine does meets all of them; every round begins
-    with the next one. Past the clock's budget no round begins, except the first three.
+    In each round every one is sampled once, so that whatever else the machine does slows all of them down; each round
+    begins with another one. Once the clock's budget is spent no further round begins, except the first three.
     """
-    samplings, left_out = {}, {}
+    samplings: dict[str, Sampling] = {}
+    left_out: dict[str, str] = {}
     for name, call in calls.items():
         try:
             samplings[name] = clock.warm_up(call)
         except (torch.OutOfMemoryError, NotImplementedError) as error:
             left_out[name] = str(error).splitlines()[0]
     samples: dict[str, list[float]] = {name: [] for name in samplings}
-    names, started = list(samplings), seconds()
+    names = list(samplings)
+    started = seconds()
     for turn in range(repeats):
         if turn >= FEWEST and seconds() - started > clock.budget:
             break
