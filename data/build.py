@@ -20,7 +20,8 @@ from data.store import Manifest
 from data.store_writer import Skipped, StoredLabel, StoreWriter
 from data.workers import Result, in_order
 
-CHUNK_BYTES, CHUNK_IMAGES = 4 << 20, 256  # a chunk holds at most so many bytes of pixels and so many images
+CHUNK_BYTES = 4 << 20
+CHUNK_IMAGES = 256  # a chunk holds at most so many bytes of pixels and so many images
 
 
 class Wider(DataError):
@@ -28,7 +29,8 @@ class Wider(DataError):
 
     def __init__(self, name: str, mode: str) -> None:
         super().__init__(name, mode)
-        self.name, self.mode = name, mode
+        self.name = name
+        self.mode = mode
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def _keep_freed_pages() -> None:
 
 def _store(plan: BuildPlan, writer: StoreWriter, workers: int, progress: Progress) -> None:
     _keep_freed_pages()
-    size, count = chunk_size(plan), plan.source.count
+    size = chunk_size(plan)
+    count = plan.source.count
     starts = range(writer.consumed, count, size)
     workers = min(workers, max(1, len(starts) // 2))  # to fork for less does not pay
     most = 2 * size * plan.raw_bytes + 4096 * size * len(plan.levels)  # noise as JPEG is larger than as pixels

@@ -121,7 +121,8 @@ def _fit_at(plan: BuildPlan, position: int) -> list[np.ndarray | str]:
 
 def _timed(work: Callable[[Any], Any], items: Sequence[Any]) -> tuple[list[Any], float]:
     """(work(item) of every item, the median of the seconds that took: the first is slow for other reasons)."""
-    results, seconds = [], []
+    results = []
+    seconds = []
     for item in items:
         started = time.perf_counter()
         results.append(work(item))

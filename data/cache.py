@@ -50,7 +50,7 @@ def cached(
     lock = copy.with_suffix(".lock")
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=wait):  # its holder's death lets it go
+        with FileLock(lock, timeout=wait):  # released when its holder dies
             if not _is_sound(copy):
                 announce(f"copying {source} to {copy}")
                 _make(source, copy)
@@ -77,7 +77,8 @@ def _is_sound(copy: Path) -> bool:
 
 def _make(source: Path, copy: Path) -> None:
     """Copy, read it again, and put it in place."""
-    size, part = source.stat().st_size, copy.with_suffix(".part")
+    size = source.stat().st_size
+    part = copy.with_suffix(".part")
     part.unlink(missing_ok=True)
     free = shutil.disk_usage(copy.parent).free + (copy.stat().st_size if copy.exists() else 0)
     if size > free:

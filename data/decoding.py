@@ -18,6 +18,7 @@ MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # channels of the modes that are stored, 
 # A PNG may name one color that is transparent, in the depth of the file, which Pillow does not bring to 8 bits for
 # these raw modes.
 TRANSPARENT_KEYS: dict[str, Callable[[Any], Any]] = {
+    "1": lambda grey: 255 * bool(grey),
     "L;2": lambda grey: grey * 85,
     "L;4": lambda grey: grey * 17,
     "RGB;16B": lambda color: tuple(channel >> 8 for channel in color),

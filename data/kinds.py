@@ -14,8 +14,8 @@ from data.items import Source
 class Turn(IntEnum):
     """When a kind is asked whether a source is its own: the first that claims it has it.
 
-    Within a turn the modules are asked in the order of their names, and the rows of a module in their own. So a kind
-    that another one would claim as well, as any npz is a zip, belongs into an earlier turn or before it in its module.
+    Within a turn the modules are asked in the order of their names, and the rows of a module in their own order. Where
+    two kinds claim the same source, as any npz is a zip too, the special one needs an earlier turn, or an earlier row.
     """
 
     NAME = 0  # by a name that is built in

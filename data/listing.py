@@ -11,7 +11,7 @@ from data.image_files import claims_image, open_image
 from data.items import Item, Source, show_counts
 from data.labels import LABELS_FILE, Label, Labels, label_by_folder, labels_from_file
 from data.names import hidden
-from data.streams import MAX_MEMBER
+from data.streams import DAMAGE, MAX_MEMBER
 
 TOO_LARGE = f"unpacks to more than {MAX_MEMBER >> 20} MB"
 
@@ -117,7 +117,7 @@ def _read_labels(
     where = f"{labels_file.name} in {where}"
     try:
         content = read_file(labels_file.file)
-    except OSError as error:
+    except DAMAGE as error:
         raise DataError(f"{where} cannot be read: {error}") from error
     readable = [image.name.removeprefix(folder) for image in images if not isinstance(image.file, str)]
     refused = [image.name.removeprefix(folder) for image in images if isinstance(image.file, str)]

@@ -54,7 +54,7 @@ def prepare(
     announce: Callable[[BuildPlan, dict[str, Cost], int], None] = lambda plan, costs, workers: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
-    """Build the dataset `dest` from `source` (a built-in name, a folder or a zip) and say what happened.
+    """Build the dataset `dest` from `source`, of any kind in data/sources, and say what happened.
 
     Sizes are (height, width); the default resolution is the largest base * 2**k within the first readable image.
     `levels` keeps that many of the largest levels. Images that cannot be read are skipped and reported; with `strict`

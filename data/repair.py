@@ -15,7 +15,7 @@ from data.resizing import pyramid
 from data.sources import open_source
 from data.store import LABELS, Manifest, image_key, open_reader
 from data.store_writer import lock
-from data.verify import Findings, content_hash, expected_entries, look, stored_labels
+from data.verify import Findings, check_records, content_hash, expected_entries, stored_labels
 
 
 def repair(source: str, dest: str | os.PathLike[str], progress: Progress = silent) -> list[str]:
@@ -25,7 +25,7 @@ def repair(source: str, dest: str | os.PathLike[str], progress: Progress = silen
     would not, because the source has changed, or if more than records is damaged.
     """
     path = Path(dest)
-    found = look(path, progress)
+    found = check_records(path, progress)
     if found.rest and not (found.bad or found.labels):
         raise DataError(f"{found.rest[0]}: that is more than bad records, build it anew")
     if not found.problems:

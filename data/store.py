@@ -32,7 +32,8 @@ from data.errors import DataError
 from data.names import composed
 
 VERSION = 2
-LABELS, MANIFEST = b"labels", b"manifest"
+LABELS = b"labels"
+MANIFEST = b"manifest"
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ class Reader:
         images = np.empty((len(indices), *shape), np.uint8) if out is None else out
         assert images.shape == (len(indices), *shape) and images.dtype == np.uint8 and images.flags.c_contiguous
         encoding = ENCODINGS[self.manifest.encoding]
-        pixels, length = images.reshape(-1).data, math.prod(shape)
+        pixels = images.reshape(-1).data
+        length = math.prod(shape)
         with self._transaction() as transaction:
             get = transaction.get
             for position, index in enumerate(indices.tolist()):
@@ -157,7 +159,8 @@ class Reader:
 
     def labels(self) -> np.ndarray | None:
         """int64 [N], float32 [N, d], or None if the dataset has neither. DataError if they are damaged."""
-        count, dim = self.manifest.count, self.manifest.label_dim
+        count = self.manifest.count
+        dim = self.manifest.label_dim
         if self.manifest.classes is None and dim is None:
             return None
         with self._transaction() as transaction:
@@ -225,7 +228,8 @@ def open_checked(path: Path) -> Any:
     except lmdb.Error as error:
         raise DataError(f"{path} is not a dataset of saddle prepare, or is damaged ({error})") from error
     # LMDB maps the length it expects: touching a page beyond the end of a shorter file kills the process (SIGBUS).
-    needed, size = (env.info()["last_pgno"] + 1) * env.stat()["psize"], path.stat().st_size
+    needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    size = path.stat().st_size
     if size < needed:
         env.close()
         raise DataError(f"{path} is truncated, {size} bytes of {needed}: copy it again or run saddle prepare again")

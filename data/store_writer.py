@@ -57,7 +57,8 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path, settings: Any, mode: str, say: Callable[[str], None] = lambda line: None) -> None:
-        self.path, self.part = path, part_path(path)
+        self.path = path
+        self.part = part_path(path)
         self.settings = json.loads(json.dumps(settings))
         self._env: Any = None
         self._transaction: Any = None
@@ -77,7 +78,10 @@ class StoreWriter:
             raise
 
     def _begin_anew(self, mode: str) -> None:
-        self.mode, self.consumed, self.count, self.commits = mode, 0, 0, 0
+        self.mode = mode
+        self.consumed = 0
+        self.count = 0
+        self.commits = 0
         self.labels: list[StoredLabel] = []
         self.skipped: list[Skipped] = []
         self.color_changes: Counter[str] = Counter()
@@ -105,7 +109,8 @@ class StoreWriter:
         try:
             with env.begin() as transaction:
                 self._pages = env.info()["last_pgno"] + 1
-                manifest, state = transaction.get(MANIFEST), transaction.get(BUILD)
+                manifest = transaction.get(MANIFEST)
+                state = transaction.get(BUILD)
                 if manifest:
                     self.finished = Manifest.from_json(without_crc(manifest))
                 elif state:
@@ -132,7 +137,9 @@ class StoreWriter:
             self.skipped += [Skipped(*fields) for fields in journal["skipped"]]
         self._noted = len(self.labels), len(self.skipped)
         self._hash = ContentHash(bytes.fromhex(state["hash"]))
-        self.mode, self.consumed, self.count = state["mode"], state["consumed"], state["count"]
+        self.mode = state["mode"]
+        self.consumed = state["consumed"]
+        self.count = state["count"]
         self.color_changes = Counter(state["color_changes"])
         self.commits = state["commits"]
 
@@ -194,7 +201,8 @@ class StoreWriter:
             self._transaction.put(BUILD, with_crc(json.dumps(state).encode()))
             self._commit()
         self.commits += 1
-        self._noted, self._waiting = (len(self.labels), len(self.skipped)), 0
+        self._noted = (len(self.labels), len(self.skipped))
+        self._waiting = 0
 
     def _commit(self) -> None:
         self._transaction.commit()

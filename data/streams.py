@@ -43,8 +43,10 @@ class Bounded:
     """A file of which nobody reads more than `limit` bytes at once: a header may lie about what follows it."""
 
     def __init__(self, file: IO[bytes], limit: int) -> None:
-        self._file, self._limit = file, limit
-        self.seek, self.tell = file.seek, file.tell
+        self._file = file
+        self._limit = limit
+        self.seek = file.seek
+        self.tell = file.tell
         self.last = b""  # what was read last
 
     def read(self, size: int = -1) -> bytes:

@@ -24,7 +24,8 @@ from gan.families import find_family
 from gan.files import replacing, sync
 from gan.networks import ImageFormat, ResNetGenerator
 
-STATE, SNAPSHOT = "training-state-", "network-snapshot-"
+STATE = "training-state-"
+SNAPSHOT = "network-snapshot-"
 
 
 @dataclass(frozen=True)

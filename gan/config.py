@@ -22,7 +22,9 @@ NO_SUCH_KEY = "no such key"
 OUTSIDE = ("run.", "data.check", "distributed.micro", "distributed.timeout")
 
 
-TINY, HUGE, WHOLE = 1e-30, 1e30, 2**31 - 1  # bounds of what must be positive, may be large, and is counted
+TINY = 1e-30  # lower bound of what must be positive
+HUGE = 1e30  # upper bound of what may be large
+WHOLE = 2**31 - 1  # upper bound of what is counted
 
 
 def setting(
@@ -127,7 +129,8 @@ class DataConfig:
         flag="--aug",
         help="none | diff: D sees reals and fakes moved, zoomed, recolored and partly covered at random.",
     )
-    check: str = setting("first", choices=("never", "first", "always"))  # verify checksums of records: in which epochs
+    # verify the checksums of records while training: never, in the first epoch of each stage, or always
+    check: str = setting("first", choices=("never", "first", "always"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,8 @@ def _stages(config: TrainConfig, last: int, total: int) -> tuple[Stage, ...]:
         all(fade <= length for length, fade in zip(lengths[1:-1], fades[1:-1], strict=True)),
         f"growth.fade_kimg={config.growth.fade_kimg:g} is longer than a stage of growth.kimg",
     )
-    stages, start = [], 0
+    stages = []
+    start = 0
     for index, (length, fade) in enumerate(zip(lengths, fades, strict=True)):
         stages.append(Stage(index, start, round(fade / config.batch) * config.batch if index else 0))
         start += max(round(length / config.batch), 1) * config.batch

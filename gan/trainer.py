@@ -62,7 +62,7 @@ def train_step(
                 z = part.latents("latents of the D step", G.z_dim)
                 fake = G(z, now.stage, alpha, part.labels)
             critic = show(D, part, task, now, alpha, gamma)
-            d_loss = critic_loss(objective, regularizer, critic, part.real, fake, part.draws, penalty_due)
+            d_loss = critic_loss(objective, regularizer, critic, part.real, fake, penalty_due)
             stats.add(d_loss.statistics(config.regularizer.name))
             gradients.add(d_loss.total(gamma / 2 * config.regularizer.every))
         void = gradients.step(d_optimizer, config.optimizer.d_lr * now.lr_scale, void)

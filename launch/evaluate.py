@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data.names import composed
 from gan.errors import UserError
 from launch.cli import run
-from launch.samples import composed, find_snapshot, load_network
+from launch.samples import find_snapshot, load_network
 from launch.scores import build_reference, classifier_summary, score_network, score_table
 from launch.tables import write_json
 

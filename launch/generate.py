@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data.names import composed
 from launch.cli import run
 from launch.pictures import (
     VISIBLE,
@@ -23,7 +24,7 @@ from launch.pictures import (
     save_png,
     walk,
 )
-from launch.samples import composed, load_network
+from launch.samples import load_network
 
 if TYPE_CHECKING:
     from gan.checkpoint import Snapshot

@@ -1,6 +1,5 @@
 """What commands compare: networks found and loaded, their samples, and the real images of datasets."""
 
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,11 +39,6 @@ def load_network(network: str | Path) -> "Snapshot":
         raise UserError(f"{path} makes images of {snapshot.G.channels} channels; pictures have 1, 3 or 4")
     snapshot.G.to("cuda" if torch.cuda.is_available() else "cpu")
     return snapshot
-
-
-def composed(name: str) -> str:
-    """A class's name with composed accents (NFC): macOS decomposes them in names of folders, keyboards do not."""
-    return unicodedata.normalize("NFC", name)
 
 
 def classes_in_turn(snapshot: "Snapshot", samples: int) -> "torch.Tensor | None":

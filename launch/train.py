@@ -19,7 +19,7 @@ import click
 from data.cache import cached
 from data.dataset import ImageDataset
 from data.errors import DataError
-from data.loader import load, pageable
+from data.loader import Check, load, pageable, unchecked
 from gan.config import TrainConfig, flatten
 from gan.errors import EverywhereError, PeerError, UserError
 from launch.cli import run as run_command
@@ -242,16 +242,26 @@ def make_feed(job: Job, ranks: "Ranks") -> "Feed":
     """Requests -> batches, in memory that is page-locked where a GPU copies from it."""
     import torch
 
+    from gan.schedules import stage_start
+
     def pinned(size: int) -> Any:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
 
     config = job.plan.config
+
+    def in_first_epoch(first: int, stage: int) -> bool:
+        length = len(job.dataset)
+        whole = -(-stage_start(job.plan.schedule, stage) // length)  # the first epoch that is all in this stage
+        return first < (whole + 1) * length
+
+    checks: dict[str, Check] = {"never": unchecked, "first": in_first_epoch, "always": lambda first, stage: True}
     return partial(
         load,
         job.dataset,
         seed=config.seed,
         block=config.data.block,
         workers=config.run.workers,
+        check=checks[config.data.check],
         allocate=pinned if ranks.device.type == "cuda" else pageable,
     )
 

@@ -43,24 +43,39 @@ def text(words):
     return b"desc" + bytes(4) + struct.pack(">I", len(ascii)) + ascii + bytes(4 + 4 + 2 + 1 + 67 + 3)
 
 
-def profile(matrix=None, gamma=ADOBE_GAMMA, space=b"RGB ", name="a test"):
-    """The bytes of an ICC profile with one curve, and a matrix if it is not grey."""
-    tags = {b"desc": text(name), b"cprt": b"text" + bytes(4) + b"none\0" + bytes(3), b"wtpt": xyz(D50)}
-    if matrix is None:
-        tags[b"kTRC"] = curve(gamma)
-    else:
-        tags |= {channel + b"XYZ": xyz(matrix[:, place]) for place, channel in enumerate([b"r", b"g", b"b"])}
-        tags |= {channel + b"TRC": curve(gamma) for channel in (b"r", b"g", b"b")}
+def icc(space, connection, version, tags):
+    """The bytes of an ICC profile with these tags."""
+    tags = {b"desc": text("a test"), b"cprt": b"text" + bytes(4) + b"none\0" + bytes(3), b"wtpt": xyz(D50)} | tags
     start = 128 + 4 + 12 * len(tags)
-    table, body = struct.pack(">I", len(tags)), b""
+    table = struct.pack(">I", len(tags))
+    body = b""
     for tag, content in tags.items():
         content += bytes(-len(content) % 4)
         table += tag + struct.pack(">II", start + len(body), len(content))
         body += content
-    version = 0x04200000 if gamma == SRGB_CURVE else 0x02400000
-    head = struct.pack(">III4s4s4s", start + len(body), 0, version, b"mntr", space, b"XYZ ")
+    kind = b"prtr" if space == b"CMYK" else b"mntr"
+    head = struct.pack(">III4s4s4s", start + len(body), 0, version, kind, space, connection)
     head += bytes(12) + b"acsp" + bytes(28) + b"".join(map(fixed, D50))
     return head.ljust(128, b"\0") + table + body
+
+
+def profile(matrix=None, gamma=ADOBE_GAMMA, space=b"RGB "):
+    """A profile with one curve, and a matrix if it is not grey."""
+    if matrix is None:
+        tags = {b"kTRC": curve(gamma)}
+    else:
+        tags = {channel + b"XYZ": xyz(matrix[:, place]) for place, channel in enumerate([b"r", b"g", b"b"])}
+        tags |= {channel + b"TRC": curve(gamma) for channel in (b"r", b"g", b"b")}
+    return icc(space, b"XYZ ", 0x04200000 if gamma == SRGB_CURVE else 0x02400000, tags)
+
+
+def ink_profile(lightness):
+    """A profile of CMYK in which the 16 combinations of full inks are greys of such lightness (L* in 0..255)."""
+    same = bytes(range(256))
+    corners = b"".join(bytes([value, 128, 128]) for value in lightness)
+    identity = b"".join(map(fixed, np.eye(3).ravel()))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + same * 4 + corners + same * 3
+    return icc(b"CMYK", b"Lab ", 0x02400000, {b"A2B0": table})
 
 
 def linear(values, gamma):
@@ -133,13 +148,24 @@ def test_greys_follow_their_curve(mode, matrix):
     assert np.abs(decoded - srgb(linear(ramp / 255, 1.8))).max() <= 2
 
 
-def test_an_srgb_profile_changes_nothing_whatever_its_name():
+def test_inks_follow_their_table():
+    lightness = np.arange(255, -1, -17)
+    inks = np.array([[255 * (corner >> 3 - ink & 1) for ink in range(4)] for corner in range(16)], np.uint8)
+    image = reopened(Image.frombytes("CMYK", (16, 1), inks.tobytes()), "TIFF", icc_profile=ink_profile(lightness))
+    assert colors.color_change(image) == colors.CONVERTED
+    decoded = np.asarray(decode(image, "RGB"))[0].astype(float)
+    root = (lightness / 2.55 + 16) / 116
+    light = np.where(root > 6 / 29, root**3, 3 * (6 / 29) ** 2 * (root - 4 / 29))
+    assert np.abs(decoded - srgb(light)[:, None]).max() <= 2
+
+
+def test_an_srgb_profile_changes_nothing_whoever_made_it():
     pixels = cube()
-    for icc in (
-        profile(SRGB, SRGB_CURVE, name="x"),
+    for content in (
+        profile(SRGB, SRGB_CURVE),
         ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
     ):
-        image = reopened(Image.fromarray(pixels), icc_profile=icc)
+        image = reopened(Image.fromarray(pixels), icc_profile=content)
         assert colors.color_change(image) is None
         np.testing.assert_array_equal(np.asarray(decode(image, "RGB")), pixels)
 

@@ -135,7 +135,7 @@ def test_pages_of_a_file_that_was_moved_away_can_be_dropped(tmp_path):
 
 def test_where_it_cannot_be_done(tmp_path, monkeypatch):
     build(tmp_path / "x.lmdb", 2, side=16)
-    read_text = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda path: "" if str(path) == "/proc/self/maps" else read_text(path))
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"" if str(path) == "/proc/self/maps" else read(path))
     with pytest.raises(DataError, match=r"use run\.pages=keep"):
         ImageDataset(tmp_path / "x.lmdb", pages="drop")

@@ -1,4 +1,4 @@
-"""Every objective with every regularizer that goes with it computes the same step on two ranks as on one.
+"""Objectives and regularizers together: what is remarked, and the same step on two ranks as on one.
 
 By default in as few pairs as show every row, and every kind of objective with every kind of regularizer; the rest of
 some four hundred is marked slow.
@@ -10,9 +10,10 @@ from dataclasses import fields
 import pytest
 from test_distributed import by_itself, launch, relative
 
+from gan.config import TrainConfig, override
 from gan.errors import UserError
 from gan.methods.objectives import OBJECTIVES, Objective
-from gan.methods.pairs import find_pair
+from gan.methods.pairs import find_pair, remarks
 from gan.methods.regularizers import REGULARIZERS, Regularizer
 
 STEP = "1;precision.dtype=float64;regularizer.every=1;batch=16"
@@ -83,3 +84,25 @@ def test_two_ranks_compute_the_step_of_one_for_every_pair(pairs, tmp_path):
             theirs = alone[name]["gradients"][net]
             assert theirs and all(gradient.isfinite().all() for gradient in theirs.values()), (name, net)
             assert relative(together[name]["gradients"][net], theirs) < 1e-12, (name, net)
+
+
+@pytest.mark.parametrize(
+    "objective,regularizer,more,said",
+    [
+        ("wasserstein", "none", {}, "nothing bounds the slope of D"),
+        ("mmd:kernel=distance", "instance_noise", {"regularizer.gamma": 0.0}, "gamma is 0"),
+        ("mmd:kernel=distance", "none", {}, "nothing bounds the slope of D"),
+        ("mmd:kernel=rbf", "none", {}, ""),
+        ("wasserstein", "clip", {"regularizer.gamma": 0.01}, ""),
+        ("wasserstein", "wgan_gp", {}, ""),
+        ("nonsaturating", "none", {}, ""),
+        ("energy", "none", {"optimizer.n_critic": 3}, "2 batches in n_critic are unused"),
+        ("nonsaturating", "r1", {"regularizer.gamma": 0.0}, "gamma is 0"),
+        ("nonsaturating", "wgan_gp", {"regularizer.gamma": 0.0}, "gamma is 0"),
+        ("nonsaturating", "spectral_norm", {"regularizer.gamma": 0.0}, ""),
+    ],
+)
+def test_what_is_probably_not_meant_is_remarked_and_nothing_else(objective, regularizer, more, said):
+    values = {"objective.name": objective, "regularizer.name": regularizer, **more}
+    lines = list(remarks(override(TrainConfig(), values)))
+    assert len(lines) == bool(said) and all(said in line for line in lines)

@@ -86,9 +86,19 @@ def test_skipped_images_are_summed_up_and_listed(saddle, tmp_path):
     code, output, _ = saddle("prepare", "in", "x.lmdb")
     assert code == 0 and "stored   1 of 13 images" in output and "skipped  12: not an image" in output
     assert "bad09.jpg: not an image" in output and "bad10.jpg" not in output and "and 2 more" in output
-    assert "ignored  1 files" in output and "x.lmdb.skipped.txt" in output
+    assert "ignored  1 files that are no images: 1 .txt" in output and "x.lmdb.skipped.txt" in output
     assert len(Path("x.lmdb.skipped.txt").read_text().splitlines()) == 12
     assert "skipped  12: not an image" in saddle("inspect", "x.lmdb")[1]
+
+
+def test_what_the_user_should_know_is_in_the_report(saddle, tmp_path):
+    photos(tmp_path / "in", ["cat/0.png", "dog/1.png", "cover.png"])
+    image = Image.open(tmp_path / "in/cover.png")
+    image.save(tmp_path / "in/cover.png", icc_profile=b"broken")
+    output = saddle("prepare", "in", "x.lmdb")[1]
+    assert "classes  none" in output and "note: no classes, because cover.png lies beside the folders" in output
+    changed = "colors   1: color profile ignored"
+    assert changed in output and changed in saddle("inspect", "x.lmdb")[1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data.prepare import prepare
+from data.store import image_key
 from gan.checkpoint import newest_state
 from gan.methods.objectives import OBJECTIVES
 from gan.methods.regularizers import REGULARIZERS
@@ -424,3 +426,17 @@ def test_gans_words_are_translated_to_flags_and_no_other_words_are():
     assert (
         as_flags("run.kimgs: no such key; did you mean run.kimg?") == "run.kimgs: no such key; did you mean run.kimg?"
     )
+
+
+@pytest.mark.parametrize("check,code", [("never", 0), ("first", 2), ("always", 2)])
+def test_a_flipped_pixel_ends_training_unless_nobody_checks(digits, tmp_path, monkeypatch, capsys, check, code):
+    path = tmp_path / "flipped.lmdb"
+    content = bytearray(digits.read_bytes())
+    with lmdb.open(str(digits), subdir=False, readonly=True, lock=False) as env, env.begin() as transaction:
+        value = transaction.get(image_key(2, 11))  # an image of the last stage
+    content[content.index(value) + 100] ^= 1
+    path.write_bytes(content)
+    command = [f"--data={path}", f"--outdir={tmp_path / 'runs'}", *SHORT, f"--set=data.check={check}"]
+    assert saddle(monkeypatch, *command) == code
+    damaged = "image 11 at 16x16 in" in capsys.readouterr().err
+    assert damaged == (code == 2)

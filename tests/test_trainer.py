@@ -19,6 +19,8 @@ from torch.nn.functional import softplus
 
 from gan.average import update_average
 from gan.checkpoint import load_snapshot, load_state, newest_state, save_snapshot, save_state
+from gan.draws import Draws
+from gan.methods.augment import augment
 from gan.parts import fade_weight, prepare_reals
 from gan.ranks.distributed import Ranks, find_strangers, fingerprint
 from gan.ranks.statistics import Statistics
@@ -113,6 +115,8 @@ def test_a_run_leaves_what_it_should(tmp_path):
 def test_a_snapshot_keeps_every_bit_of_float64(tmp_path):
     task = tiny_task(tiny_config({"precision.dtype": "float64"}))
     G = initial_state(task).networks["G_ema"]
+    for parameter in G.parameters():
+        parameter.mul_(1 + 1e-12)
     save_snapshot(tmp_path / "a.safetensors", G, asdict(task.config), task.images, stage=1, alpha=0.25, images_seen=32)
     snapshot = load_snapshot(tmp_path / "a.safetensors")
     assert (snapshot.stage, snapshot.alpha, snapshot.images_seen) == (1, 0.25, 32)
@@ -126,14 +130,20 @@ def test_statistics_are_means_of_what_was_added():
     assert stats.take() == {"a": 3.0, "b": 4.0} and stats.take() == {}
 
 
-def test_losses_reported_are_those_of_the_objective_and_of_the_networks_before_each_update():
-    task = tiny_task(tiny_config({"precision.dtype": "float64"}))
+def images_of_the_first_step(task, G) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reals and fakes of D's update, and fakes of G's."""
+    real = torch.from_numpy(next(tiny_feed(iter([(0, 32, 0)])))[0]).permute(0, 3, 1, 2).double() / 127.5 - 1
+    d_fake, g_fake = (G(task.draws(0).latents(f"latents of the {net} step", 16).double(), 0) for net in "DG")
+    return real, d_fake, g_fake
+
+
+def test_the_first_step_reports_and_descends_the_losses_of_the_objective_with_half_of_gamma():
+    task = tiny_task(tiny_config({"precision.dtype": "float64", "regularizer.gamma": 3.0}))
     state = initial_state(task)
     G, D = (copy.deepcopy(state.networks[name]) for name in "GD")
     (reported,) = advance(state, task, 1)
-    real = torch.from_numpy(next(tiny_feed(iter([(0, 32, 0)])))[0]).permute(0, 3, 1, 2).double() / 127.5 - 1
+    real, d_fake, g_fake = images_of_the_first_step(task, G)
     real.requires_grad_()
-    d_fake, g_fake = (G(task.draws(0).latents(f"latents of the {net} step", 16).double(), 0) for net in "DG")
     for_real, for_fake = D(real, 0), D(d_fake, 0)
     expected = {
         "Loss/scores/real": for_real,
@@ -141,11 +151,52 @@ def test_losses_reported_are_those_of_the_objective_and_of_the_networks_before_e
         "Loss/signs/real": for_real.sign(),
         "Loss/signs/fake": for_fake.sign(),
         "Loss/D/loss": softplus(-for_real) + softplus(for_fake),
-        "Loss/r1_penalty": torch.autograd.grad(for_real.sum(), real)[0].square().flatten(1).sum(1),
+        "Loss/r1_penalty": torch.autograd.grad(for_real.sum(), real, create_graph=True)[0].square().flatten(1).sum(1),
         "Loss/G/loss": softplus(-state.networks["D"](g_fake, 0)),  # shown to D after its update
     }
     assert reported == pytest.approx({name: values.mean().item() for name, values in expected.items()}, rel=1e-6)
     assert all(abs(reported[name]) < 1 for name in ("Loss/signs/real", "Loss/signs/fake"))  # of both kinds
+    total = expected["Loss/D/loss"].mean() + 3.0 / 2 * 2 * expected["Loss/r1_penalty"].mean()  # due every other step
+    ours = {name: p.grad for name, p in state.networks["D"].named_parameters() if p.grad is not None}
+    wanted = torch.autograd.grad(total, [D.get_parameter(name) for name in ours])
+    for name, gradient in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(ours[name], gradient, msg=name)
+
+
+def noisy(images: torch.Tensor, draws: Draws, purpose: str) -> torch.Tensor:
+    return images + 0.5 * draws.noise(f"instance noise: {purpose}", images)
+
+
+@pytest.mark.parametrize(
+    "values,changed",
+    [
+        ({"data.aug": "diff"}, augment),
+        ({"regularizer.name": "instance_noise", "regularizer.gamma": 0.25}, noisy),  # its variance
+    ],
+    ids=["diff", "noise"],
+)
+def test_d_sees_reals_and_fakes_of_both_steps_changed(values, changed):
+    task = tiny_task(tiny_config({"precision.dtype": "float64", **values}))
+    state = initial_state(task)
+    G, D = (copy.deepcopy(state.networks[name]) for name in "GD")
+    (reported,) = advance(state, task, 1)
+    real, d_fake, g_fake = images_of_the_first_step(task, G)
+    draws = task.draws(0)
+    scores = D(changed(real, draws, "reals of the D step"), 0), D(changed(d_fake, draws, "fakes of the D step"), 0)
+    g_loss = softplus(-state.networks["D"](changed(g_fake, draws, "fakes of the G step"), 0))
+    assert reported["Loss/scores/real"] == pytest.approx(scores[0].mean().item(), rel=1e-9)
+    assert reported["Loss/scores/fake"] == pytest.approx(scores[1].mean().item(), rel=1e-9)
+    assert reported["Loss/G/loss"] == pytest.approx(g_loss.mean().item(), rel=1e-9)
+
+
+def test_clipping_keeps_the_weights_of_d_in_bounds_after_every_step():
+    task = tiny_task(tiny_config({"regularizer.name": "clip", "regularizer.gamma": 0.05}))
+    state = initial_state(task)
+    for _ in range(3):
+        advance(state, task, 1)
+        layers = [module for module in state.networks["D"].modules() if hasattr(module, "weight")]
+        assert layers and all((layer.weight * getattr(layer, "scale", 1)).abs().max() <= 0.0500001 for layer in layers)
+    assert max(p.abs().max() for p in state.networks["G"].parameters()) > 1
 
 
 def test_the_regularizer_is_due_every_other_step_and_weighs_as_much():
@@ -171,8 +222,8 @@ def test_learning_rates_of_both_networks_decay_with_the_schedule():
     advance(state, task, 16)
     now = moment(task.schedule, 15 * 32)
     assert now.lr_scale == pytest.approx(0.7)
-    assert state.g_optimizer.param_groups[0]["lr"].item() == pytest.approx(0.005 * 0.7)
-    assert state.d_optimizer.param_groups[0]["lr"].item() == pytest.approx(0.01 * 0.7)
+    assert state.optimizers["g_optimizer"].param_groups[0]["lr"].item() == pytest.approx(0.005 * 0.7)
+    assert state.optimizers["d_optimizer"].param_groups[0]["lr"].item() == pytest.approx(0.01 * 0.7)
 
 
 def test_n_critic_counts_d_updates_per_g_update():

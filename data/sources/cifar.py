@@ -158,7 +158,8 @@ def _source(
     images, labels = zip(*(_batch(f"{batch} of {path}", files[batch]) for batch in batches), strict=True)
     if len({one.shape[1:] for one in images}) > 1:
         raise DataError(f"the batches of {path} have images of different sizes")
-    together, values = np.concatenate(images), np.concatenate(labels)
+    together = np.concatenate(images)
+    values = np.concatenate(labels)
     return array_source(name, together, _labels(path, values, files), max_images)
 
 

@@ -13,7 +13,8 @@ from data.sources import open_source
 
 STACKED = "stacked-digits"
 STACKING = f"{STACKED}:"  # followed by the source that is stacked
-STACKED_COUNT, STACKED_KEY = 50_000, 0
+STACKED_COUNT = 50_000
+STACKED_KEY = 0
 MAX_CLASSES = 10  # of a set to be stacked: 1000 modes
 MAX_BYTES = 1 << 30  # of a set to be stacked, which is held in memory
 

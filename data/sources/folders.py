@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import IO
 
@@ -19,10 +20,13 @@ from data.listing import TOO_LARGE, ListedFile, ListedImage, list_images, listed
 from data.names import hidden, tidy, unsafe
 from data.streams import DAMAGE, MAX_MEMBER, ZIP_METHODS
 
+UTF8_FLAG = 0x800
+ZIP_DAMAGE = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, *DAMAGE)  # what reading a damaged zip raises
+
 
 def open_folder(path: Path, max_images: int | None) -> Source:
     """The source of all images in a folder and below, in the order of their names."""
-    files = sorted(_walk(path), key=_name)
+    files = sorted(_walk(path), key=attrgetter("name"))
     listing = list_images(path, files, max_images, _read_file)
     return listed_source(path.resolve().name, listing, partial(open_items, open_file=_open_file))
 
@@ -34,41 +38,55 @@ def is_zip(path: Path) -> bool:
 
 def open_zip(path: Path, max_images: int | None) -> Source:
     """The source of all images in a zip, in the order of their names."""
-    damage = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, *DAMAGE)
     try:
-        with path.open("rb") as file:
-            archive = zipfile.ZipFile(file)
-    except damage as error:
+        archive = _Archive(path)
+    except ZIP_DAMAGE as error:
         raise DataError(f"{path} is a damaged zip ({error}): copy it again") from error
+    files = sorted(archive.files(), key=attrgetter("name"))
+    listing = list_images(path, files, max_images, archive.read_labels_file)
+    return listed_source(path.name, listing, archive.open_images)
+
+
+class _Archive:
+    """A zip, whose directory is read once, which takes seconds for a large one; each reading opens the file anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self.directory = zipfile.ZipFile(file)
+
+    def files(self) -> Iterator[ListedFile]:
+        """Every file; an image that it would be unwise to read is refused."""
+        for member in self.directory.infolist():
+            found = _member_name(member)
+            name = tidy(found)
+            if not name.endswith("/") and not hidden(found):
+                refusal = _refusal(member) if claims_image(name) else None
+                yield ListedFile(name, refusal or member)
 
     @contextmanager
-    def reopened() -> Iterator[zipfile.ZipFile]:
-        # Reading the directory of a large archive takes seconds: all reads share it, each with a file of its own.
-        with path.open("rb") as file:
-            here = copy(archive)
-            here.fp = file
-            yield here
+    def opened(self) -> Iterator[zipfile.ZipFile]:
+        """The zip with a file of its own."""
+        with self.path.open("rb") as file:
+            archive = copy(self.directory)
+            archive.fp = file
+            yield archive
 
-    def read_member(member: zipfile.ZipInfo) -> bytes:
+    def read_labels_file(self, member: zipfile.ZipInfo) -> bytes:
+        """The content of a member. OSError if it is damaged, or would be unwise to read."""
         reason = _refusal(member)
         if reason:
             raise OSError(reason)
         try:
-            with reopened() as here:
-                return _unpack(here, member).getvalue()
-        except damage as error:
+            with self.opened() as archive:
+                return _unpack(archive, member).getvalue()
+        except ZIP_DAMAGE as error:
             raise OSError(str(error)) from error
 
-    def open_images(images: Sequence[ListedImage]) -> Iterator[Item]:
-        with reopened() as here:
-            yield from open_items(images, partial(_unpack, here))
-
-    files = sorted(_members(archive), key=_name)
-    return listed_source(path.name, list_images(path, files, max_images, read_member), open_images)
-
-
-def _name(file: ListedFile) -> str:
-    return file.name
+    def open_images(self, images: Sequence[ListedImage]) -> Iterator[Item]:
+        """The items of some images."""
+        with self.opened() as archive:
+            yield from open_items(images, partial(_unpack, archive))
 
 
 def _walk(root: Path) -> Iterator[ListedFile]:
@@ -88,7 +106,8 @@ def _walk(root: Path) -> Iterator[ListedFile]:
             yield ListedFile(tidy(prefix), f"folder cannot be listed: {error.strerror}")
             continue
         for entry in entries:
-            name, path = f"{prefix}{entry}", folder / entry
+            name = f"{prefix}{entry}"
+            path = folder / entry
             if hidden(entry):
                 continue
             if not os.path.isdir(path):
@@ -99,13 +118,14 @@ def _walk(root: Path) -> Iterator[ListedFile]:
                 waiting.appendleft((f"{name}/", path))
 
 
-def _members(archive: zipfile.ZipFile) -> Iterator[ListedFile]:
-    """(name, member) of every file in an archive; an image that it would be unwise to read is refused."""
-    for member in archive.infolist():
-        if not member.is_dir() and not hidden(member.filename):
-            name = tidy(member.filename)
-            refusal = _refusal(member) if claims_image(name) else None
-            yield ListedFile(name, refusal or member)
+def _member_name(member: zipfile.ZipInfo) -> str:
+    """The name of a member; macOS writes UTF-8 without saying so, and Python then reads it as code page 437."""
+    if member.flag_bits & UTF8_FLAG or member.filename.isascii():
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
 
 
 def _refusal(member: zipfile.ZipInfo) -> str | None:

@@ -17,7 +17,8 @@ from data.kinds import path_kind
 from data.labels import labels_from_array, no_labels
 from data.store import MANIFEST, open_checked, open_reader
 
-BATCH_IMAGES, BATCH_BYTES = 64, 16 << 20  # what is read at once
+BATCH_IMAGES = 64
+BATCH_BYTES = 16 << 20  # what is read at once
 MAGIC = 0xBEEFC0DE.to_bytes(4, "little"), 0xBEEFC0DE.to_bytes(4, "big")
 
 _opening = threading.Lock()  # LMDB may open a file once in a process
@@ -51,7 +52,8 @@ def open_lmdb(path: Path, max_images: int | None) -> Source:
 
 def _ours(name: str, path: Path, max_images: int | None) -> Source:
     reader = open_reader(path)
-    manifest, stored = reader.manifest, reader.labels()
+    manifest = reader.manifest
+    stored = reader.labels()
     count = min(manifest.count, max_images or manifest.count)
     labels = (
         no_labels(manifest.count)

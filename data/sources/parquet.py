@@ -117,7 +117,8 @@ def _look_into(path: Path) -> tuple[Columns, list[Group], list[np.ndarray]]:
     pyarrow = _pyarrow()
     try:
         with path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
-            schema, metadata = file.schema_arrow, file.metadata
+            schema = file.schema_arrow
+            metadata = file.metadata
             label = next((name for name in LABELS if name in schema.names), None)
             columns = Columns(_image_column(path, schema), label, _class_names(schema, label))
             rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
@@ -188,7 +189,8 @@ def _images(group: Group, column: str, rows: range) -> Iterator[Any]:
         with group.path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
             first = 0
             for batch in file.iter_batches(BATCH, [group.number], [column], use_threads=False):
-                begin, end = max(rows.start - first, 0), min(rows.stop - first, len(batch))
+                begin = max(rows.start - first, 0)
+                end = min(rows.stop - first, len(batch))
                 first += len(batch)
                 for value in batch.column(0)[begin:end] if begin < end else ():
                     done += 1

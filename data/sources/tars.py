@@ -1,7 +1,7 @@
 """Tar archives, compressed or not: of folders of images, or webdataset shards. Nothing is ever extracted to disk.
 
 Images keep the order in which they are packed, so that a compressed archive is read front to back. Labels are, in this
-order: dataset.json at the root, as in a folder; what lies beside an image under the same name up to the first dot
+order: dataset.json, as in a folder; what lies beside an image under the same name up to the first dot
 (`000.png` and `000.cls`, or `000.json` with a key "label"); sub-folders.
 """
 
@@ -105,7 +105,8 @@ def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> S
                 continue
             path = tidy(member.name)
             if content is None or is_labels_file(path):
-                files.append(ListedFile(path, _refusal(path, member) or content or _place(shard, member)))
+                place = Member(shard, member.offset_data, member.size)
+                files.append(ListedFile(path, _refusal(path, member) or content or place))
             else:
                 label = _side_label(path, content)
                 if label is not None and (path.lower().endswith(".cls") or (shard, _key(path)) not in side):
@@ -128,12 +129,8 @@ def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> S
     return listed_source(name, list_images(name, files, max_images, _read_labels_file, find_labels), open_images)
 
 
-def _place(shard: Path, member: TarInfo) -> Member:
-    return Member(shard, member.offset_data, member.size)
-
-
 def _read_labels_file(file: bytes | Member | OSError) -> bytes:
-    """What was read already, or lies deeper than at the root, or is refused."""
+    """The content of a labels file: read already if it is at the root or small. OSError if it is refused."""
     if isinstance(file, OSError):
         raise file
     return file if isinstance(file, bytes) else _Shards().content(file).getvalue()
@@ -177,7 +174,7 @@ def _side_labels(where: str, images: Sequence[ListedFile], side: dict[tuple[Path
 
 
 def _refusal(path: str, member: TarInfo) -> str | OSError | None:
-    """Why an image, as a str, or a labels file, as an error, is not read; None for all other files."""
+    """Why a file is not read: a str for an image, an error for a labels file; None for what is read or ignored."""
     reason = _unreadable(member)
     if reason and claims_image(path):
         return reason
@@ -205,7 +202,8 @@ class _Shards:
         """The bytes of a member."""
         if member.shard != self._path:
             self.close()
-            self._file, self._path = open_unpacked(member.shard), member.shard
+            self._file = open_unpacked(member.shard)
+            self._path = member.shard
         try:
             return io.BytesIO(read_at(self._file, member.offset, member.size))
         except DAMAGE:

@@ -19,12 +19,12 @@ class Critic:
     D: Callable[[Tensor], Tensor]
     draws: Draws
     augment: bool = False  # change images at random first (gan/methods/augment.py)
-    mirror: bool = False  # flips may be among those changes
+    mirror: bool = False  # flipped images belong to the data, so flips are among such changes
     noise: float = 0.0  # standard deviation of Gaussian noise that is added
 
     def __call__(self, images: Tensor, purpose: str) -> Tensor:
         if self.augment:
-            images = augment(images, self.draws, purpose)
+            images = augment(images, self.draws, purpose, self.mirror)
         if self.noise:
             images = images + self.noise * self.draws.noise(f"instance noise: {purpose}", images)
         return self.D(images)

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from gan.config import TrainConfig
-from gan.draws import Draws
 from gan.errors import UserError
+from gan.methods.critic import Critic
 from gan.methods.objectives import OBJECTIVES, Objective
 from gan.methods.regularizers import FAKE, REAL, REGULARIZERS, Regularizer, Scene
 from gan.methods.rows import look_up
-
-Show = Callable[[Tensor, str], Tensor]  # (images [N, ...], purpose of draws) -> D's outputs; see gan.methods.critic
 
 
 @cache  # the Dirac-GAN asks at every step
@@ -88,7 +86,8 @@ def _remark_on_gamma(
         reason = f"bounds next to nothing in layers of {width} channels, and D may grow without end"
     else:
         return
-    yield f"--regularizer={config.regularizer.name} with --gamma={gamma:g} {reason}; try --gamma={high / 3:.1g}"
+    name = config.regularizer.name
+    yield f"regularizer.name={name} with regularizer.gamma={gamma:g} {reason}; try regularizer.gamma={high / 3:.1g}"
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,9 @@ class CriticLoss:
 def critic_loss(
     objective: Objective,
     regularizer: Regularizer,
-    critic: Show,
+    critic: Critic,
     real: Tensor,
     fake: Tensor,
-    draws: Draws,
     due: bool = True,
 ) -> CriticLoss:
     """The critic's loss at images [N, ...], and the penalties if they are `due`.
@@ -153,7 +151,15 @@ def critic_loss(
     if due and regularizer.on_fake:
         penalties.append(regularizer.on_fake(fake_scores, fake))
     if due and regularizer.elsewhere:
-        scene = Scene(lambda x, purpose: score(critic(x, purpose)), real, fake, real_scores, fake_scores, draws)
+        scene = Scene(
+            critic=lambda x, purpose: score(critic(x, purpose)),
+            real=real,
+            fake=fake,
+            real_scores=real_scores,
+            fake_scores=fake_scores,
+            draws=critic.draws,
+            mirror=critic.mirror,
+        )
         penalties.append(regularizer.elsewhere(scene))
     loss = objective.discriminator(real_outputs, fake_outputs)
     return CriticLoss(loss, penalties, real_outputs, real_scores, fake_scores)
@@ -180,7 +186,7 @@ class GeneratorLoss:
         return {"Loss/G/loss": self.loss}
 
 
-def generator_loss(objective: Objective, critic: Show, real: Tensor, fake: Tensor) -> GeneratorLoss:
+def generator_loss(objective: Objective, critic: Critic, real: Tensor, fake: Tensor) -> GeneratorLoss:
     """The generator's loss at images [N, ...]. The critic is shown the reals again only where the loss pairs them."""
     real_outputs = critic(real, "reals of the G step") if objective.paired else None
     fake_outputs = critic(fake, "fakes of the G step")

@@ -146,7 +146,8 @@ def push(nodes: list[Node], node: Node) -> None:
     level, index, total = node
     while index % 2 and nodes and nodes[-1][:2] == (level, index - 1):
         total = nodes.pop()[2] + total
-        level, index = level + 1, index // 2
+        level += 1
+        index //= 2
     nodes.append((level, index, total))
 
 

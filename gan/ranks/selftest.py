@@ -22,7 +22,8 @@ import torch
 from gan.errors import EverywhereError, PeerError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES, SUFFIXES = ("gan", "ops", "data", "launch"), {".py", ".cpp", ".cu", ".h", ".cuh", ".toml"}
+PACKAGES = ("gan", "ops", "data", "launch")
+SUFFIXES = {".py", ".cpp", ".cu", ".h", ".cuh", ".toml"}
 
 
 def versions() -> dict[str, str]:
@@ -75,7 +76,8 @@ def compare(store: Any, rank: int, world: int, mine: Mapping[str, Any], refusal:
             others = all(other["refusal"] == row["refusal"] for other in rows)
             raise EverywhereError(row["refusal"] if others else f"rank {peer} on {row['host']}: {row['refusal']}")
     for peer, row in enumerate(rows):
-        theirs, ours = row["mine"], rows[0]["mine"]
+        theirs = row["mine"]
+        ours = rows[0]["mine"]
         names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
         if names:
             told = ", ".join(f"{name} {theirs.get(name)} instead of {ours.get(name)}" for name in names[:4])

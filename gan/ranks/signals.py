@@ -40,7 +40,8 @@ class StopRequest:
         """Note a signal that came at `now` seconds -> is it a second request, on which this process ends at once?"""
         if self.by:
             return now - self.when >= TOGETHER
-        self.by, self.when = signal.Signals(number).name, now
+        self.when = now  # first: another thread may look as soon as `by` is set
+        self.by = signal.Signals(number).name
         return False
 
 

@@ -200,15 +200,15 @@ def place(stack: Iterator[tuple[str, str, int]]) -> tuple[str, bool]:
 
     stack: (file, function, line) of each frame, innermost first.
     """
-    called, waiting = "", False
+    called = ""  # the collective, once one is met
     for file, function, line in stack:
         path = Path(file)
         if path.name == "distributed_c10d.py":
-            called, waiting = function, True
+            called = function
         elif path.is_relative_to(ROOT) and "site-packages" not in path.parts:
             where = f"{function} ({path.relative_to(ROOT)}:{line})"
-            return f"{called} from {where}" if called else where, waiting
-    return called or "no code of ours", waiting
+            return (f"{called} from {where}", True) if called else (where, False)
+    return called or "no code of ours", bool(called)
 
 
 @contextmanager
@@ -221,7 +221,8 @@ def naming(watchdog: Watchdog, when: Callable[[], str]) -> Iterator[None]:
         where, in_collective = place(reversed(list(_raised_at(error.__traceback__))))
         if not in_collective:
             raise
-        rank, host = watchdog.ranks.rank, watchdog.heartbeats.host
+        rank = watchdog.ranks.rank
+        host = watchdog.heartbeats.host
         reason = " ".join(str(error).split())[:200]
         raise PeerError(f"rank {rank} on {host}, {when()}, in {where}: {reason}; {watchdog.suspects()}") from error
 

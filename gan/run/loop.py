@@ -1,7 +1,7 @@
-"""The loop around the step: what a run does now and then. Nothing here changes the weights.
+"""The loop around the training step. It logs, checks and saves; nothing here changes the weights.
 
-Once per tick statistics are reduced and logged, ranks compared, and the host waits for the device; every `snap` ticks
-and at the end rank 0 saves a training state, a snapshot and a grid.
+At each tick the host waits for the device, statistics are summed over ranks and logged, and the ranks' weights are
+compared. Every `snap` ticks, and at the end, rank 0 saves a training state, a snapshot and a grid.
 """
 
 import copy
@@ -39,9 +39,9 @@ NOT_FINITE = 3
 def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str, Any]) -> int:
     """Go on from `state` to the end of the schedule. -> the exit code, also written to `run/exit.json`.
 
-    feed: maps requests (first sample, count, stage) to batches of uint8 images and labels, reading ahead. A batch is
-    valid until the next one is asked for.
-    about: plain values saved with every training state.
+    feed: maps requests (first sample, count, stage) to batches of uint8 images and labels, and reads ahead. A batch is
+    valid until the next one is requested.
+    about: plain values that are saved with every training state.
     """
     stats = Statistics()
     waited = 0.0
@@ -61,29 +61,30 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
             save_image(run / "reals.png", real_grid(task, feed))
             save_image(run / "fakes_init.png", fake_grid(state, task, stage=task.schedule.last, alpha=1.0))
         batches = stack.enter_context(closing(feed(requests)))
-        asked = Arriving(state.stop)
+        stop_requests = CopyToHost(state.stop)
         for now in moments:
             begin = time.perf_counter()
             images, labels = to_device(next(batches), task)
             waited += time.perf_counter() - begin
             task.family.step(state, task, now, images, labels, stats, float(bool(stopping)))
-            # Read one step late, so that the host need not wait for this one; late alike on all ranks.
-            stop = asked.read()
-            asked = Arriving(state.stop)
+            # What the step before found, so that the host need not wait for this step. All ranks read it equally late.
+            stop = stop_requests.read()
+            stop_requests = CopyToHost(state.stop)
             watchdog.beat(now.step)
-            tick, due = ticked(task, now, state.images_seen)
+            tick, tick_ends = end_of_tick(task, now, state.images_seen)
             done = state.images_seen == task.schedule.total
-            if not (due or stop):
+            if not (tick_ends or stop):
                 continue
             means = stats.take()
             skipped, in_a_row = (int(n) for n in state.skipped.tolist())
             if report:
                 report.tick(tick, now, state.images_seen, means, waited, skipped)
             waited = 0.0
-            if wrong := fault(state, task, in_a_row):
+            if failure := find_failure(state, task, in_a_row):
+                code, reason = failure
                 if report:
-                    report.say(f"stopped: {wrong[1]}")
-                return finish(task, run, state, *wrong)
+                    report.say(f"stopped: {reason}")
+                return finish(task, run, state, code, reason)
             if report and writer and (tick % config.snap == 0 or done or stop):
                 save(state, task, now, run, about, writer)
                 report.saved()
@@ -93,8 +94,9 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
     return finish(task, run, state, REFUSED if failed else DONE, failed or "finished")
 
 
-class Arriving:
-    """A 0-dim tensor on its way to the host, which need not wait for what comes after it."""
+class CopyToHost:
+    """A copy of a 0-dim tensor to the host. It is started at once and read later, so that the host does not wait for
+    work that was queued on the device after it."""
 
     def __init__(self, value: Tensor):
         self.value = value.to("cpu", non_blocking=True)
@@ -103,7 +105,7 @@ class Arriving:
             self.event.record()
 
     def read(self) -> bool:
-        """Is it more than zero? Waits until it is here."""
+        """Is the number more than zero? Waits until the copy is complete."""
         if self.event:
             self.event.synchronize()
         return bool(self.value)
@@ -112,22 +114,25 @@ class Arriving:
 def preempted(
     task: Task, run: Path, state: TrainState, stopping: StopRequest, report: "Report | None", writer: Writer | None
 ) -> int:
-    """Say why, once rank 0 has saved, on whose word all ranks end."""
+    """Wait until rank 0 has saved the state, then say why the run stops. -> exit code"""
     reason = f"{stopping.by or 'another rank'} asked for it"
     failed = writer.wait() if writer else None
     code = finish(task, run, state, PREEMPTED, f"stopped: {reason}" + (f"; {failed}" if failed else ""))
-    from_first(None)
+    from_first(None)  # the other ranks end only after rank 0 has saved
     if report:
         saved = "the same command goes on from the state before" if failed else "saved, the same command goes on"
         report.say(f"stopped after {state.images_seen} images: {reason}; {saved}")
     return code
 
 
-def fault(state: TrainState, task: Task, in_a_row: int) -> tuple[int, str] | None:
-    """(exit code, reason) where the run must stop, unsaved; the same on all ranks."""
+def find_failure(state: TrainState, task: Task, in_a_row: int) -> tuple[int, str] | None:
+    """(exit code, reason) if the run must stop without saving, the same on all ranks.
+
+    in_a_row: how many of the last steps were void because of non-finite values.
+    """
     if in_a_row >= task.config.run.max_skipped:
         remedy = "lower the learning rates (optimizer.*_lr), or raise regularizer.gamma"
-        return NOT_FINITE, f"{in_a_row} steps in a row not finite, in {blame(state)}; {remedy}"
+        return NOT_FINITE, f"{in_a_row} steps in a row not finite, in {first_nonfinite_gradient(state)}; {remedy}"
     tensors = state.tensors()
     if strangers := find_strangers(fingerprint(tensors.values()), task.ranks):
         who = f"rank{'s' * (len(strangers) > 1)} {', '.join(map(str, strangers))}"
@@ -140,21 +145,25 @@ def fault(state: TrainState, task: Task, in_a_row: int) -> tuple[int, str] | Non
 
 
 def steps(task: Task, images_seen: int) -> Iterator[Moment]:
-    """Every step from a point of the clock to the end of the run."""
+    """Every step from `images_seen` to the end of the run."""
     for seen in range(images_seen, task.schedule.total, task.schedule.batch):
         yield moment(task.schedule, seen)
 
 
-def ticked(task: Task, now: Moment, images_seen: int) -> tuple[int, bool]:
-    """(number of the tick that the step ended in, did it end a tick or the run?)."""
+def end_of_tick(task: Task, now: Moment, images_seen: int) -> tuple[int, bool]:
+    """(number of ticks that are complete, did this step complete one, or the run?)."""
     every = 1000 * task.config.run.tick
+    before = math.floor(now.images_seen / every)
     tick = math.floor(images_seen / every)
-    return tick, tick > math.floor(now.images_seen / every) or images_seen == task.schedule.total
+    return tick, tick > before or images_seen == task.schedule.total
 
 
 def to_device(batch: Batch, task: Task) -> tuple[Tensor, Tensor | None]:
-    """Images as they are stored, labels where the run is conditional. On the CPU they are the feed's own memory, which
-    it writes again when the next batch is asked for; a GPU has them before this returns."""
+    """Images as they are stored, and labels if the run is conditional.
+
+    On a CPU they share the feed's memory, which is written again when the next batch is requested. On a GPU the copy is
+    complete when this returns.
+    """
     images, labels = batch
     device = task.ranks.device
     used = [images] if labels is None or not task.config.data.cond else [images, labels]
@@ -175,14 +184,14 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def finish(task: Task, run: Path, state: TrainState, code: int, reason: str) -> int:
-    """Leave word of how it ended, for `saddle` and the launch scripts: torchrun turns every code of a worker into 1."""
+    """Write how the run ended to exit.json, for people and scripts: torchrun turns every exit code of a rank into 1."""
     if task.ranks.first:
         write_json(run / EXIT, {"code": code, "reason": reason, "images_seen": state.images_seen})
     return code
 
 
-def blame(state: TrainState) -> str:
-    """The first parameter whose gradient is not finite."""
+def first_nonfinite_gradient(state: TrainState) -> str:
+    """The name of the first parameter whose gradient is not finite."""
     for name in reversed(state.trains.values()):  # D's update comes before G's
         for parameter, p in state.networks[name].named_parameters():
             if p.grad is not None and not torch.isfinite(p.grad).all():
@@ -191,8 +200,8 @@ def blame(state: TrainState) -> str:
 
 
 def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str, Any], writer: Writer) -> None:
-    """A training state, a snapshot and a grid of the same moment: copied now, written while training goes on."""
-    writer.wait()  # or there would be two copies
+    """Save a training state, a snapshot and a grid: they are copied now and written while training goes on."""
+    writer.wait()  # for the one before, so that there is one copy in memory at a time
     seen = state.images_seen
     config = task.config
     tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors().items()}
@@ -204,7 +213,7 @@ def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str,
         snapshot = run / f"{SNAPSHOT}{seen:010d}.safetensors"
         save_snapshot(snapshot, G, asdict(config), task.images, now.stage, now.alpha, seen)
         save_image(run / f"fakes{seen:010d}.png", grid)
-        # Last: a run that is killed goes on from its newest state, and would not write again what comes with it.
+        # The state comes last: a run that is killed here goes on from the state before, and writes the others again.
         save_state(run, seen, tensors, about, config.run.keep, round(1000 * config.run.milestone))
 
     writer.start(write)

@@ -131,7 +131,9 @@ def tensorboard(run: Path, images_seen: int) -> Any:
 def duration(seconds: float) -> str:
     """ "1d 02h 03m", "2h 03m 04s", "3m 04s", "4s": two or three units, as StyleGAN's status lines have them."""
     s = round(seconds)
-    days, hours, minutes = s // 86400, s // 3600 % 24, s // 60 % 60
+    days = s // 86400
+    hours = s // 3600 % 24
+    minutes = s // 60 % 60
     if days:
         return f"{days}d {hours:02d}h {minutes:02d}m"
     if hours:

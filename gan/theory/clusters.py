@@ -51,7 +51,7 @@ def train_points(
         real = clusters(centers, draws)
         if objective.discriminator:
             fake = G(draws.latents("latents", LATENT)).detach()
-            d_loss = critic_loss(objective, regularizer, critic, real, fake, draws)
+            d_loss = critic_loss(objective, regularizer, critic, real, fake)
             _descend(d_loss.total(gamma / 2), D, d_optimizer)
             if regularizer.constrain:
                 regularizer.constrain(D, gamma)
@@ -72,7 +72,8 @@ def describe(points: np.ndarray, centers: np.ndarray) -> dict[str, float | int]:
     if not np.isfinite(points).all():
         return {"modes": 0, "near": math.nan, "mode_kl": math.nan}
     distance = np.linalg.norm(points[:, None] - centers[None], axis=2)
-    nearest, near = distance.argmin(1), distance.min(1) < 3 * SPREAD
+    nearest = distance.argmin(1)
+    near = distance.min(1) < 3 * SPREAD
     counts = np.bincount(nearest, minlength=len(centers)) / len(points)
     kept = counts[counts > 0]
     good = np.bincount(nearest[near], minlength=len(centers))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gan.draws import Draws
 from gan.errors import UserError
+from gan.methods.critic import Critic
 from gan.methods.pairs import critic_loss, find_pair
 
 DRAWS = Draws(0, range(1), 1)
@@ -47,10 +48,8 @@ def losses(game: Game, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     spread = torch.from_numpy(game.noise * nodes).unsqueeze(1)
     weight = torch.from_numpy(weights / weights.sum())
 
-    def critic(images: Tensor, purpose: str) -> Tensor:
-        return (-psi * images).squeeze(1)
-
-    d = critic_loss(objective, regularizer, critic, spread.clone(), theta + spread, DRAWS)
+    critic = Critic(lambda images: (-psi * images).squeeze(1), DRAWS)
+    d = critic_loss(objective, regularizer, critic, spread, theta + spread)
     d_loss = (weight * (d.loss + sum(game.gamma / 2 * penalty for penalty in d.penalties))).sum()
     g_loss = (weight * objective.generator(d.real_outputs, critic(theta + spread, "fakes of the G step"))).sum()
     return g_loss, d_loss

@@ -78,25 +78,30 @@ def nodes(mixture: Mixture, mean: float, deviation: float, coarse: bool = False)
     if not coarse:
         edges = np.unique(np.concatenate([edges, _crossings(mixture, mean, deviation, edges)]))
     points, weights = np.polynomial.legendre.leggauss(3 if coarse else 12)
-    half, middle = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
+    half = np.diff(edges)[:, None] / 2
+    middle = (edges[1:] + edges[:-1])[:, None] / 2
     return torch.from_numpy((middle + half * points).ravel()), torch.from_numpy((half * weights).ravel())
 
 
 def _crossings(mixture: Mixture, mean: float, deviation: float, edges: np.ndarray) -> np.ndarray:
     """Where p = q, to rounding, by bisection between neighbors of a fine grid."""
     grid = torch.from_numpy(np.interp(np.arange(0, len(edges) - 1, 0.125), np.arange(len(edges)), edges))
-    location, log_deviation = torch.tensor(mean), torch.tensor(math.log(deviation))
+    location = torch.tensor(mean)
+    log_deviation = torch.tensor(math.log(deviation))
 
     def above(x: Tensor) -> Tensor:
         return mixture.log_density(x) > log_normal(x, location, log_deviation)
 
     sign = above(grid)
     flips = (sign[1:] != sign[:-1]).nonzero().squeeze(1)
-    low, high, left = grid[flips], grid[flips + 1], sign[flips]
+    low = grid[flips]
+    high = grid[flips + 1]
+    left = sign[flips]
     for _ in range(50):
         middle = (low + high) / 2
         same = above(middle) == left
-        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+        low = torch.where(same, middle, low)
+        high = torch.where(same, high, middle)
     return low.numpy()
 
 
@@ -105,7 +110,8 @@ def exact_divergence(
 ) -> Tensor:
     """D_f(P || N(mean, deviation^2)) by quadrature, 0-dim and differentiable; infinite where it does not converge."""
     x, weight = nodes(mixture, mean.item(), log_deviation.exp().item(), coarse)
-    log_p, log_q = mixture.log_density(x), log_normal(x, mean, log_deviation)
+    log_p = mixture.log_density(x)
+    log_q = log_normal(x, mean, log_deviation)
     ratio = (log_p - log_q).clamp(-300, 300)
     # q f(u) where u < 1 and p f(u) / u where it is not: either density may be too small for a number.
     u = ratio.exp()
@@ -204,7 +210,7 @@ def fit(
         critic = Critic(D, draws)
         real = mixture.sample(draws, "reals")
         fake = at[0] + at[1].exp() * draws.latents("latents", 1)
-        d_loss = critic_loss(objective, regularizer, critic, real, fake, draws)
+        d_loss = critic_loss(objective, regularizer, critic, real, fake)
         g_loss = generator_loss(objective, critic, real, fake)
         weight = gamma / 2 * 0.01 ** (step / steps)
         _set_gradient([at], g_loss.total(), batch)

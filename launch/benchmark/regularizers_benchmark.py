@@ -105,7 +105,7 @@ def d_step(task: "Task") -> "Call":
     critic = show(D, part, task, moment(task.schedule, 0), 1.0, gamma)
 
     def step() -> None:
-        loss = critic_loss(objective, regularizer, critic, real, fake, part.draws)
+        loss = critic_loss(objective, regularizer, critic, real, fake)
         gradients = GradientSum(D.parameters(), batch)
         gradients.add(loss.total(gamma / 2))
         gradients.step(state.optimizers["d_optimizer"], lr=0.0, void=torch.zeros_like(state.skipped[0]))
