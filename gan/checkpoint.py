@@ -34,11 +34,10 @@ class Snapshot:
 
     G: ResNetGenerator
     config: TrainConfig
+    images: ImageFormat  # of the dataset that it was trained on
     stage: int
     alpha: float
     images_seen: int
-    class_names: tuple[str, ...]
-    dataset_hash: str
 
 
 def save_snapshot(
@@ -93,9 +92,7 @@ def _snapshot(about: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:
     G.latent_mean.copy_(tensors.pop("latent_mean"))
     G.load_state_dict(tensors)
     G.eval().requires_grad_(False)
-    return Snapshot(
-        G, config, about["stage"], about["alpha"], about["images_seen"], images.class_names, images.dataset_hash
-    )
+    return Snapshot(G, config, images, about["stage"], about["alpha"], about["images_seen"])
 
 
 def save_state(

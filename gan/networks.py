@@ -23,6 +23,12 @@ Alpha = Tensor | float
 SQRT_HALF = math.sqrt(0.5)
 
 
+def size_at(base: tuple[int, int], stage: int) -> tuple[int, int]:
+    """(height, width) of the images of a stage; base: those of stage 0."""
+    height, width = base
+    return height << stage, width << stage
+
+
 @dataclass(frozen=True)
 class ImageFormat:
     """What the networks must know of a dataset."""
@@ -35,7 +41,7 @@ class ImageFormat:
 
     def size(self, stage: int) -> tuple[int, int]:
         """(height, width) of the images of a stage."""
-        return self.base[0] << stage, self.base[1] << stage
+        return size_at(self.base, stage)
 
     def size_name(self, stage: int) -> str:
         """The same for people: "16x16"."""
@@ -131,7 +137,10 @@ class ResNetGenerator(nn.Module):
         filter: Sequence[float] = (1, 3, 3, 1),
     ):
         super().__init__()
-        self.z_dim, self.channels, self.base, self.classes = z_dim, channels, tuple(base), classes
+        self.z_dim = z_dim
+        self.channels = channels
+        self.base = base
+        self.classes = classes
         self.embedding = Embedding(classes, z_dim) if classes else None
         self.first = Linear(z_dim * (2 if classes else 1), widths[0] * math.prod(base))
         self.blocks = nn.ModuleList([Stem(widths[0], base)])
@@ -192,7 +201,8 @@ class ResNetDiscriminator(nn.Module):
         outputs: int = 1,
     ):
         super().__init__()
-        self.classes, self.outputs = classes, outputs
+        self.classes = classes
+        self.outputs = outputs
         self.blocks = nn.ModuleList([Head(widths[0], base, stddev_group)])
         self.blocks.extend(ShrinkBlock(b, a) for a, b in pairwise(widths))
         self.from_image = nn.ModuleList(Conv2d(channels, width, 1, activate=True) for width in widths)

@@ -3,16 +3,13 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gan.errors import UserError
-
-if TYPE_CHECKING:
-    from gan.networks import ResNetGenerator
+from gan.networks import ResNetGenerator, size_at
 
 MOST_SEEDS = 1_000_000  # more in one list is a slip of the finger
 SEED_LIMIT = 2**32  # numpy's RandomState takes seeds below this
@@ -42,20 +39,20 @@ def seed_latents(seeds: Sequence[int], z_dim: int) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty((0, z_dim)), *rows]).astype(np.float32))
 
 
-def batch_size(G: "ResNetGenerator", stage: int) -> int:
+def batch_size(G: ResNetGenerator, stage: int) -> int:
     """Images to make at a time: 256 small ones, 4 of 1024x1024; a layer of a batch then takes some 256 MB at most."""
-    height, width = (side * 2**stage for side in G.base)
+    height, width = size_at(G.base, stage)
     return max(1, min(256, 2**22 // (height * width)))
 
 
-def truncated(G: "ResNetGenerator", w: Tensor, labels: Tensor | None, trunc: float) -> Tensor:
+def truncated(G: ResNetGenerator, w: Tensor, labels: Tensor | None, trunc: float) -> Tensor:
     """w [N, F] moved toward its mean (of its class): mean + trunc (w - mean). Truncating z itself undoes pixel norm."""
     return w if trunc == 1 else torch.lerp(G.mean_first_layer(labels), w, trunc)
 
 
 @torch.no_grad()
 def generate_batches(
-    G: "ResNetGenerator",
+    G: ResNetGenerator,
     z: Tensor,
     labels: Tensor | None = None,
     *,
@@ -83,7 +80,7 @@ def generate_batches(
 
 
 def generate(
-    G: "ResNetGenerator",
+    G: ResNetGenerator,
     z: Tensor,
     labels: Tensor | None = None,
     *,

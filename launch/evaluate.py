@@ -75,19 +75,20 @@ def main(
 def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> int:
     """The level of the dataset that a network makes. UserError if its images or classes are not the dataset's."""
     manifest = dataset.manifest
-    G = snapshot.G
-    if (G.channels, tuple(G.base)) != (manifest.channels, manifest.base) or snapshot.stage not in manifest.levels:
-        height, width = (side << snapshot.stage for side in G.base)
+    made = snapshot.images
+    same_format = (made.channels, made.base) == (manifest.channels, manifest.base)
+    if not same_format or snapshot.stage not in manifest.levels:
         raise UserError(
-            f"{path} makes images of {height}x{width} with {G.channels} channels, {dataset.path} has "
-            f"{'{}x{}'.format(*manifest.resolution)} with {manifest.channels}; give the dataset it was trained on"
+            f"{path} makes images of {made.size_name(snapshot.stage)} with {made.channels} channels, "
+            f"{dataset.path} has {'{}x{}'.format(*manifest.resolution)} with {manifest.channels}; give the dataset it was trained on"
         )
     if snapshot.alpha < 1:
         raise UserError(
             f"{path} was saved while its last stage was fading in (alpha {snapshot.alpha:.2f}); "
             "scores are taken at alpha 1 only: give a later snapshot"
         )
-    if G.classes and [*map(composed, snapshot.class_names)] != [*map(composed, manifest.classes or ())]:
+    names = [composed(name) for name in made.class_names]
+    if snapshot.G.classes and names != [composed(name) for name in manifest.classes or ()]:
         raise UserError(
             f"{path} was trained on other classes than those of {dataset.path}; give the dataset of its run"
         )

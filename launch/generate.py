@@ -192,14 +192,14 @@ def class_index(snapshot: "Snapshot", name: str | None) -> int | None:
         raise click.UsageError(
             "--class: this network was trained without classes; leave it out, or train with --cond=1"
         )
-    names = [composed(known) for known in snapshot.class_names]
-    if name in snapshot.class_names:
-        return snapshot.class_names.index(name)
+    names = [composed(known) for known in snapshot.images.class_names]
+    if name in snapshot.images.class_names:
+        return snapshot.images.class_names.index(name)
     if composed(name) in names:
         return names.index(composed(name))
     if name.isdecimal() and int(name) < classes:
         return int(name)
-    shown = ", ".join(snapshot.class_names[:12]) + (", ..." if classes > 12 else "")
+    shown = ", ".join(snapshot.images.class_names[:12]) + (", ..." if classes > 12 else "")
     raise click.UsageError(f"--class={name} is none of the {classes} classes: {shown}")
 
 

@@ -77,7 +77,7 @@ def grid_picture(
     """The images of seeds, row by row: uint8 [H, W, C]."""
     from gan.sampling import GAP, tile
 
-    height, width = (side * 2**snapshot.stage + GAP for side in snapshot.G.base)
+    height, width = (side + GAP for side in snapshot.images.size(snapshot.stage))
     rows = math.ceil(len(seeds) / columns)
     check_pixels(height * rows, width * columns)
     return tile(np.stack(list(images_of_seeds(snapshot, seeds, class_, trunc))), columns)

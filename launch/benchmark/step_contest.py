@@ -134,8 +134,7 @@ def feed(task: Task, stage: int, dataset: ImageDataset | None) -> Generator[Batc
     if dataset:
         requests = ((*task.samples(seen), stage) for seen in count(0, task.config.batch))
         return load(dataset, requests, task.config.seed)
-    side = task.images.base[0] * 2**stage
-    shape = (task.samples(0)[1], side, side, task.images.channels)
+    shape = (task.samples(0)[1], *task.images.size(stage), task.images.channels)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return ((noise, None) for _ in repeat(None))
 
@@ -173,12 +172,11 @@ def stage_row(
     # Of all ranks together, images per second in each round.
     speeds = {name: rates(shares[name], seconds[name], ranks.device) for name in contestants}
     joined = contestants["joined"]
-    height, width = (side * 2**stage for side in images.base)
     times = {name: 1e3 * shares[name] * ranks.world / float(np.quantile(rate, 0.9)) for name, rate in speeds.items()}
     return {
         "gpus": ranks.world,
         "stage": stage,
-        "size": f"{height}x{width}",
+        "size": images.size_name(stage),
         "shares": shares,
         "ms": times,
         "messages": joined.messages(),
