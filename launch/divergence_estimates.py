@@ -11,7 +11,7 @@ from gan.errors import UserError
 from gan.methods.rows import split_names
 from launch.samples import classes_in_turn, load_network, read_reals, sample_batches
 from launch.scores import build_reference, classifier_summary
-from launch.tables import text_table, write_json
+from launch.tables import save_rows, text_table
 
 
 def estimate_divergences(
@@ -42,9 +42,7 @@ def estimate_divergences(
         click.echo(f"{name} done in {result.steps} steps")
     click.echo(text_table(table))
     click.echo("bound: at most the divergence, but by sampling error; low to high holds it in 95 of 100 samplings")
-    if json_path:
-        write_json(json_path, table)
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, table)
 
 
 def read_set(source: str, samples: int, seed: int) -> np.ndarray:

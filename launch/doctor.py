@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from launch.cli import run
+from launch.tables import json_option, save_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 OK, NOTE, MISSING, BROKEN = "ok", "note", "missing", "broken"
@@ -32,7 +33,7 @@ class Finding:
 
 
 @click.command()
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(json_path: Path | None) -> int:
     """Show what works on this machine and what is missing, with the remedy. Exits 2 if training cannot run."""
     findings = examine()
@@ -40,11 +41,7 @@ def main(json_path: Path | None) -> int:
         click.echo(line)
     stops = [finding.name for finding in findings if finding.needed and finding.state in (MISSING, BROKEN)]
     click.echo(f"training cannot run: mend {', '.join(stops)}" if stops else "training can run")
-    if json_path:
-        from launch.tables import write_json
-
-        write_json(json_path, {"works": not stops, "findings": [asdict(finding) for finding in findings]})
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, {"works": not stops, "findings": [asdict(finding) for finding in findings]})
     return 2 if stops else 0
 
 

@@ -12,7 +12,7 @@ from gan.errors import UserError
 from launch.cli import run
 from launch.samples import find_snapshot, load_network
 from launch.scores import build_reference, classifier_summary, score_network, score_table
-from launch.tables import write_json
+from launch.tables import json_option, save_rows
 
 if TYPE_CHECKING:
     from data.dataset import ImageDataset
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of latents and classifier."
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(
     networks: tuple[str, ...],
     data: str,
@@ -67,9 +67,7 @@ def main(
     rows = {name: score_network(snapshot, reference, level, samples, seed) for name, snapshot in snapshots.items()}
     rows |= reference.floors()
     click.echo(score_table(rows))
-    if json_path:
-        write_json(json_path, scores_as_json(reference, rows, paths))
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, scores_as_json(reference, rows, paths))
 
 
 def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> int:
@@ -80,7 +78,8 @@ def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> in
     if not same_format or snapshot.stage not in manifest.levels:
         raise UserError(
             f"{path} makes images of {made.size_name(snapshot.stage)} with {made.channels} channels, "
-            f"{dataset.path} has {'{}x{}'.format(*manifest.resolution)} with {manifest.channels}; give the dataset it was trained on"
+            f"{dataset.path} has {'{}x{}'.format(*manifest.resolution)} with {manifest.channels}; "
+            "give the dataset it was trained on"
         )
     if snapshot.alpha < 1:
         raise UserError(

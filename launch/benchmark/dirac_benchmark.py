@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import run
-from launch.tables import text_table, write_json
+from launch.tables import json_option, save_rows, text_table
 
 if TYPE_CHECKING:
     from gan.theory.dirac import Game
@@ -26,7 +26,7 @@ SIDE, REACH = 360, 2.0  # pixels of a portrait, and the largest |theta| and |psi
 @click.option("--step", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True, help="Step size.")
 @click.option("--count", type=click.IntRange(1), default=500, show_default=True, help="Steps of both players.")
 @click.option("--portraits", type=click.Path(path_type=Path, dir_okay=False), help="Draw phase portraits to this PNG.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(
     objectives: tuple[str, ...],
     regularizers: tuple[str, ...],
@@ -45,9 +45,7 @@ def main(
     paths = {name: {a: list(walk(game, step, count, a)) for a in (False, True)} for name, game in games.items()}
     rows = [row(name, game, {a: path[-1] for a, path in paths[name].items()}) for name, game in games.items()]
     click.echo(text_table(rows))
-    if json_path:
-        write_json(json_path, rows)
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, rows)
     if portraits:
         draw(portraits, games, {name: path[True] for name, path in paths.items()})
         click.echo(f"wrote {portraits}: alternating steps in red, from (1, 1)")

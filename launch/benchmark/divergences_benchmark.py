@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import run
-from launch.tables import text_table, write_json
+from launch.tables import json_option, save_rows, text_table
 
 if TYPE_CHECKING:
     from gan.theory.gaussian import Mixture
@@ -40,7 +40,7 @@ ALL = "tv,kl,rkl,pearson,neyman,hellinger2,jeffrey,js2,jsw,gan,alpha"
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first; each next one's is 1 more."
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(
     mixture: str, divergences: str, exact: bool, points: str | None, json_path: Path | None, **options: Any
 ) -> None:
@@ -74,9 +74,7 @@ def main(
                 "  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), err=True
             )
     click.echo(text_table(table))
-    if json_path:
-        write_json(json_path, table)
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, table)
 
 
 def parse_mixture(text: str) -> "Mixture":
