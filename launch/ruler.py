@@ -20,7 +20,7 @@ def compare(
     Raises UserError for names that do not exist and sets that cannot be read or compared.
     """
     from gan.methods.divergences import divergence
-    from gan.theory.ruler import check, estimate_divergence
+    from gan.theory.ruler import check_samples, estimate_divergence
 
     rows = {name: divergence(name) for name in split_names(names)}
     if not rows:
@@ -29,7 +29,7 @@ def compare(
     if features:
         p, q = classifier_features(data, p, q, seed)
     p, q = (x if x.ndim == 2 else as_input(x) for x in (p, q))
-    check(p, q)
+    check_samples(p, q)
     click.echo(f"{len(p)} samples of {data} against {len(q)} of {against}, {list(p.shape[1:])} each")
     table: list[dict[str, Any]] = []
     for name, row in rows.items():
