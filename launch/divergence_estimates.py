@@ -22,7 +22,7 @@ def estimate_divergences(
     Raises UserError for names that do not exist and sets that cannot be read or compared.
     """
     from gan.methods.divergences import divergence
-    from gan.theory.ruler import check, estimate_divergence
+    from gan.theory.ruler import check_samples, estimate_divergence
 
     rows = {name: divergence(name) for name in split_names(names)}
     if not rows:
@@ -33,7 +33,7 @@ def estimate_divergences(
         p, q = classifier_features(data, p, q, seed)
     p = as_input(p)
     q = as_input(q)
-    check(p, q)
+    check_samples(p, q)
     click.echo(f"{len(p)} samples of {data} against {len(q)} of {against}, {list(p.shape[1:])} each")
     table: list[dict[str, Any]] = []
     for name, row in rows.items():
