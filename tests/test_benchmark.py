@@ -36,6 +36,18 @@ def test_dirac_prints_what_it_writes(monkeypatch, tmp_path, capsys):
         assert (204, 34, 34) in {color for _, color in image.convert("RGB").getcolors(1 << 20)}
 
 
+def test_dirac_shows_what_each_regularizer_does(monkeypatch, tmp_path):
+    """Eigenvalues -s^2 / 4 +- sqrt(s^4 / 16 - 1 / 4) of noise of variance s^2 = gamma, -gamma / 2 +- sqrt(gamma^2 / 4 -
+    1 / 4) of R1 and its stand-ins; clipping bounds psi alone."""
+    names = ["instance_noise", "r1_difference", "r1_projection", "clip"]
+    flags = [*(f"--regularizer={name}" for name in names), "--gamma=.49", f"--json={tmp_path / 'rows.json'}"]
+    assert saddle(monkeypatch, "dirac", "--count=100", *flags) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    first = ["-0.122500+0.484762i", "-0.245000+0.435861i", "-0.245000+0.435861i", "+0.000000+0.500000i"]
+    assert [row["eigenvalue"] for row in rows] == first
+    assert rows[3]["end, simultaneous"] < 1.2  # without it, 1.55
+
+
 def test_regularizers_are_priced_beside_none_and_r1(monkeypatch, tmp_path, capsys):
     flags = ["--resolution=8", "--channels=4", "--batch=4", "--repeats=1", f"--json={tmp_path / 'rows.json'}"]
     assert saddle(monkeypatch, "regularizers", "--regularizers=wgan_gp:target=2,clip", *flags) == 0
@@ -72,6 +84,8 @@ def test_a_priced_step_takes_the_penalty_in_and_moves_nothing(monkeypatch):
         (["dirac", "--objective=hing"], "did you mean hinge"),
         (["dirac", "--objective=energy", "--regularizer=none"], "couples samples"),
         (["dirac", "--gamma=-1"], "--gamma must be at least 0"),
+        (["dirac", "--regularizer=bcr"], "--regularizer=bcr changes pictures"),
+        (["dirac", "--regularizer=spectral_norm"], "--regularizer=spectral_norm changes D's layers"),
         (["dirac", "--step=0"], "0.0 is not in the range"),
     ],
 )

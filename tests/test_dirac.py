@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from gan.errors import UserError
-from gan.theory.dirac import Game, eigenvalues, jacobian, step_bound, step_matrix, trajectory
+from gan.methods.regularizers import REGULARIZERS
+from gan.theory.dirac import Game, eigenvalues, jacobian, losses, step_bound, step_matrix, trajectory
 
 GAN, NS, WGAN = "f:gan:saturating=1", "nonsaturating", "wasserstein"
 GAMES = {
@@ -16,7 +18,7 @@ GAMES = {
     "wgangp 1": Game(WGAN, "wgan_gp", 1.0),
     "wgangp 0.3": Game(WGAN, "wgan_gp:target=0.3", 0.25),
     "consensus": Game(consensus=1.0),
-    "instance noise": Game(noise=0.7),
+    "instance noise": Game(GAN, "instance_noise", 0.49),
     "r1 0.3": Game(GAN, "r1", 0.3),
     "r1 1": Game(GAN, "r1", 1.0),
     "r1ns": Game(NS, "r1", 0.3),
@@ -127,11 +129,19 @@ CLOSED = {
     "relativistic": (Game("relativistic"), pair(0, -0.25)),
     "wgan": (Game(WGAN), pair(0, -1)),
     **{f"consensus {g}": (Game(consensus=g), pair(-g / 4, -0.25)) for g in (0.5, 1.0, 2.0)},
-    **{f"noise {s}": (Game(noise=s), pair(-s * s / 4, s**4 / 16 - 0.25)) for s in (0.5, 1.0, 2.0)},
+    **{
+        f"noise {s}": (Game(GAN, "instance_noise", s * s), pair(-s * s / 4, s**4 / 16 - 0.25))
+        for s in (0.5, 0.7, 1.0, 2.0)
+    },
     **{
         f"{row} {g}": (Game(GAN, row, g), pair(-g / 2, g * g / 4 - 0.25))
         for row in ("r1", "r2", "zero_gp")
         for g in (0.1, 0.3, 1.0, 2.0, 10.0)
+    },
+    **{
+        f"{row} {g}": (Game(GAN, row, g), pair(-g / 2, g * g / 4 - 0.25))
+        for row in ("r1_difference", "r1_projection", "r2_difference", "r2_projection")
+        for g in (0.1, 0.49, 2.0)
     },
     **{f"r1_r2 {g}": (Game(GAN, "r1_r2", g), pair(-g, g * g - 0.25)) for g in (0.1, 0.5, 1.0, 10.0)},
     **{f"roth {g}": (Game(GAN, "roth_js", g), pair(-g / 4, g * g / 16 - 0.25)) for g in (0.5, 2.0, 8.0)},
@@ -184,7 +194,62 @@ def test_without_damping_nothing_contracts():
         assert max(map(abs, eigenvalues(step_matrix(jacobian(game), 1.05 * limit, True)))) > 1.2
 
 
-def test_what_compares_sets_is_refused():
-    for name in ("energy", "mmd"):
-        with pytest.raises(UserError, match="couples samples"):
-            jacobian(Game(name))
+@pytest.mark.parametrize("name", ["r1", "r2"])
+def test_stand_ins_of_a_penalty_take_the_same_path(name):
+    """For a linear D they are the penalty itself, at any state."""
+    path = list(trajectory(Game(GAN, name, 0.49), count=50))
+    for stand_in in (f"{name}_difference", f"{name}_projection"):
+        other = list(trajectory(Game(GAN, stand_in, 0.49), count=50))
+        assert np.abs(np.subtract(other, path)).max() < 1e-10
+
+
+def test_noise_on_pairs_is_drawn_apart_for_real_and_fake():
+    """E softplus(psi (x - y)), x and y with noise of variance s^2 each, is a mean over noise of variance 2 s^2."""
+    s, theta, psi = 0.7, torch.tensor(0.4, dtype=torch.float64), torch.tensor(1.3, dtype=torch.float64)
+    _, ours = losses(Game("relativistic", "instance_noise", s * s), theta, psi)
+    x = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
+    density = (-x.square() / 2).exp() / math.sqrt(2 * math.pi)
+    exact = torch.trapezoid(torch.nn.functional.softplus(-psi * (theta + math.sqrt(2) * s * x)) * density, x)
+    assert ours.item() == pytest.approx(exact.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("alternating", [False, True])
+def test_clipping_holds_psi_in_its_bounds(alternating):
+    """Of the WGAN, whose field is (-psi, theta), worked out step by step; it neither converges nor escapes."""
+    theta, psi, h, c = 1.0, 1.0, 0.1, 0.49
+    path = list(trajectory(Game(WGAN, "clip", c), h, 200, alternating))
+    for state in path:
+        moved = theta - h * psi
+        psi = min(max(psi + h * (moved if alternating else theta), -c), c)
+        theta = moved
+        assert state == pytest.approx((theta, psi), abs=1e-12)
+    assert {abs(psi) for _, psi in path} >= {c} and max(abs(theta) for theta, _ in path[100:]) > 0.1
+
+
+@pytest.mark.parametrize("objective,regularizer,gamma,message", [
+    ("energy", "none", 0.0, "objective.name=energy couples samples"),
+    ("mmd", "none", 0.0, "couples samples"),
+    (GAN, "bcr", 1.0, "regularizer.name=bcr changes pictures"),
+    (GAN, "spectral_norm", 1.0, "regularizer.name=spectral_norm changes D's layers"),
+    (GAN, "clip", 0.0, "give a positive gamma"),
+])  # fmt: skip
+def test_what_the_game_cannot_show_is_refused_in_one_line(objective, regularizer, gamma, message):
+    with pytest.raises(UserError, match=message) as caught:
+        jacobian(Game(objective, regularizer, gamma))
+    assert "\n" not in str(caught.value)
+
+
+def regularizers_without_effect() -> set[str]:
+    """Rows that leave the field and the path of a game as they are without any."""
+    plain = list(trajectory(Game(), count=20))
+    silent = set()
+    for name in REGULARIZERS:
+        try:
+            silent |= {name} if list(trajectory(Game(GAN, name, 0.49), count=20)) == plain else set()
+        except UserError:
+            continue
+    return silent
+
+
+def test_no_regularizer_is_ignored():
+    assert regularizers_without_effect() == {"none"}

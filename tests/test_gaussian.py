@@ -8,8 +8,10 @@ import torch
 from test_benchmark import saddle
 
 from gan.errors import UserError
-from gan.methods.divergences import divergence
+from gan.methods.divergences import DIVERGENCES, divergence, from_generator
+from gan.methods.objectives import OBJECTIVES
 from gan.methods.pairs import find_pair
+from gan.methods.rows import Entry
 from gan.theory.clusters import POINTS, SPREAD, describe, train_points
 from gan.theory.gaussian import Mixture, exact_divergence, learned, log_normal, nodes, optima
 
@@ -169,6 +171,23 @@ def test_the_command_prints_the_exact_table(monkeypatch, tmp_path, capsys):
     assert rows[0]["learned mean"] != rows[1]["learned mean"] == pytest.approx(1.01, abs=0.1)
 
 
+def test_a_divergence_is_one_row(monkeypatch, tmp_path, capsys):
+    """Added to the table and nowhere else, it is in the command's help and in what it computes by default."""
+    entry = Entry("triangular discrimination", lambda: from_generator(lambda u: (u - 1) ** 2 / (u + 1)))
+    monkeypatch.setattr("gan.methods.divergences.DIVERGENCES", {"kl": DIVERGENCES["kl"], "triangular": entry})
+    assert saddle(monkeypatch, "divergences", "--help") == 0
+    text = capsys.readouterr().out
+    assert "triangular discrimination" in text and "Kullback-Leibler" in text and "Hellinger" not in text
+    flags = ["--exact", "--mixture=1,0,1;1,1,1", f"--json={tmp_path / 'rows.json'}"]
+    assert saddle(monkeypatch, "divergences", *flags) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["divergence"] for row in rows] == ["kl", "triangular"]
+
+
+def test_every_divergence_has_its_objective():
+    assert [name for name in OBJECTIVES if name.startswith("f:")] == [f"f:{name}" for name in DIVERGENCES]
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
@@ -180,6 +199,12 @@ def test_the_command_prints_the_exact_table(monkeypatch, tmp_path, capsys):
         (["--divergences=jsw:pi=3"], "pi must be"),
         (["--divergences=tv", "--form=log_ratio", "--steps=9"], "no form log_ratio"),
         (["--points=rings"], "rings"),
+        (["--regularizer=bcr"], "changes pictures"),
+        (["--regularizer=bcr", "--points=ring"], "changes pictures"),
+        (["--regularizer=clip"], "is no penalty"),
+        (["--regularizer=instance_noise"], "is no penalty"),
+        (["--regularizer=spectral_norm"], "is no penalty"),
+        (["--regularizer=r3"], "did you mean"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, arguments, message):

@@ -386,7 +386,8 @@ def from_generator(f: Function, reach: float = 40.0) -> Divergence:
     """A row from f alone, for research: f' and f'' by autograd, f* by solving f'(u) = t over |log u| <= reach.
 
     f: smooth and strictly convex on u > 0, written in torch, finite up to e^reach. Both forms are the log-ratio one,
-    which needs no f*. Register it as DIVERGENCES["name"] = Entry("what and where from", lambda: from_generator(f)).
+    which needs no f*. As a row of DIVERGENCES, "name": Entry("what and where from", lambda: from_generator(f)), it is
+    an objective f:name, a column of the benchmarks and a line of their help too.
     """
     first = torch.func.grad(lambda u: f(u).sum())
     second = torch.func.grad(lambda u: first(u).sum())

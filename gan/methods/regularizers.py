@@ -129,9 +129,10 @@ def difference(where: str, random: bool) -> Term:
             length = STEP
         else:
             (gradient,) = torch.autograd.grad(scores.sum(), images, retain_graph=True)
-            norm = squared_norm(gradient).sqrt().clamp(min=1e-30)
-            direction = gradient / norm.view(-1, *[1] * (images.ndim - 1))
             length = STEP * math.sqrt(images[0].numel())
+            norm = squared_norm(gradient).sqrt().view(-1, *[1] * (images.ndim - 1))
+            anywhere = torch.full_like(gradient, STEP / length)  # a unit vector, for where the gradient vanishes
+            direction = torch.where(norm > 0, gradient / norm.clamp(min=1e-30), anywhere)
         moved = scene.critic(images.detach() + length * direction, where)
         return ((moved - scores) / length).square()
 

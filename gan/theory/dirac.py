@@ -1,58 +1,111 @@
 """The Dirac-GAN (Mescheder et al. 2018, section 2): the smallest GAN, run through the very rows that images train by.
 
 Data is a point at 0, the generator a point at theta, the critic D(x) = -psi x: the sign makes (theta, psi) those of the
-paper, where D is high on fakes. Every quantity is float64. A state is a pair (theta, psi).
+paper, where D is high on fakes. Every quantity is float64. A state is a pair (theta, psi). Nothing is random here: the
+expectation over noise that training draws is taken by Gauss-Hermite quadrature.
 """
 
 import cmath
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan.draws import Draws
 from gan.errors import UserError
 from gan.methods.critic import Critic
+from gan.methods.objectives import Objective
 from gan.methods.pairs import critic_loss, find_pair
+from gan.methods.regularizers import Regularizer
 
-DRAWS = Draws(0, range(1), 1)
+NODES = 81  # of the quadrature
 
 
 @dataclass(frozen=True)
 class Game:
-    """An objective, a regularizer with its weight, and two ways to calm a game that are no rows.
+    """An objective, a regularizer with its weight, and a way to calm a game that is no row.
 
-    noise: instance noise of this standard deviation on both points, integrated by 81 Gauss-Hermite nodes.
     consensus: both players also descend consensus / 2 * |v|^2, v the field without it (Mescheder et al. 2017).
     """
 
     objective: str = "f:gan:saturating=1"
     regularizer: str = "none"
     gamma: float = 0.0
-    noise: float = 0.0
     consensus: float = 0.0
 
 
-def losses(game: Game, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    """(G's, D's) loss with the penalty, 0-dim, differentiable in theta and psi.
-
-    Raises UserError for objectives that compare sets of samples: there is one.
-    """
+def find_rows(game: Game) -> tuple[Objective, Regularizer]:
+    """The rows of a game's two names. Raises UserError for what the Dirac-GAN cannot show."""
     objective, regularizer = find_pair(game.objective, game.regularizer)
+    name = f"regularizer.name={game.regularizer}"
     if objective.group > 1:
         raise UserError(f"objective.name={game.objective} couples samples, and the Dirac-GAN has one of each")
-    nodes, weights = np.polynomial.hermite_e.hermegauss(81) if game.noise else (np.zeros(1), np.ones(1))
-    spread = torch.from_numpy(game.noise * nodes).unsqueeze(1)
-    weight = torch.from_numpy(weights / weights.sum())
+    if regularizer.pictures:
+        raise UserError(f"{name} changes pictures, and the Dirac-GAN has points; try another")
+    if regularizer.prepare:
+        raise UserError(f"{name} changes D's layers, and the Dirac-GAN's D is a single number; try another")
+    if regularizer.constrain and not game.gamma > 0:
+        raise UserError(f"{name} at regularizer.gamma={game.gamma:g} leaves no D; give a positive gamma")
+    return objective, regularizer
 
-    critic = Critic(lambda images: (-psi * images).squeeze(1), DRAWS)
-    d = critic_loss(objective, regularizer, critic, spread, theta + spread)
-    d_loss = (weight * (d.loss + sum(game.gamma / 2 * penalty for penalty in d.penalties))).sum()
-    g_loss = (weight * objective.generator(d.real_outputs, critic(theta + spread, "fakes of the G step"))).sum()
-    return g_loss, d_loss
+
+@dataclass(frozen=True)
+class Nodes(Draws):
+    """Stands in for random draws: sample i gets the i-th node of a quadrature, whose weights are `weights`."""
+
+    reals: Tensor  # [N, 1], the standard normal noise on reals, and on anything that is not a fake
+    fakes: Tensor  # [N, 1]
+    weights: Tensor  # [N], of sum 1: a mean by them is an expectation over the noise
+
+    def noise(self, purpose: str, like: Tensor) -> Tensor:
+        """[N, 1]."""
+        return self.fakes if "fakes" in purpose else self.reals
+
+    def uniform(self, purpose: str, count: int) -> Tensor:
+        """[N, count] of 1/2: rows ask for a point between real and fake, and D's slope is the same at all of them."""
+        return torch.full((len(self.weights), count), 0.5)
+
+
+@cache
+def quadrature(independent: bool) -> Nodes:
+    """Gauss-Hermite nodes. `independent`: every pair of one for the real and one for the fake, for losses that are no
+    sum of a function of each."""
+    points, weights = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(NODES))
+    weights = weights / weights.sum()
+    if not independent:
+        return Nodes(0, range(NODES), 1, points.unsqueeze(1), points.unsqueeze(1), weights)
+    pairs = torch.cartesian_prod(points, points)
+    return Nodes(0, range(NODES**2), 1, pairs[:, :1], pairs[:, 1:], weights.outer(weights).flatten())
+
+
+def losses(game: Game, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+    """(G's, D's) loss with the penalty, 0-dim, differentiable in theta and psi. Raises UserError as `find_rows`."""
+    objective, regularizer = find_rows(game)
+    nodes = quadrature(independent=regularizer.noise and objective.paired)
+    real = torch.zeros_like(nodes.reals)
+    fake = theta + torch.zeros_like(nodes.fakes)
+
+    noise = math.sqrt(game.gamma) if regularizer.noise else 0.0
+    critic = Critic(lambda images: (-psi * images).squeeze(1), nodes, noise=noise)
+    d = critic_loss(objective, regularizer, critic, real, fake)
+    d_loss = d.loss + sum(game.gamma / 2 * penalty for penalty in d.penalties)
+    g_loss = objective.generator(d.real_outputs, critic(fake, "fakes of the G step"))
+    return nodes.weights @ g_loss, nodes.weights @ d_loss
+
+
+def constrained(game: Game, state: Tensor) -> Tensor:
+    """(theta, psi) after what the regularizer does to D at the end of an update, as clipping: [2] -> [2]."""
+    _, regularizer = find_rows(game)
+    if regularizer.constrain is None:
+        return state
+    D = nn.Module()
+    D.psi = nn.Parameter(state[1].clone())
+    regularizer.constrain(D, game.gamma)
+    return torch.stack([state[0], D.psi.detach()])
 
 
 def field(game: Game, state: Tensor) -> Tensor:
@@ -70,7 +123,7 @@ def field(game: Game, state: Tensor) -> Tensor:
 
 
 def jacobian(game: Game, state: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-    """dv / d(theta, psi) at a state, by autograd: float64 [2, 2]."""
+    """dv / d(theta, psi) at a state, by autograd: float64 [2, 2]. Clipping does nothing near (0, 0), nor here."""
     at = torch.tensor(state, dtype=torch.float64)
     return torch.autograd.functional.jacobian(lambda s: field(game, s), at).detach().numpy()
 
@@ -100,9 +153,9 @@ def trajectory(
         if alternating:
             state = state + step * move * torch.tensor([1.0, 0.0])
             for _ in range(n_critic):
-                state = state + step * field(game, state).detach() * torch.tensor([0.0, 1.0])
+                state = constrained(game, state + step * field(game, state).detach() * torch.tensor([0.0, 1.0]))
         else:
-            state = state + step * move
+            state = constrained(game, state + step * move)
         yield state[0].item(), state[1].item()
 
 

@@ -12,6 +12,8 @@ from launch.tables import json_option, save_rows, text_table
 if TYPE_CHECKING:
     from gan.theory.dirac import Game
 
+SELECTION = [("none", 0.0), ("r1", 0.3), ("r1", 1.0), ("r1_r2", 0.5), ("roth_js", 2.0), ("instance_noise", 0.49)]
+WASSERSTEIN_SELECTION = [("none", 0.0), ("clip", 1.0), ("wgan_gp", 1.0), ("r1", 1.0)]
 SIDE, REACH = 360, 2.0  # pixels of a portrait, and the largest |theta| and |psi| in it
 
 
@@ -66,16 +68,15 @@ def chosen(objectives: tuple[str, ...], regularizers: tuple[str, ...], gammas: t
             for g in gammas or (1.0,)
         ]
     else:
-        rows = [("none", 0.0), ("r1", 0.3), ("r1", 1.0), ("r1_r2", 0.5), ("roth_js", 2.0)]
-        games = [Game(regularizer=r, gamma=g) for r, g in rows]
-        games += [Game(noise=0.7), Game(consensus=1.0), Game("nonsaturating"), Game("nonsaturating", "r1", 1.0)]
-        games += [Game("wasserstein", r, g) for r, g in (("none", 0.0), ("wgan_gp", 1.0), ("r1", 1.0))]
+        games = [Game(regularizer=name, gamma=gamma) for name, gamma in SELECTION]
+        games += [Game(consensus=1.0), Game("nonsaturating"), Game("nonsaturating", "r1", 1.0)]
+        games += [Game("wasserstein", name, gamma) for name, gamma in WASSERSTEIN_SELECTION]
     return {game_name(game): game for game in games}
 
 
 def game_name(game: "Game") -> str:
     """A name for a table."""
-    extra = f" noise {game.noise:g}" * bool(game.noise) + f" consensus {game.consensus:g}" * bool(game.consensus)
+    extra = f" consensus {game.consensus:g}" if game.consensus else ""
     weight = f" {game.regularizer} {game.gamma:g}" if game.regularizer != "none" else ""
     return f"{game.objective}{weight}{extra}"
 

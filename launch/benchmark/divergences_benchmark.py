@@ -11,10 +11,19 @@ from launch.tables import json_option, save_rows, text_table
 if TYPE_CHECKING:
     from gan.theory.gaussian import Mixture
 
-ALL = "tv,kl,rkl,pearson,neyman,hellinger2,jeffrey,js2,jsw,gan,alpha"
+
+class Divergences(click.Command):
+    """The command, whose help lists every divergence."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from gan.methods.divergences import DIVERGENCES
+        from gan.methods.rows import help_lines
+
+        with formatter.section("Divergences [with the parameters they take]"):
+            formatter.write_dl(help_lines(DIVERGENCES), col_max=24)
 
 
-@click.command()
+@click.command(cls=Divergences)
 @click.option(
     "--mixture",
     default="0.33,-1,0.065;0.67,2,2",
@@ -22,7 +31,7 @@ ALL = "tv,kl,rkl,pearson,neyman,hellinger2,jeffrey,js2,jsw,gan,alpha"
     metavar='"WEIGHT,MEAN,VARIANCE;..."',
     help="What a Gaussian is fitted to.",
 )
-@click.option("--divergences", default=ALL, show_default=True, help="Names with parameters, as in kl,jsw:pi=0.3.")
+@click.option("--divergences", help="Names with parameters, as in kl,jsw:pi=0.3. [default: all]")
 @click.option("--exact", is_flag=True, help="Print the exact parameters alone, and train nothing.")
 @click.option("--points", type=click.Choice(["ring", "grid"]), help="Train on 8 or 25 clusters in the plane instead.")
 @click.option("--ruler", type=click.IntRange(1, 64), metavar="K", help="Estimate from samples of K dimensions instead.")
@@ -42,7 +51,7 @@ ALL = "tv,kl,rkl,pearson,neyman,hellinger2,jeffrey,js2,jsw,gan,alpha"
 )
 @json_option
 def main(
-    mixture: str, divergences: str, exact: bool, points: str | None, json_path: Path | None, **options: Any
+    mixture: str, divergences: str | None, exact: bool, points: str | None, json_path: Path | None, **options: Any
 ) -> None:
     """Fit a Gaussian to a mixture by each divergence: learned beside exact (Nowozin et al. 2016, table 1).
 
@@ -50,12 +59,15 @@ def main(
     train a small GAN on clusters in the plane and count what it finds. With --ruler, compare estimates from samples of
     two Gaussians (means 1/4 apart on each axis, scales within 10 %) with the exact value, over --seeds pairs of sets.
     """
-    from gan.methods.divergences import divergence
+    from gan.methods.divergences import DIVERGENCES, divergence
     from gan.methods.rows import split_names
 
     target = parse_mixture(mixture)
-    names = split_names(divergences)
+    names = list(DIVERGENCES) if divergences is None else split_names(divergences)
     rows = {name: divergence(name, "--divergences") for name in names}
+    if options["regularizer"]:
+        for name in names:
+            check_regularizer(objective(name, options, "paper", saturating=True), options["regularizer"], points)
     seeds = range(options["seed"], options["seed"] + options["seeds"])
     table: list[dict[str, Any]] = []
     for name in names:
@@ -118,6 +130,22 @@ def objective(name: str, options: dict[str, Any], form: str, saturating: bool) -
 def penalty(options: dict[str, Any], name: str, gamma: float) -> tuple[str, float]:
     """(regularizer, gamma): those asked for, or these."""
     return options["regularizer"] or name, gamma if options["gamma"] is None else options["gamma"]
+
+
+def check_regularizer(objective_name: str, name: str, points: str | None) -> None:
+    """Raises UserError for a regularizer that the experiment would not apply: there are no pictures, and a Gaussian is
+    fitted by D's loss alone, with penalties in it."""
+    from gan.errors import UserError
+    from gan.methods.pairs import find_pair
+
+    _, regularizer = find_pair(objective_name, name)
+    if regularizer.pictures:
+        raise UserError(f"--regularizer={name} changes pictures, and samples here are points; try another")
+    if not points and not regularizer.is_penalty:
+        raise UserError(
+            f"--regularizer={name} is no penalty, and a Gaussian is fitted with penalties only; give --points=ring, or "
+            "another regularizer"
+        )
 
 
 def learned_row(name: str, row: Any, target: "Mixture", seed: int, options: dict[str, Any]) -> dict[str, Any]:
