@@ -110,7 +110,7 @@ def test_no_circle_of_imports():
 
 
 def test_no_command_imports_another():
-    """What two commands need is a module of its own. The demo, which is made of commands, may call them."""
+    """What two commands need is a module of its own."""
     commands = {module for module, path in MODULES.items() if is_command(path.read_text())}
     assert {"launch.train", "launch.generate", "launch.benchmark.ops_benchmark"} <= commands
     imports = {module: imports_of(MODULES[module]) for module in commands}
