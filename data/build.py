@@ -1,5 +1,6 @@
 """Building a dataset file: the images of a source in chunks, by several processes, into one writer."""
 
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -8,16 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from data.build_plan import BuildPlan, Progress, check_encoding, nothing_readable, refuse
+from data.colors import color_change
+from data.decoding import MODES, natural_mode, needed_mode
 from data.encodings import ENCODINGS, encode_image
 from data.errors import DataError
-from data.images import MODES, natural_mode, pyramid
-from data.plan import Plan, Progress, check_encoding, nothing_readable, refuse
-from data.sources import Item
+from data.items import Item
+from data.resizing import pyramid
 from data.store import Manifest
+from data.store_writer import Skipped, StoredLabel, StoreWriter
 from data.workers import Result, in_order
-from data.writer import Label, Skipped, Writer
 
-CHUNK_BYTES, CHUNK_IMAGES = 4 << 20, 256  # a chunk holds at most so many bytes of pixels and so many images
+CHUNK_BYTES = 4 << 20
+CHUNK_IMAGES = 256  # a chunk holds at most so many bytes of pixels and so many images
 
 
 class Wider(DataError):
@@ -25,7 +29,8 @@ class Wider(DataError):
 
     def __init__(self, name: str, mode: str) -> None:
         super().__init__(name, mode)
-        self.name, self.mode = name, mode
+        self.name = name
+        self.mode = mode
 
 
 @dataclass(frozen=True)
@@ -34,18 +39,23 @@ class Chunk:
 
     items: int
     digests: list[bytes]  # of each image stored
-    labels: list[Label]
+    labels: list[StoredLabel]
     skipped: list[Skipped]
+    color_changes: Counter[str]  # what was done to the colors of images stored
 
 
-def chunk_size(plan: Plan) -> int:
+def chunk_size(plan: BuildPlan) -> int:
     """Items in a chunk: a function of the plan alone, because commits fall between chunks."""
     return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // plan.raw_bytes))
 
 
 def store_images(
-    plan: Plan, writer: Writer, workers: int, progress: Progress, say: Callable[[str], None] = lambda line: None
-) -> Plan:
+    plan: BuildPlan,
+    writer: StoreWriter,
+    workers: int,
+    progress: Progress,
+    say: Callable[[str], None] = lambda line: None,
+) -> BuildPlan:
     """Store all images of the plan that the writer does not hold yet; returns the plan in the mode that they needed.
 
     DataError if there is none.
@@ -65,7 +75,7 @@ def store_images(
     return plan
 
 
-def manifest_fields(plan: Plan) -> dict[str, Any]:
+def manifest_fields(plan: BuildPlan) -> dict[str, Any]:
     """What a plan alone tells about the dataset that it will be."""
     return {
         "channels": plan.channels,
@@ -80,7 +90,7 @@ def manifest_fields(plan: Plan) -> dict[str, Any]:
     }
 
 
-def is_of(manifest: Manifest, plan: Plan) -> bool:
+def is_of(manifest: Manifest, plan: BuildPlan) -> bool:
     """Whether a dataset is the one that a plan would build, as far as its manifest tells."""
     fields = manifest_fields(plan)
     if not plan.fixed_mode:
@@ -97,9 +107,10 @@ def _keep_freed_pages() -> None:
     np.empty(31 << 20, np.uint8)
 
 
-def _store(plan: Plan, writer: Writer, workers: int, progress: Progress) -> None:
+def _store(plan: BuildPlan, writer: StoreWriter, workers: int, progress: Progress) -> None:
     _keep_freed_pages()
-    size, count = chunk_size(plan), plan.source.count
+    size = chunk_size(plan)
+    count = plan.source.count
     starts = range(writer.consumed, count, size)
     workers = min(workers, max(1, len(starts) // 2))  # to fork for less does not pay
     most = 2 * size * plan.raw_bytes + 4096 * size * len(plan.levels)  # noise as JPEG is larger than as pixels
@@ -110,7 +121,9 @@ def _store(plan: Plan, writer: Writer, workers: int, progress: Progress) -> None
             for chunk, values in results:
                 levels = len(plan.levels)
                 images = [values[first : first + levels] for first in range(0, len(values), levels)]
-                writer.add(chunk.items, plan.levels, images, chunk.digests, chunk.labels, chunk.skipped)
+                writer.add(
+                    chunk.items, plan.levels, images, chunk.digests, chunk.labels, chunk.skipped, chunk.color_changes
+                )
                 yield from range(chunk.items)
 
     with closing(items()) as stored:
@@ -118,12 +131,13 @@ def _store(plan: Plan, writer: Writer, workers: int, progress: Progress) -> None
             pass
 
 
-def make_chunk(plan: Plan, size: int, start: int) -> Result:
+def make_chunk(plan: BuildPlan, size: int, start: int) -> Result:
     """(Chunk, values of its images, all levels of one after the other) of at most `size` items from `start` on."""
     stop = min(start + size, plan.source.count)
     tops = np.empty((stop - start, *plan.size, plan.channels), np.uint8)
-    labels: list[Label] = []
+    labels: list[StoredLabel] = []
     skipped = []
+    color_changes: Counter[str] = Counter()
     position = start
     for position, item in enumerate(plan.source.read(start, stop), start + 1):
         if not plan.fixed_mode:
@@ -135,22 +149,29 @@ def make_chunk(plan: Plan, size: int, start: int) -> Result:
         else:
             tops[len(labels)] = top
             labels.append(_plain(item.label))
+            color_changes += _color_change(item)
     if position != stop:
         raise DataError(f"{plan.source.name} ended after {position} of {plan.source.count} images: it has changed")
     pyramids = pyramid(tops[: len(labels)], len(plan.levels))
     encoded = [encode_image([level[index] for level in pyramids], plan.encoding) for index in range(len(labels))]
     values = [value for image, _ in encoded for value in image]
-    return Chunk(stop - start, [digest for _, digest in encoded], labels, skipped), values
+    return Chunk(stop - start, [digest for _, digest in encoded], labels, skipped, color_changes), values
 
 
 def _check_mode(item: Item, mode: str) -> None:
     """Wider if an image needs more than the mode has."""
-    if not isinstance(item.image, str):
-        natural = natural_mode(item.image)
-        if MODES[natural] > MODES[mode]:
-            raise Wider(item.name, natural)
+    if isinstance(item.image, str) or MODES[natural_mode(item.image)] <= MODES[mode]:
+        return
+    needed = needed_mode(item.image)  # which may decode the image
+    if MODES[needed] > MODES[mode]:
+        raise Wider(item.name, needed)
 
 
-def _plain(label: int | np.ndarray | None) -> Label:
+def _color_change(item: Item) -> Counter[str]:
+    change = None if isinstance(item.image, str | np.ndarray) else color_change(item.image)
+    return Counter([change] if change else [])
+
+
+def _plain(label: int | np.ndarray | None) -> StoredLabel:
     """A label that JSON can hold, and float32 without loss."""
     return label.tolist() if isinstance(label, np.ndarray) else label

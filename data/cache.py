@@ -9,17 +9,16 @@ A copy whose size and time of change are those noted is used as it is; another o
 its CRC is right. Nothing is ever removed but damaged or unfinished copies of the dataset that is asked for.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from data.errors import DataError
 from data.store import open_reader
@@ -46,32 +45,20 @@ def cached(
     Whoever asks meanwhile waits for it. DataError if that takes more than `wait` seconds, there is no room, or the copy
     cannot be written or read.
     """
-    source, copy = Path(path), cache_path(path, folder)
+    source = Path(path)
+    copy = cache_path(path, folder)
+    lock = copy.with_suffix(".lock")
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(copy.with_suffix(".lock"), wait):
+        with FileLock(lock, timeout=wait):  # released when its holder dies
             if not _is_sound(copy):
                 announce(f"copying {source} to {copy}")
                 _make(source, copy)
+    except Timeout:
+        raise DataError(f"{lock} has been held for {wait:g} s by another process that copies") from None
     except OSError as error:
         raise DataError(f"cannot keep a copy of {source} in {folder}: {error}") from error
     return copy
-
-
-@contextmanager
-def _locked(path: Path, wait: float) -> Iterator[None]:
-    """Hold the lock; its holder's death lets it go."""
-    with path.open("w") as file:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DataError(f"{path} has been held for {wait:g} s by another process that copies") from None
-                time.sleep(0.05)
-        yield
 
 
 def _is_sound(copy: Path) -> bool:
@@ -90,7 +77,8 @@ def _is_sound(copy: Path) -> bool:
 
 def _make(source: Path, copy: Path) -> None:
     """Copy, read it again, and put it in place."""
-    size, part = source.stat().st_size, copy.with_suffix(".part")
+    size = source.stat().st_size
+    part = copy.with_suffix(".part")
     part.unlink(missing_ok=True)
     free = shutil.disk_usage(copy.parent).free + (copy.stat().st_size if copy.exists() else 0)
     if size > free:

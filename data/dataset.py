@@ -26,7 +26,8 @@ class ImageDataset:
 
     def __init__(self, path: str | os.PathLike[str], pages: str = "keep") -> None:
         assert pages in PAGES, pages
-        self.path, self.pages = Path(path).absolute(), pages
+        self.path = Path(path).absolute()
+        self.pages = pages
         self.manifest = self._open().manifest  # and closes it again, unless somebody is reading
         self._opened: tuple[int, Reader] | None = None  # (process id, reader)
         self._touched = 0  # bytes that may be resident since pages were dropped

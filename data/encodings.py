@@ -68,7 +68,8 @@ def with_crc(payload: bytes) -> bytes:
 
 def without_crc(value: bytes) -> bytes:
     """The payload of a stored value. ValueError if it is not what its checksum says."""
-    payload, crc = value[:-CRC_BYTES], value[-CRC_BYTES:]
+    payload = value[:-CRC_BYTES]
+    crc = value[-CRC_BYTES:]
     if zlib.crc32(payload).to_bytes(CRC_BYTES, "little") != crc:
         raise ValueError("its checksum differs")
     return payload
@@ -76,7 +77,8 @@ def without_crc(value: bytes) -> bytes:
 
 def encode_image(pyramid: Sequence[np.ndarray], encoding: str) -> tuple[list[bytes], bytes]:
     """(the stored value of every level, SHA-256 of the pixels that the last one decodes to) of uint8 [H, W, C] each."""
-    row, top = ENCODINGS[encoding], pyramid[-1]
+    row = ENCODINGS[encoding]
+    top = pyramid[-1]
     values = [with_crc(row.encode(level)) for level in pyramid]
     if not row.lossless:
         top = row.decode(memoryview(values[-1])[:-CRC_BYTES], top.shape)

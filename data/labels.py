@@ -1,12 +1,13 @@
 """The labels of images: a class number each, or a vector of floats each, or none. They are checked here, on entry."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.errors import DataError
+from data.names import composed, tidy
 
 LABELS_FILE = "dataset.json"  # as StyleGAN's data sets have it: {"labels": [["00000/img0.png", 3], ...]}
 MAX_CLASSES = 1 << 20
@@ -20,6 +21,7 @@ class Labels(NamedTuple):
     values: Sequence[Label]
     classes: tuple[str, ...] | None = None  # names by number, if the values are integers
     dim: int | None = None  # length of the vectors, if they are vectors
+    note: str = ""  # why there are none, if the user may have meant them to be some
 
 
 def no_labels(count: int) -> Labels:
@@ -47,7 +49,9 @@ def labels_from_array(
         limit = MAX_CLASSES if classes is None else len(classes)
         for index in np.flatnonzero((labels < 0) | (labels >= limit))[:1]:
             raise DataError(f"{where}: the label of {name(index)} is {labels[index]}, outside of 0 to {limit - 1}")
-        return Labels(labels.tolist(), tuple(classes or map(str, range(int(labels.max()) + 1 if count else 0))))
+        numbers = range(int(labels.max()) + 1 if count else 0)
+        names = map(composed, classes) if classes else map(str, numbers)
+        return Labels(labels.tolist(), tuple(names))
     if labels.dtype.kind in "biuf" and labels.ndim == 2 and labels.shape[1]:
         with np.errstate(over="ignore"):
             vectors = labels.astype(np.float32)
@@ -91,19 +95,18 @@ def _kind(label: Any) -> str | None:
     return None
 
 
-def labels_from_file(where: object, content: bytes, names: Sequence[str], refused: Sequence[str]) -> Labels:
-    """The labels that the content of a LABELS_FILE gives the images `names`; `refused` images need none.
+def labels_from_file(where: str, content: bytes, names: Sequence[str], refused: Sequence[str]) -> Labels:
+    """The labels that the content of a LABELS_FILE gives the images `names` (tidy); `refused` images need none.
 
-    DataError if it cannot be understood, leaves out an image, or names a file that is not there.
+    DataError, starting with `where`, if it cannot be understood, leaves out an image, or names one that is not there.
     """
-    where = f"{LABELS_FILE} in {where}"
     try:
         pairs = json.loads(content)["labels"]
         if pairs is None:
             return no_labels(len(names))
-        labels = {name: label for name, label in pairs}
+        labels = {tidy(name): label for name, label in pairs}
         repeated = len(labels) < len(pairs)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f'{where} is not of the form {{"labels": [["image.png", 3], ...]}} ({type(error).__name__}: {error})'
         ) from error
@@ -119,18 +122,30 @@ def labels_from_file(where: object, content: bytes, names: Sequence[str], refuse
     return labels_from_json(where, names, [labels[name] for name in names])
 
 
-def label_by_folder(names: Sequence[str]) -> tuple[tuple[str, ...] | None, list[int | None]]:
-    """(class names, label of each name): the class is the first folder below those that all names share.
+def label_by_folder(names: Sequence[str]) -> Labels:
+    """Labels of files by name: the class is the first folder below those that all names share.
 
-    (None, Nones) if a name has no such folder. Classes are sorted, as numbers if all of them are.
+    None, and a note if other names have one, if a name has no such folder. Classes are sorted, as numbers if all of
+    them are.
     """
     paths = [name.split("/") for name in names]
     while paths and len({path[0] for path in paths}) == 1 and all(len(path) > 1 for path in paths):
         paths = [path[1:] for path in paths]
-    if not all(len(path) > 1 for path in paths) or not paths:
-        return None, [None] * len(names)
-    folders = {path[0] for path in paths}
+    folders = {path[0] for path in paths if len(path) > 1}
+    strays = [name for name, path in zip(names, paths, strict=True) if len(path) == 1]
+    if strays or not folders:
+        return no_labels(len(names))._replace(note=_stray_note(strays, folders))
     numeric = all(folder.isdecimal() for folder in folders)
     classes = tuple(sorted(folders, key=lambda folder: (int(folder) if numeric else 0, folder)))
     numbers = {folder: number for number, folder in enumerate(classes)}
-    return classes, [numbers[path[0]] for path in paths]
+    return Labels([numbers[path[0]] for path in paths], classes)
+
+
+def _stray_note(strays: Sequence[str], folders: Collection[str]) -> str:
+    if not folders:
+        return ""
+    others = f" and {len(strays) - 1} other images lie" if len(strays) > 1 else " lies"
+    return (
+        f"no classes, because {strays[0]}{others} beside the folders ({', '.join(sorted(folders)[:3])}"
+        f"{', ...' if len(folders) > 3 else ''}): for these to be classes, move every image into one of them"
+    )

@@ -11,9 +11,10 @@ import numpy as np
 from data.dataset import ImageDataset
 from data.sampler import sample_indices
 
-Request = tuple[int, int, int]  # (first global sample, how many, level)
+Request = tuple[int, int, int]  # (first global sample, how many, level): growth stage k trains on level k
 Batch = tuple[np.ndarray, np.ndarray | None]  # images uint8 [n, H, W, C], labels [n] or [n, d] as they are stored
 Allocate = Callable[[int], np.ndarray]  # bytes -> uint8 [bytes]
+Check = Callable[[int, int], bool]  # (first global sample, level) of a request -> verify its records' checksums?
 
 RUN = 2048  # indices that are computed at once, which costs each of them a tenth of what a batch's few would
 
@@ -23,6 +24,11 @@ def pageable(size: int) -> np.ndarray:
     return np.empty(size, np.uint8)
 
 
+def unchecked(first: int, level: int) -> bool:
+    """No record is verified."""
+    return False
+
+
 def load(
     dataset: ImageDataset,
     requests: Iterator[Request],
@@ -30,7 +36,7 @@ def load(
     *,
     block: int = 1,
     workers: int = 1,
-    check: bool = False,
+    check: Check = unchecked,
     allocate: Allocate = pageable,
 ) -> Generator[Batch, None, None]:
     """The batch of every request, in order, `workers` + 1 of them read ahead by so many threads (0: by the caller).
@@ -39,18 +45,18 @@ def load(
     is written again. One thread is enough for raw images; encoded ones are decoded by as many as there are. The caller
     advances `requests`. What a thread raises is raised here in place of its batch; closing the generator joins them.
     """
-    wanted = _find(requests, len(dataset), seed, block)
+    wanted = _find(requests, len(dataset), seed, block, check)
     if not workers:
         buffer = Buffer(allocate)
-        yield from (_fetch(dataset, indices, level, check, buffer) for indices, level in wanted)
+        yield from (_fetch(dataset, *one, buffer) for one in wanted)
         return
     ahead = workers + 1
     buffers = cycle([Buffer(allocate) for _ in range(ahead + 1)])  # the caller holds one of them
     pool = ThreadPoolExecutor(workers, "saddle-loader")
     waiting: deque[Future[Batch]] = deque()
     try:
-        for indices, level in wanted:
-            waiting.append(pool.submit(_fetch, dataset, indices, level, check, next(buffers)))
+        for one in wanted:
+            waiting.append(pool.submit(_fetch, dataset, *one, next(buffers)))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -63,7 +69,8 @@ class Buffer:
     """Memory that batches are written into one after the other; it grows where one does not fit."""
 
     def __init__(self, allocate: Allocate) -> None:
-        self.allocate, self.memory = allocate, np.empty(0, np.uint8)
+        self.allocate = allocate
+        self.memory = np.empty(0, np.uint8)
 
     def shaped(self, *shape: int) -> np.ndarray:
         """Its beginning as uint8 [*shape]."""
@@ -73,16 +80,21 @@ class Buffer:
         return self.memory[:size].reshape(shape)
 
 
-def _find(requests: Iterator[Request], length: int, seed: int, block: int) -> Iterator[tuple[np.ndarray, int]]:
-    """(indices, level) of every request."""
-    start, run = 0, np.empty(0, np.int64)
+def _find(
+    requests: Iterator[Request], length: int, seed: int, block: int, check: Check
+) -> Iterator[tuple[np.ndarray, int, bool]]:
+    """(indices, level, verify them?) of every request."""
+    start = 0
+    run = np.empty(0, np.int64)
     for first, count, level in requests:
         if not start <= first <= first + count <= start + len(run):
-            start, run = first, sample_indices(first, max(count, RUN), length, seed, block)
-        yield run[first - start : first - start + count], level
+            start = first
+            run = sample_indices(first, max(count, RUN), length, seed, block)
+        yield run[first - start : first - start + count], level, check(first, level)
 
 
 def _fetch(dataset: ImageDataset, indices: np.ndarray, level: int, check: bool, buffer: Buffer) -> Batch:
     labels = dataset.labels
     out = buffer.shaped(len(indices), *dataset.shape(level))
-    return dataset.read(indices, level, check, out), None if labels is None else labels[indices]
+    images = dataset.read(indices, level, check, out)
+    return images, None if labels is None else labels[indices]

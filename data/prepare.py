@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +12,25 @@ from pathlib import Path
 import numpy as np
 
 from data.build import is_of, manifest_fields, store_images
+from data.build_plan import BuildPlan, Cost, Progress, estimate_costs, make_plan, silent
 from data.errors import DataError
-from data.plan import Cost, Plan, Progress, Size, estimate_costs, make_plan, silent
+from data.sizes import Size
 from data.sources import open_source
 from data.store import Manifest, open_reader, part_path
-from data.writer import Skipped, Writer, check_new
+from data.store_writer import Skipped, StoreWriter, check_new
 
 MOST_WORKERS = 16  # one process writes what the others encode
 
 
 @dataclass(frozen=True)
-class Report:
+class BuildReport:
     """What was built: `found` images are the `manifest.count` stored ones and the `skipped` ones."""
 
     manifest: Manifest
     found: int
     skipped: list[Skipped]
-    ignored: int  # files of the source that do not claim to be images
+    ignored: Mapping[str, int]  # suffix of the source's files that are no images -> how many
+    notes: tuple[str, ...]  # what the user should know of the source
     bytes: int
     seconds: float
     empty_classes: int  # classes of the source of which nothing was stored
@@ -49,10 +51,10 @@ def prepare(
     strict: bool = False,
     workers: int | None = None,
     progress: Progress = silent,
-    announce: Callable[[Plan, dict[str, Cost], int], None] = lambda plan, costs, workers: None,
+    announce: Callable[[BuildPlan, dict[str, Cost], int], None] = lambda plan, costs, workers: None,
     say: Callable[[str], None] = lambda line: None,
-) -> Report:
-    """Build the dataset `dest` from `source` (a built-in name, a folder or a zip) and say what happened.
+) -> BuildReport:
+    """Build the dataset `dest` from `source`, of any kind in data/sources, and say what happened.
 
     Sizes are (height, width); the default resolution is the largest base * 2**k within the first readable image.
     `levels` keeps that many of the largest levels. Images that cannot be read are skipped and reported; with `strict`
@@ -81,7 +83,7 @@ def prepare(
     settings = [fingerprint(source, path), opened.name, opened.count, opened.classes, opened.label_dim]
     settings += [plan.size, plan.base, plan.levels, transform, mode, plan.encoding]
     listing = path.with_name(path.name + ".skipped.txt")
-    with Writer(path, settings, plan.mode, say) as writer:
+    with StoreWriter(path, settings, plan.mode, say) as writer:
         manifest = writer.finished
         if manifest and is_of(manifest, plan):
             writer.publish()
@@ -93,15 +95,16 @@ def prepare(
             _write_skipped(listing, writer.skipped)  # before its names are lost with the part
             manifest = writer.finish(**manifest_fields(plan))
     labels = open_reader(path).labels() if manifest.classes else None
-    return Report(
+    return BuildReport(
         manifest=manifest,
         found=opened.count,
         skipped=writer.skipped,
         ignored=opened.ignored,
+        notes=opened.notes,
         bytes=path.stat().st_size,
         seconds=time.monotonic() - started,
         empty_classes=0 if labels is None else len(manifest.classes or ()) - len(np.unique(labels)),
-        skipped_file=listing if listing.exists() else None,
+        skipped_file=listing if os.path.exists(listing) else None,  # not where that name would be too long,
     )
 
 
@@ -121,7 +124,7 @@ def fingerprint(source: str, dest: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_space(path: Path, plan: Plan, costs: dict[str, Cost]) -> None:
+def _check_space(path: Path, plan: BuildPlan, costs: dict[str, Cost]) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     part = part_path(path)
     free = shutil.disk_usage(folder).free + (part.stat().st_size if part.exists() else 0)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from data.build_plan import BuildPlan, Progress, silent
 from data.encodings import MODE_OF_CHANNELS, encode_image, with_crc
 from data.errors import DataError
-from data.images import pyramid
-from data.plan import Plan, Progress, silent
-from data.sources import Item, open_source
+from data.items import Item
+from data.resizing import pyramid
+from data.sources import open_source
 from data.store import LABELS, Manifest, image_key, open_reader
-from data.verify import Findings, content_hash, expected_entries, look, stored_labels
-from data.writer import lock
+from data.store_writer import lock
+from data.verify import Findings, check_records, content_hash, expected_entries, stored_labels
 
 
 def repair(source: str, dest: str | os.PathLike[str], progress: Progress = silent) -> list[str]:
@@ -24,7 +25,7 @@ def repair(source: str, dest: str | os.PathLike[str], progress: Progress = silen
     would not, because the source has changed, or if more than records is damaged.
     """
     path = Path(dest)
-    found = look(path, progress)
+    found = check_records(path, progress)
     if found.rest and not (found.bad or found.labels):
         raise DataError(f"{found.rest[0]}: that is more than bad records, build it anew")
     if not found.problems:
@@ -60,13 +61,13 @@ def _differs(source: str, what: str) -> DataError:
     return DataError(f"{source} is not what the dataset was made of: {what}; nothing was changed")
 
 
-def _plan_of(manifest: Manifest, source: str) -> Plan:
+def _plan_of(manifest: Manifest, source: str) -> BuildPlan:
     """The plan by which a dataset was built, with the source opened again."""
     count = manifest.count + len(manifest.skipped_positions)
     opened = open_source(source, max_images=count)
     if (opened.count, opened.classes, opened.label_dim) != (count, manifest.classes, manifest.label_dim):
         raise _differs(source, f"{opened.count} images of {count}, or other labels")
-    return Plan(
+    return BuildPlan(
         source=opened,
         size=manifest.resolution,
         base=manifest.base,
@@ -78,7 +79,7 @@ def _plan_of(manifest: Manifest, source: str) -> Plan:
     )
 
 
-def _items(plan: Plan, manifest: Manifest, indices: Sequence[int]) -> Iterator[tuple[int, Item]]:
+def _items(plan: BuildPlan, manifest: Manifest, indices: Sequence[int]) -> Iterator[tuple[int, Item]]:
     """(index, the item of the source that it was made of) of stored images."""
     positions = np.delete(np.arange(plan.source.count), manifest.skipped_positions)
     for index in indices:
@@ -96,7 +97,7 @@ def _replace(path: Path, records: dict[bytes, bytes], entries: int) -> None:
     try:
         # Readers are not disturbed: a single transaction writes to no page that the one before it uses.
         with (
-            closing(lmdb.open(str(path), subdir=False, lock=False, map_size=room)) as env,
+            closing(lmdb.open(os.fsencode(path), subdir=False, lock=False, map_size=room)) as env,
             env.begin(write=True) as transaction,
         ):
             for key, value in records.items():

@@ -64,7 +64,8 @@ def _permute(positions: np.ndarray, keys: np.ndarray, length: int) -> np.ndarray
 
 def _feistel(values: np.ndarray, keys: np.ndarray, half: int) -> np.ndarray:
     """Permute each of the uint64 values [n] in [0, 4**half) under its own column of the keys [rounds, n]."""
-    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    shift = np.uint64(half)
+    mask = np.uint64((1 << half) - 1)
     left, right = values >> shift, values & mask
     for key in keys:
         left, right = right, left ^ (_mix(key ^ right) & mask)

@@ -14,11 +14,12 @@ import json
 import math
 import mmap
 import os
+import stat
 import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -28,9 +29,11 @@ import numpy as np
 
 from data.encodings import CRC_BYTES, ENCODINGS, without_crc
 from data.errors import DataError
+from data.names import composed
 
 VERSION = 2
-LABELS, MANIFEST = b"labels", b"manifest"
+LABELS = b"labels"
+MANIFEST = b"manifest"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Manifest:
     skipped_positions: tuple[int, ...]  # which they were, so that the others can be found again
     lmdb: str  # version of the LMDB library that wrote the file
     version: int = VERSION
+    color_changes: dict[str, int] = field(default_factory=dict)  # what was done to colors -> of how many images
 
     def size(self, level: int) -> tuple[int, int]:
         """(height, width) of the images of a level."""
@@ -74,6 +78,8 @@ class Manifest:
             raise ValueError(f"format {fields['version']}, encoding {fields['encoding']!r}")
         for name in ("base", "levels", "classes", "skipped_positions"):
             fields[name] = None if fields[name] is None else tuple(fields[name])
+        if fields["classes"] is not None:
+            fields["classes"] = tuple(map(composed, fields["classes"]))  # which earlier versions did not see to
         return cls(**fields)
 
 
@@ -132,7 +138,8 @@ class Reader:
         images = np.empty((len(indices), *shape), np.uint8) if out is None else out
         assert images.shape == (len(indices), *shape) and images.dtype == np.uint8 and images.flags.c_contiguous
         encoding = ENCODINGS[self.manifest.encoding]
-        pixels, length = images.reshape(-1).data, math.prod(shape)
+        pixels = images.reshape(-1).data
+        length = math.prod(shape)
         with self._transaction() as transaction:
             get = transaction.get
             for position, index in enumerate(indices.tolist()):
@@ -152,7 +159,8 @@ class Reader:
 
     def labels(self) -> np.ndarray | None:
         """int64 [N], float32 [N, d], or None if the dataset has neither. DataError if they are damaged."""
-        count, dim = self.manifest.count, self.manifest.label_dim
+        count = self.manifest.count
+        dim = self.manifest.label_dim
         if self.manifest.classes is None and dim is None:
             return None
         with self._transaction() as transaction:
@@ -181,9 +189,10 @@ class Reader:
     def _maps(self) -> list[tuple[int, int]]:
         """(address, bytes) of LMDB's map of the file: it does not tell, and the kernel does."""
         try:
-            lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+            maps = os.fsdecode(Path("/proc/self/maps").read_bytes())
         except OSError as error:
             raise DataError(f"the pages of {self.path} can be dropped on Linux only; use run.pages=keep") from error
+        lines = [line.split(maxsplit=5) for line in maps.split("\n")[:-1]]
         name = str(self.path.resolve())
         spans = [line[0].split("-") for line in lines if line[1] == "r--s" and line[5:] == [name]]
         if not spans:
@@ -214,12 +223,13 @@ def open_checked(path: Path) -> Any:
         raise DataError(f"{path} is empty: run saddle prepare again")
     try:
         env = lmdb.open(
-            str(path), subdir=False, readonly=True, create=False, lock=False, readahead=False, meminit=False
+            os.fsencode(path), subdir=False, readonly=True, create=False, lock=False, readahead=False, meminit=False
         )
     except lmdb.Error as error:
         raise DataError(f"{path} is not a dataset of saddle prepare, or is damaged ({error})") from error
     # LMDB maps the length it expects: touching a page beyond the end of a shorter file kills the process (SIGBUS).
-    needed, size = (env.info()["last_pgno"] + 1) * env.stat()["psize"], path.stat().st_size
+    needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    size = path.stat().st_size
     if size < needed:
         env.close()
         raise DataError(f"{path} is truncated, {size} bytes of {needed}: copy it again or run saddle prepare again")
@@ -233,13 +243,18 @@ _readers_lock = threading.Lock()
 
 def open_reader(path: Path) -> Reader:
     """The reader of a dataset file, shared by all its users in this process. DataError if it is no whole dataset."""
-    if not path.exists():
-        if part_path(path).exists():
-            raise DataError(f"{path} is unfinished, only {part_path(path).name} exists: run the same prepare again")
-        raise DataError(f"no dataset at {path}: make one with saddle prepare")
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.exists(part_path(path)):
+            raise DataError(
+                f"{path} is unfinished, only {part_path(path).name} exists: run the same prepare again"
+            ) from None
+        raise DataError(f"no dataset at {path}: make one with saddle prepare") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is not a file: give the file that saddle prepare made")
-    status = path.stat()
     with _readers_lock:
         reader = _readers.get((status.st_dev, status.st_ino))
         if reader is None:

@@ -3,11 +3,14 @@
 import bz2
 import gzip
 import lzma
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+MAX_MEMBER = 256 << 20  # bytes that one file of an archive may unpack to
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others cannot be unpacked within bounds
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a damaged compressed file raises
 
 COMPRESSIONS: dict[bytes, Callable[..., Any]] = {  # how such a file begins -> how it is opened
@@ -40,8 +43,10 @@ class Bounded:
     """A file of which nobody reads more than `limit` bytes at once: a header may lie about what follows it."""
 
     def __init__(self, file: IO[bytes], limit: int) -> None:
-        self._file, self._limit = file, limit
-        self.seek, self.tell = file.seek, file.tell
+        self._file = file
+        self._limit = limit
+        self.seek = file.seek
+        self.tell = file.tell
         self.last = b""  # what was read last
 
     def read(self, size: int = -1) -> bytes:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from data.build_plan import Progress, silent
 from data.encodings import ContentHash
 from data.errors import DataError
-from data.plan import Progress, silent
 from data.store import Manifest, Reader, open_reader
 
 BATCH = 256  # images read at once
@@ -41,12 +41,14 @@ def verify(path: str | os.PathLike[str], progress: Progress = silent) -> list[st
 
     DataError if the file cannot be opened as a dataset at all, or if its inner pages are damaged.
     """
-    return look(Path(path), progress).problems
+    return check_records(Path(path), progress).problems
 
 
-def look(path: Path, progress: Progress) -> Findings:
+def check_records(path: Path, progress: Progress) -> Findings:
     """Read every record, in a process of its own: LMDB trusts its inner pages, and damaged ones may kill the reader."""
-    return _in_child(lambda: _look(open_reader(path), progress), f"{path} is damaged in its inner pages: build it anew")
+    return _in_child(
+        lambda: _check_records(open_reader(path), progress), f"{path} is damaged in its inner pages: build it anew"
+    )
 
 
 def _in_child(work: Callable[[], Any], if_killed: str) -> Any:
@@ -79,14 +81,15 @@ def _send_result(work: Callable[[], Any], there: Connection) -> None:
         there.send(error)
 
 
-def _look(reader: Reader, progress: Progress) -> Findings:
-    found, manifest = Findings(), reader.manifest
+def _check_records(reader: Reader, progress: Progress) -> Findings:
+    found = Findings()
+    manifest = reader.manifest
 
     def records() -> Iterator[None]:
         for level in manifest.levels:
             for first in range(0, manifest.count, BATCH):
                 indices = np.arange(first, min(first + BATCH, manifest.count))
-                _look_at(reader, level, indices, found)
+                _check_images(reader, level, indices, found)
                 yield from [None] * len(indices)
 
     for _ in progress(records(), manifest.count * len(manifest.levels), "verify"):
@@ -101,7 +104,7 @@ def _look(reader: Reader, progress: Progress) -> Findings:
     return found
 
 
-def _look_at(reader: Reader, level: int, indices: np.ndarray, found: Findings) -> None:
+def _check_images(reader: Reader, level: int, indices: np.ndarray, found: Findings) -> None:
     """Read images of a level; where that fails, one by one."""
     try:
         images = reader.read(indices, level, check=True)
@@ -112,7 +115,7 @@ def _look_at(reader: Reader, level: int, indices: np.ndarray, found: Findings) -
             found.bad[level, int(indices[0])] = str(error)
         else:
             for index in indices:
-                _look_at(reader, level, np.array([index]), found)
+                _check_images(reader, level, np.array([index]), found)
         return
     if level == reader.manifest.levels[-1]:
         for index, image in zip(indices.tolist(), images, strict=True):

@@ -30,7 +30,9 @@ def in_order(
     if workers == 1:
         yield from map(work, tasks)
         return
-    context, ours, processes = multiprocessing.get_context("fork"), [], []
+    context = multiprocessing.get_context("fork")
+    ours = []
+    processes = []
     slots = [[mmap.mmap(-1, slot_bytes) for _ in range(SLOTS)] for _ in range(workers)]  # shared with the children
     try:
         for worker in range(workers):
@@ -49,7 +51,8 @@ def in_order(
                 processes[-1].start()
             there.close()
         for turn in range(len(tasks)):
-            worker, slot = turn % workers, slots[turn % workers][turn // workers % SLOTS]
+            worker = turn % workers
+            slot = slots[turn % workers][turn // workers % SLOTS]
             yield _receive(ours[worker], processes[worker], slot)
             with suppress(OSError):  # its last task is done and it has gone
                 ours[worker].send(None)
@@ -71,7 +74,9 @@ def _receive(here: Connection, process: Any, slot: mmap.mmap) -> Result:
         ) from None
     if isinstance(result, BaseException):
         raise result
-    view, values, end = memoryview(slot), [], 0
+    view = memoryview(slot)
+    values = []
+    end = 0
     for length in lengths:
         values.append(view[end : end + length])
         end += length

@@ -8,8 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,51 +20,12 @@ from torch import Tensor, nn
 
 from gan.config import TrainConfig, from_dict
 from gan.errors import UserError
-from gan.networks import ResNetDiscriminator, ResNetGenerator, default_widths
+from gan.families import find_family
+from gan.files import replacing, sync
+from gan.networks import ImageFormat, ResNetGenerator
 
-STATE, SNAPSHOT = "training-state-", "network-snapshot-"
-
-
-@dataclass(frozen=True)
-class ImageFormat:
-    """What the networks must know of a dataset."""
-
-    channels: int
-    base: tuple[int, int]
-    last: int  # the stage at which training ends
-    class_names: tuple[str, ...]
-    dataset_hash: str
-
-
-def network_widths(config: TrainConfig, images: ImageFormat) -> tuple[int, ...]:
-    """Channels per stage, as configured or by default. Raises UserError where they are not one per stage."""
-    n = config.network
-    widths = n.widths or default_widths(images.base, images.last, n.channel_base, n.channel_max)
-    if len(widths) != images.last + 1 or min(widths) < 1:
-        raise UserError(f"network.widths {list(widths)} must be {images.last + 1} positive numbers, one per stage")
-    return widths
-
-
-def build_networks(
-    config: TrainConfig,
-    images: ImageFormat,
-    outputs: int = 1,
-    prepare: Callable[[nn.Module], None] | None = None,
-) -> tuple[ResNetGenerator, ResNetDiscriminator]:
-    """G and D at their random start, a function of the configuration alone. The global random state is untouched.
-
-    outputs: numbers per image that D puts out; prepare: what a regularizer does to a new D.
-    """
-    n, widths = config.network, network_widths(config, images)
-    classes = len(images.class_names) if config.data.cond else 0
-    group = config.distributed.group if n.minibatch_stddev else 0
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        G = ResNetGenerator(n.z_dim, widths, images.channels, images.base, classes, n.filter)
-        D = ResNetDiscriminator(widths, images.channels, images.base, classes, n.filter, group, outputs)
-        if prepare:
-            prepare(D)
-    return G, D
+STATE = "training-state-"
+SNAPSHOT = "network-snapshot-"
 
 
 @dataclass(frozen=True)
@@ -74,11 +34,10 @@ class Snapshot:
 
     G: ResNetGenerator
     config: TrainConfig
+    images: ImageFormat  # of the dataset that it was trained on
     stage: int
     alpha: float
     images_seen: int
-    class_names: tuple[str, ...]
-    dataset_hash: str
 
 
 def save_snapshot(
@@ -107,20 +66,6 @@ def save_snapshot(
         _save_tensors(part, tensors, {"saddle": json.dumps(about)})
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file to, which becomes `path` by one rename when all of it is on the disk, and is removed when
-    that fails."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        _sync(part)
-        os.replace(part, path)
-        _sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def load_snapshot(path: str | Path) -> Snapshot:
     """Raises UserError for a file that is missing, damaged or no snapshot."""
     try:
@@ -140,14 +85,14 @@ def _snapshot(about: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:
     images = ImageFormat(
         about["channels"], tuple(about["base"]), about["last"], tuple(about["class_names"]), about["dataset_hash"]
     )
-    G, _ = build_networks(config, images)
+    family = find_family(config)
+    with torch.random.fork_rng(devices=[]):
+        G: Any = family.networks[family.generator](config, images)
     G.to(dtype=getattr(torch, config.precision.dtype))
     G.latent_mean.copy_(tensors.pop("latent_mean"))
     G.load_state_dict(tensors)
     G.eval().requires_grad_(False)
-    return Snapshot(
-        G, config, about["stage"], about["alpha"], about["images_seen"], images.class_names, images.dataset_hash
-    )
+    return Snapshot(G, config, images, about["stage"], about["alpha"], about["images_seen"])
 
 
 def save_state(
@@ -166,10 +111,10 @@ def save_state(
         _write(part / "state.json", json.dumps({**about, "images_seen": images_seen}, indent=1))
         sums = {name: _sha256(part / name) for name in ("tensors.safetensors", "state.json")}
         _write(part / "manifest.json", json.dumps(sums, indent=1))
-        _sync(part)
+        sync(part)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
-        _sync(run_dir)
+        sync(run_dir)
     finally:
         shutil.rmtree(part, ignore_errors=True)  # of a full disk it frees what it took
     states = {int(path.name[len(STATE) :]): path for path in sorted(run_dir.glob(f"{STATE}*")) if path <= final}
@@ -216,10 +161,10 @@ def newest_state(run_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def initial_weights(source: str, networks: Mapping[str, nn.Module]) -> None:
-    """Copy the weights of a snapshot, a training state or a run's newest state into `networks`, named G, D and G_ema.
+    """Copy the weights of a snapshot, a training state or a run's newest state into the networks of those names.
 
-    A snapshot holds the averaged generator only: G and G_ema start from it, D from its random start. Raises UserError
-    where names or shapes differ.
+    A snapshot holds the generator's average only: the generator and its average start from it, all others from their
+    random start. Raises UserError where shapes differ.
     """
     tensors = _weights(Path(source))
     for name, network in networks.items():
@@ -232,58 +177,32 @@ def initial_weights(source: str, networks: Mapping[str, nn.Module]) -> None:
         if differ:
             first = differ[0]
             raise UserError(
-                f"--init-from={source} does not fit: {name} has {first} {ours.get(first, 'nowhere')}, it has "
-                f"{theirs.get(first, 'none')} ({len(differ)} tensors differ); train with its network.* and --cond"
+                f"init_from={source} does not fit: {name} has {first} {ours.get(first, 'nowhere')}, it has "
+                f"{theirs.get(first, 'none')} ({len(differ)} tensors differ); train with its network.* and data.cond"
             )
         network.load_state_dict(part)
 
 
 def _weights(path: Path) -> Mapping[str, Tensor]:
     if not path.is_dir():
-        weights = load_snapshot(path).G.state_dict()
-        return {f"{name}/{k}": v for name in ("G", "G_ema") for k, v in weights.items()}
+        snapshot = load_snapshot(path)
+        family = find_family(snapshot.config)
+        weights = snapshot.G.state_dict()
+        return {f"{name}/{k}": v for name in (family.generator, family.average) for k, v in weights.items()}
     state = path if (path / "manifest.json").exists() else newest_state(path)[0]
     if state is None:
-        raise UserError(f"--init-from={path}: no sound training state there")
+        raise UserError(f"init_from={path}: no sound training state there")
     return load_state(state)[0]
-
-
-def flat_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """An optimizer's state as named tensors: `prefix/<slot>/<parameter>`; parameters that never trained have none."""
-    for name, parameter in module.named_parameters():
-        for slot, value in optimizer.state.get(parameter, {}).items():
-            yield f"{prefix}/{slot}/{name}", value
-
-
-def load_flat_optimizer(
-    optimizer: torch.optim.Optimizer, module: nn.Module, prefix: str, tensors: Mapping[str, Tensor]
-) -> None:
-    """The inverse of `flat_optimizer`, in place."""
-    parameters = dict(module.named_parameters())
-    for key, value in tensors.items():
-        if key.startswith(prefix + "/"):
-            _, slot, name = key.split("/")
-            optimizer.state[parameters[name]][slot] = value.to(
-                parameters[name].device, copy=True
-            )  # not the mapped file
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
-    _sync(path)
+    sync(path)
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)
 
 
 def _sha256(path: Path) -> str:

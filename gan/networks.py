@@ -7,17 +7,45 @@ belongs to stage 0. `stage` and whether it fades are Python constants, `alpha` m
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from gan.config import TrainConfig
+from gan.errors import UserError
 from gan.layers import Conv2d, Embedding, Linear, minibatch_stddev, pixel_norm
 from ops import bias_leaky_relu, downsample2d, setup_filter, upsample2d
 
 Alpha = Tensor | float
 SQRT_HALF = math.sqrt(0.5)
+
+
+def size_at(base: tuple[int, int], stage: int) -> tuple[int, int]:
+    """(height, width) of the images of a stage; base: those of stage 0."""
+    height, width = base
+    return height << stage, width << stage
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What the networks must know of a dataset."""
+
+    channels: int
+    base: tuple[int, int]  # (height, width) at stage 0
+    last: int  # the stage at which training ends
+    class_names: tuple[str, ...]
+    dataset_hash: str
+
+    def size(self, stage: int) -> tuple[int, int]:
+        """(height, width) of the images of a stage."""
+        return size_at(self.base, stage)
+
+    def size_name(self, stage: int) -> str:
+        """The same for people: "16x16"."""
+        return "{}x{}".format(*self.size(stage))
 
 
 @cache
@@ -109,7 +137,10 @@ class ResNetGenerator(nn.Module):
         filter: Sequence[float] = (1, 3, 3, 1),
     ):
         super().__init__()
-        self.z_dim, self.channels, self.base, self.classes = z_dim, channels, tuple(base), classes
+        self.z_dim = z_dim
+        self.channels = channels
+        self.base = base
+        self.classes = classes
         self.embedding = Embedding(classes, z_dim) if classes else None
         self.first = Linear(z_dim * (2 if classes else 1), widths[0] * math.prod(base))
         self.blocks = nn.ModuleList([Stem(widths[0], base)])
@@ -170,7 +201,8 @@ class ResNetDiscriminator(nn.Module):
         outputs: int = 1,
     ):
         super().__init__()
-        self.classes, self.outputs = classes, outputs
+        self.classes = classes
+        self.outputs = outputs
         self.blocks = nn.ModuleList([Head(widths[0], base, stddev_group)])
         self.blocks.extend(ShrinkBlock(b, a) for a, b in pairwise(widths))
         self.from_image = nn.ModuleList(Conv2d(channels, width, 1, activate=True) for width in widths)
@@ -199,3 +231,41 @@ class ResNetDiscriminator(nn.Module):
 def default_widths(base: tuple[int, int], last: int, channel_base: int, channel_max: int) -> tuple[int, ...]:
     """Channels per stage: min(channel_base / longer side, channel_max), coarsest first."""
     return tuple(max(min(channel_base // (max(base) * 2**s), channel_max), 1) for s in range(last + 1))
+
+
+def network_widths(config: TrainConfig, images: ImageFormat) -> tuple[int, ...]:
+    """Channels per stage, as configured or by default. Raises UserError where they are not one per stage."""
+    n = config.network
+    widths = n.widths or default_widths(images.base, images.last, n.channel_base, n.channel_max)
+    if len(widths) != images.last + 1 or min(widths) < 1:
+        raise UserError(f"network.widths {list(widths)} must be {images.last + 1} positive numbers, one per stage")
+    return widths
+
+
+def build_generator(config: TrainConfig, images: ImageFormat) -> ResNetGenerator:
+    """G at a random start, drawn from torch's global generator. Raises UserError for widths that do not fit."""
+    return ResNetGenerator(
+        config.network.z_dim,
+        network_widths(config, images),
+        images.channels,
+        images.base,
+        classes=_classes(config, images),
+        filter=config.network.filter,
+    )
+
+
+def build_discriminator(config: TrainConfig, images: ImageFormat, outputs: int = 1) -> ResNetDiscriminator:
+    """D at a random start, with so many outputs per image, as `build_generator`."""
+    return ResNetDiscriminator(
+        network_widths(config, images),
+        images.channels,
+        images.base,
+        classes=_classes(config, images),
+        filter=config.network.filter,
+        stddev_group=config.distributed.group if config.network.minibatch_stddev else 0,
+        outputs=outputs,
+    )
+
+
+def _classes(config: TrainConfig, images: ImageFormat) -> int:
+    return len(images.class_names) if config.data.cond else 0

@@ -3,19 +3,17 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gan.errors import UserError
-
-if TYPE_CHECKING:
-    from gan.networks import ResNetGenerator
+from gan.networks import ResNetGenerator, size_at
 
 MOST_SEEDS = 1_000_000  # more in one list is a slip of the finger
 SEED_LIMIT = 2**32  # numpy's RandomState takes seeds below this
+GAP = 2  # pixels between the images of a grid: digits fill their squares, and would merge into columns
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -25,7 +23,8 @@ def parse_seeds(text: str) -> list[int]:
         bounds = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
         if not bounds:
             raise UserError(f"seeds '{text}': '{part.strip()}' is not a seed or a range; write for example 0,1,4-6")
-        first, last = int(bounds[1]), int(bounds[2] or bounds[1])
+        first = int(bounds[1])
+        last = int(bounds[2] or bounds[1])
         if last < first or last >= SEED_LIMIT:
             raise UserError(f"seeds '{text}': '{part.strip()}' must ascend and stay below {SEED_LIMIT}")
         if len(seeds) + last - first >= MOST_SEEDS:
@@ -40,20 +39,20 @@ def seed_latents(seeds: Sequence[int], z_dim: int) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty((0, z_dim)), *rows]).astype(np.float32))
 
 
-def batch_size(G: "ResNetGenerator", stage: int) -> int:
+def batch_size(G: ResNetGenerator, stage: int) -> int:
     """Images to make at a time: 256 small ones, 4 of 1024x1024; a layer of a batch then takes some 256 MB at most."""
-    height, width = (side * 2**stage for side in G.base)
+    height, width = size_at(G.base, stage)
     return max(1, min(256, 2**22 // (height * width)))
 
 
-def truncated(G: "ResNetGenerator", w: Tensor, labels: Tensor | None, trunc: float) -> Tensor:
+def truncated(G: ResNetGenerator, w: Tensor, labels: Tensor | None, trunc: float) -> Tensor:
     """w [N, F] moved toward its mean (of its class): mean + trunc (w - mean). Truncating z itself undoes pixel norm."""
     return w if trunc == 1 else torch.lerp(G.mean_first_layer(labels), w, trunc)
 
 
 @torch.no_grad()
 def generate_batches(
-    G: "ResNetGenerator",
+    G: ResNetGenerator,
     z: Tensor,
     labels: Tensor | None = None,
     *,
@@ -81,7 +80,7 @@ def generate_batches(
 
 
 def generate(
-    G: "ResNetGenerator",
+    G: ResNetGenerator,
     z: Tensor,
     labels: Tensor | None = None,
     *,
@@ -102,18 +101,23 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def grid_columns(count: int) -> int:
-    """Columns of the nearly square grid that holds `count` images, wide rather than high: 64 -> 8, 12 -> 4."""
-    return math.ceil(math.sqrt(count))
+    """Columns of a grid for `count` images: one with as few empty cells as possible, of these the most square one.
+
+    It is wide rather than high, at most about four times: 64 -> 8, 12 -> 4, 10 -> 5, 3 -> 3.
+    """
+    squarest = math.ceil(math.sqrt(count))
+    return min(range(squarest, 2 * squarest + 1), key=lambda columns: -count % columns)
 
 
-def tile(images: np.ndarray, columns: int, gap: int = 0) -> np.ndarray:
-    """[N, H, W, C] -> [rows * H, columns * W, C], row by row, `gap` pixels apart; where no image is, it is 0."""
+def tile(images: np.ndarray, columns: int, gap: int = GAP) -> np.ndarray:
+    """[N, H, W, C] -> [rows * (H + gap) - gap, columns * (W + gap) - gap, C], row by row; between images it is 0."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     cells = np.zeros((rows * columns, height + gap, width + gap, channels), images.dtype)
     cells[:count, :height, :width] = images
     grid = cells.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
-    return grid.reshape(rows * (height + gap), columns * (width + gap), channels)[: -gap or None, : -gap or None]
+    whole = grid.reshape(rows * (height + gap), columns * (width + gap), channels)
+    return whole[: len(whole) - gap, : whole.shape[1] - gap]
 
 
 def catmull_rom(keyframes: Tensor, times: Tensor) -> Tensor:
@@ -121,9 +125,10 @@ def catmull_rom(keyframes: Tensor, times: Tensor) -> Tensor:
     index = times.floor()
     t = (times - index).to(keyframes.dtype).reshape(-1, *[1] * (keyframes.dim() - 1))
     before, here, after, beyond = (keyframes[(index.long() + k) % len(keyframes)] for k in (-1, 0, 1, 2))
-    slope, next_slope = (after - before) / 2, (beyond - here) / 2
-    hermite = (2 * t + 1) * (1 - t) ** 2, t * (1 - t) ** 2, t**2 * (3 - 2 * t), t**2 * (t - 1)
-    return hermite[0] * here + hermite[1] * slope + hermite[2] * after + hermite[3] * next_slope
+    slope = (after - before) / 2
+    next_slope = (beyond - here) / 2
+    value = (2 * t + 1) * (1 - t) ** 2 * here + t**2 * (3 - 2 * t) * after
+    return value + t * (1 - t) ** 2 * slope + t**2 * (t - 1) * next_slope
 
 
 def latent_walk(keyframes: Tensor, frames_per_keyframe: int) -> Iterator[Tensor]:

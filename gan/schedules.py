@@ -127,7 +127,8 @@ def _stages(config: TrainConfig, last: int, total: int) -> tuple[Stage, ...]:
         all(fade <= length for length, fade in zip(lengths[1:-1], fades[1:-1], strict=True)),
         f"growth.fade_kimg={config.growth.fade_kimg:g} is longer than a stage of growth.kimg",
     )
-    stages, start = [], 0
+    stages = []
+    start = 0
     for index, (length, fade) in enumerate(zip(lengths, fades, strict=True)):
         stages.append(Stage(index, start, round(fade / config.batch) * config.batch if index else 0))
         start += max(round(length / config.batch), 1) * config.batch
@@ -135,7 +136,7 @@ def _stages(config: TrainConfig, last: int, total: int) -> tuple[Stage, ...]:
     if final.start + final.fade >= total:
         raise UserError(
             f"a run of {total / 1000:g} kimg ends before its last stage is faded in "
-            f"({(final.start + final.fade) / 1000:g} kimg); raise --kimg or shorten growth.kimg and growth.fade_kimg"
+            f"({(final.start + final.fade) / 1000:g} kimg); raise run.kimg or shorten growth.kimg and growth.fade_kimg"
         )
     return tuple(stages)
 
@@ -153,7 +154,8 @@ def _lengths(config: TrainConfig, last: int, total: int) -> tuple[list[float], l
     _expect(len(shares) == last + 1, f"growth.shares has {len(shares)} values but there are {last + 1} stages")
     lengths = [total * share / sum(shares) for share in shares]
     _expect(
-        min(lengths) >= config.batch, f"a run of {total / 1000:g} kimg is too short for {last + 1} stages; raise --kimg"
+        min(lengths) >= config.batch,
+        f"a run of {total / 1000:g} kimg is too short for {last + 1} stages; raise run.kimg",
     )
     return lengths, [growth.fade * length for length in lengths]
 

@@ -1,4 +1,4 @@
-"""What a step puts back: D where a gradient is not finite, its buffers between parts, its gradients in G's turn."""
+"""What a step takes back: all of itself where a gradient is not finite, and D's buffers between parts of a batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,31 +20,35 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
-def changing(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def changed_by_step(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Everything of a network that a step changes: parameters, what its optimizer keeps of them, buffers."""
-    slots = [value for p in module.parameters() for value in optimizer.state.get(p, {}).values()]
-    return [*module.parameters(), *slots, *module.buffers()]
+    moments = [value for p in module.parameters() for value in optimizer.state.get(p, {}).values()]
+    return [*module.parameters(), *moments, *module.buffers()]
 
 
 @torch.no_grad()
-def kept(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
-    """Copies of what a step changes, for `put_back`: D moves before anybody knows whether G's gradient is finite."""
-    tensors = changing(module, optimizer)
+def copy_before_step(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
+    """Copies of what a step changes, for `undo_step`: D moves before anybody knows whether G's gradient is finite."""
+    tensors = changed_by_step(module, optimizer)
     return dict(zip(tensors, torch._foreach_mul(tensors, 1.0), strict=True))
 
 
 @torch.no_grad()
-def put_back(before: dict[Tensor, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """Undo a step where `bad` is 1, leave it where it is 0, without the host knowing which. What the optimizer began to
+def undo_step(before: dict[Tensor, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, void: Tensor) -> None:
+    """Undo a step where `void` is 1, leave it where it is 0; the host need not know which. What the optimizer began to
     keep during the step becomes zero."""
-    undo = bad > 0
-    for t in changing(module, optimizer):  # no product with 0 or 1: a finite gradient may have made an infinite square
-        t.copy_(torch.where(undo, before[t] if t in before else torch.zeros_like(t), t))
+    undo = void > 0
+    for tensor in changed_by_step(module, optimizer):
+        old = before[tensor] if tensor in before else torch.zeros_like(tensor)
+        # Selected, not multiplied by 0 or 1: a finite gradient may have made an infinite square.
+        tensor.copy_(torch.where(undo, old, tensor))
 
 
-def rewinding(D: nn.Module, parts: Sequence[Part]) -> Iterator[Part]:
-    """Each part; D's buffers, which spectral normalization moves at each pass, are for each what they were for the
-    first. So parts see the D that the whole would, and ranks with more parts do not move D further."""
+def with_equal_buffers(D: nn.Module, parts: Sequence[Part]) -> Iterator[Part]:
+    """Each part, with D's buffers as they were for the first one: spectral normalization moves them at every pass.
+
+    So all parts see the D that an undivided batch would see, and ranks with more parts do not move D further.
+    """
     first = [b.clone() for b in D.buffers()] if len(parts) > 1 else []
     for index, part in enumerate(parts):
         if index > 0:

@@ -1,5 +1,6 @@
 """`saddle NAME`: one module per command, imported when it is called, and one place that turns errors into codes."""
 
+import io
 import sys
 from importlib import import_module
 
@@ -48,6 +49,8 @@ def saddle(ctx: click.Context) -> None:
 
 def run(command: click.Command, name: str) -> None:
     """Run a command and exit: 0 or the code it returns, 2 with one line for wrong usage or input, 130 for Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         command.context_settings.setdefault("help_option_names", ["-h", "--help"])
         code = command.main(prog_name=name, standalone_mode=False)
@@ -55,7 +58,9 @@ def run(command: click.Command, name: str) -> None:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else name
         refuse(where, error.format_message())
     except (UserError, DataError) as error:
-        refuse(" ".join([name, *sys.argv[1:2]]) if name == "saddle" else name, str(error))
+        from launch.settings import as_flags
+
+        refuse(" ".join([name, *sys.argv[1:2]]) if name == "saddle" else name, as_flags(str(error)))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except RuntimeError as error:

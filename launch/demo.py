@@ -12,9 +12,10 @@ import click
 import numpy as np
 
 from launch.cli import run
-from launch.evaluate import build_reference, describe, score_network, table
-from launch.generate import enlarge, find_snapshot, grid_picture, keyframe_seeds, load, opaque, sample, save_png, walk
+from launch.pictures import enlarge, grid_picture, images_of_seeds, keyframe_seeds, opaque, save_png, walk
 from launch.ranks import call
+from launch.samples import find_snapshot, load_network
+from launch.scores import build_reference, classifier_summary, score_network, score_table
 from launch.tables import write_json
 from launch.video import find_ffmpeg, write_video
 
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
     from gan.checkpoint import Snapshot
 
 RESOLUTION = 16
-SCALE, GAP = 6, 2  # of the pictures: a digit of 16 pixels is too small to look at, and it fills its square
-STRIP_ROWS, STRIP_COLUMNS = 10, 10
-SAMPLES = 10_000
-WALK_COLUMNS, WALK_ROWS, WALK_KEYFRAMES, WALK_FRAMES, WALK_FPS = 5, 2, 4, 60, 30
+SCALE = 6  # of the pictures: a digit of 16 pixels is too small to look at
+GRID_COLUMNS, GRID_ROWS = 10, 10
+STRIP_COLUMNS, STRIP_ROWS = 10, 10
+WALK_COLUMNS, WALK_ROWS = 5, 2
+WALK_KEYFRAMES = 4  # of each cell
+WALK_FRAMES = 60  # per keyframe
+WALK_FPS = 30
+SAMPLES = 10_000  # for the score
 
 
 @click.command(context_settings={"show_default": True})
@@ -40,7 +45,8 @@ def main(outdir: Path, cond: bool, seed: int, gpus: int) -> int:
     """
     seconds: dict[str, float] = {}
     find_ffmpeg()  # missing? say so now, not after the training
-    data, training = outdir / "digits.lmdb", outdir / f"training-seed{seed}{'-cond' * cond}"
+    data = outdir / "digits.lmdb"
+    training = outdir / (f"training-seed{seed}-cond" if cond else f"training-seed{seed}")
     with timed(seconds, "prepare"):
         prepare_digits(data)
     with timed(seconds, "train"):
@@ -50,9 +56,9 @@ def main(outdir: Path, cond: bool, seed: int, gpus: int) -> int:
     made = show(outdir, training, seconds)
     with timed(seconds, "score"):
         scored = score(training, data, seed)
-    files = {name: str(path) for name, path in {"data": data, **made}.items()}
-    about = {"seed": seed, "cond": cond, **scored, "seconds": seconds, "paths": files}
-    write_json(outdir / "summary.json", about)
+    paths = {name: str(path) for name, path in {"data": data, **made}.items()}
+    summary = {"seed": seed, "cond": cond, **scored, "seconds": seconds, "paths": paths}
+    write_json(outdir / "summary.json", summary)
     click.echo(closing_words(made, outdir))
     return 0
 
@@ -71,33 +77,46 @@ def prepare_digits(path: Path) -> None:
 
     if path.exists():
         return
-    report = prepare("digits", path, resolution=(RESOLUTION, RESOLUTION))
-    click.echo(f"prepared {path}: {report.manifest.count} real digits of {RESOLUTION}x{RESOLUTION} pixels")
+    built = prepare("digits", path, resolution=(RESOLUTION, RESOLUTION))
+    click.echo(f"prepared {path}: {built.manifest.count} real digits of {RESOLUTION}x{RESOLUTION} pixels")
 
 
 def train(data: Path, outdir: Path, cond: bool, seed: int, gpus: int) -> int:
     """Run `saddle train` as a user would -> its exit code."""
     flags = [f"--data={data}", f"--outdir={outdir}", "--preset=digits", f"--gpus={gpus}", f"--seed={seed}"]
-    click.echo(" ".join(["$ saddle train", *flags, *["--cond=1"] * cond]))
-    command = [sys.executable, "-m", "launch.train", *flags, f"--cond={int(cond)}"]
-    return call(command, gpus)
+    if cond:
+        flags.append("--cond=1")
+    click.echo(" ".join(["$ saddle train", *flags]))
+    return call([sys.executable, "-m", "launch.train", *flags], gpus)
 
 
 def show(outdir: Path, training: Path, seconds: dict[str, float]) -> dict[str, Path]:
     """Make grid, video and progress strip from the newest run of `training` -> their paths by name."""
     newest = find_snapshot(training)
-    snapshot = load(newest)
-    made = {"network": newest, "run": newest.parent}
-    made |= {"grid": outdir / "grid.png", "video": outdir / "walk.mp4", "progress": outdir / "progress.png"}
+    snapshot = load_network(newest)
+    made = {
+        "network": newest,
+        "run": newest.parent,
+        "grid": outdir / "grid.png",
+        "video": outdir / "walk.mp4",
+        "progress": outdir / "progress.png",
+    }
     with timed(seconds, "grid"):
-        save_png(enlarge(grid_picture(snapshot, range(100), None, 1.0, 10, GAP), SCALE), made["grid"])
+        grid = grid_picture(snapshot, range(GRID_COLUMNS * GRID_ROWS), None, 1.0, GRID_COLUMNS)
+        save_png(enlarge(grid, SCALE), made["grid"])
     with timed(seconds, "video"):
-        cells = keyframe_seeds(list(range(40)), WALK_COLUMNS * WALK_ROWS, WALK_KEYFRAMES)
-        frames = walk(snapshot, cells, None, 1.0, WALK_COLUMNS, WALK_FRAMES, GAP)
-        write_video(made["video"], (opaque(enlarge(frame, SCALE)) for frame in frames), WALK_FPS)
+        write_video(made["video"], walk_frames(snapshot), WALK_FPS)
     with timed(seconds, "progress"):
         save_png(enlarge(progress_strip(newest.parent), SCALE), made["progress"])
     return made
+
+
+def walk_frames(snapshot: "Snapshot") -> Iterator[np.ndarray]:
+    """Yield the frames of the video: uint8 [H, W, 3]."""
+    cells = WALK_COLUMNS * WALK_ROWS
+    seeds = keyframe_seeds(list(range(cells * WALK_KEYFRAMES)), cells, WALK_KEYFRAMES)
+    for frame in walk(snapshot, seeds, None, 1.0, WALK_COLUMNS, WALK_FRAMES):
+        yield opaque(enlarge(frame, SCALE))
 
 
 def progress_strip(run_dir: Path) -> np.ndarray:
@@ -105,15 +124,18 @@ def progress_strip(run_dir: Path) -> np.ndarray:
     from gan.sampling import tile
 
     paths = sorted(run_dir.glob("network-snapshot-*.safetensors"))
-    columns = [column(load(path)) for path in spread(paths, STRIP_COLUMNS)]
+    columns = [strip_column(path) for path in spread(paths, STRIP_COLUMNS)]
     height = columns[-1].shape[1]
-    sized = [images.repeat(height // images.shape[1], 1).repeat(height // images.shape[1], 2) for images in columns]
-    return tile(np.stack(sized, 1).reshape(-1, *sized[-1].shape[1:]), len(columns), GAP)
+    for index, images in enumerate(columns):
+        scale = height // images.shape[1]
+        columns[index] = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    row_by_row = np.stack(columns, axis=1)  # [STRIP_ROWS, snapshots, H, W, C]
+    return tile(row_by_row.reshape(-1, *row_by_row.shape[2:]), len(columns))
 
 
-def column(snapshot: "Snapshot") -> np.ndarray:
-    """The images of the strip's latents: uint8 [STRIP_ROWS, H, W, C]."""
-    return np.stack(list(sample(snapshot, range(STRIP_ROWS), None, 1.0)))
+def strip_column(path: Path) -> np.ndarray:
+    """The images that a snapshot makes of the strip's latents: uint8 [STRIP_ROWS, H, W, C]."""
+    return np.stack(list(images_of_seeds(load_network(path), range(STRIP_ROWS), None, 1.0)))
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
@@ -126,18 +148,22 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
     """Score the trained network, print the table -> the figures of summary.json."""
     from data.dataset import ImageDataset
 
-    snapshot = load(find_snapshot(training))
+    snapshot = load_network(training)
     reference = build_reference(ImageDataset(data), snapshot.stage, seed)
-    row, floors = score_network(snapshot, reference, snapshot.stage, SAMPLES, seed), reference.floors()
-    half, blurred = (floors[name].frechet_distance for name in ("half of the reals", "blurred reals"))
-    click.echo(f"\n{describe(reference)}\n{table({'this network': row, **floors})}")
+    network_score = score_network(snapshot, reference, snapshot.stage, SAMPLES, seed)
+    floors = reference.floors()
+    click.echo(classifier_summary(reference))
+    click.echo(score_table({"this network": network_score, **floors}))
+    distance = network_score.frechet_distance
+    half = floors["half of the reals"].frechet_distance
+    blurred = floors["blurred reals"].frechet_distance
     click.echo(
-        f"\nIts Fréchet distance is {row.frechet_distance / half:.1f} times that between two halves of the reals, and "
-        f"{row.frechet_distance / blurred:.2f} times that of blurred reals. (Halves are small samples, which by itself "
+        f"\nIts Fréchet distance is {distance / half:.1f} times that between two halves of the reals, and "
+        f"{distance / blurred:.2f} times that of blurred reals. (Halves are small samples, which by itself "
         "makes their distance larger.)"
     )
     return {
-        **asdict(row),
+        **asdict(network_score),
         "images_seen": snapshot.images_seen,
         "classifier_accuracy": reference.classifier.accuracy,
         "floors": {name: asdict(floor) for name, floor in floors.items()},

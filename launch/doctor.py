@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from launch.cli import run
+from launch.tables import json_option, save_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 OK, NOTE, MISSING, BROKEN = "ok", "note", "missing", "broken"
@@ -32,7 +33,7 @@ class Finding:
 
 
 @click.command()
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(json_path: Path | None) -> int:
     """Show what works on this machine and what is missing, with the remedy. Exits 2 if training cannot run."""
     findings = examine()
@@ -40,23 +41,19 @@ def main(json_path: Path | None) -> int:
         click.echo(line)
     stops = [finding.name for finding in findings if finding.needed and finding.state in (MISSING, BROKEN)]
     click.echo(f"training cannot run: mend {', '.join(stops)}" if stops else "training can run")
-    if json_path:
-        from launch.tables import write_json
-
-        write_json(json_path, {"works": not stops, "findings": [asdict(finding) for finding in findings]})
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, {"works": not stops, "findings": [asdict(finding) for finding in findings]})
     return 2 if stops else 0
 
 
 def examine() -> list[Finding]:
-    """Every probe of PROBES. One that fails is a finding itself: the doctor must not fall ill."""
+    """The findings of all PROBES. A probe that fails is a finding too: the doctor itself must run on any machine."""
     findings: list[Finding] = []
     for name, (probe, needed) in PROBES.items():
         try:
             findings += probe()
         except Exception as error:  # whatever is broken on this machine
-            text = f"{type(error).__name__}: {error}"
-            findings.append(Finding(name, BROKEN, text, "./run setup installs what is needed again", needed))
+            found = f"{type(error).__name__}: {error}"
+            findings.append(Finding(name, BROKEN, found, "./run setup installs what is needed again", needed))
     return findings
 
 
@@ -70,18 +67,18 @@ def table(findings: list[Finding]) -> Iterator[str]:
 
 
 def _python() -> Iterator[Finding]:
-    text = f"{platform.python_version()}, {platform.platform()}"
-    good = sys.version_info >= (3, 11)
-    yield Finding("python", OK if good else BROKEN, text, "" if good else "install Python 3.11 or newer", needed=True)
+    found = f"{platform.python_version()}, {platform.platform()}"
+    new_enough = sys.version_info >= (3, 11)
+    state, remedy = (OK, "") if new_enough else (BROKEN, "install Python 3.11 or newer")
+    yield Finding("python", state, found, remedy, needed=True)
 
 
 def _torch() -> Iterator[Finding]:
     import torch
 
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU alone"
-    yield Finding(
-        "PyTorch", OK, f"{torch.__version__}, {built}, CPU: {torch.backends.cpu.get_cpu_capability()}", needed=True
-    )
+    found = f"{torch.__version__}, {built}, CPU: {torch.backends.cpu.get_cpu_capability()}"
+    yield Finding("PyTorch", OK, found, needed=True)
 
 
 def _packages() -> Iterator[Finding]:
@@ -94,30 +91,19 @@ def _packages() -> Iterator[Finding]:
 
 
 def _package(requirement: str, extra: str) -> Finding:
-    name = re.split(r"[<>=~! \[;]", requirement)[0]
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(requirement)
+    name = wanted.name
     install = f"pip install '{requirement}'"
     label = f"{name} [{extra}]" if extra else name
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Finding(label, NOTE if extra else MISSING, "not installed", install, needed=not extra)
-    if not in_range(version, requirement[len(name) :]):
+    if not wanted.specifier.contains(version, prereleases=True):
         return Finding(label, NOTE if extra else BROKEN, f"{version}, and {requirement} is needed", install, not extra)
     return Finding(label, OK, version, needed=not extra)
-
-
-def in_range(version: str, bounds: str) -> bool:
-    """Whether a version satisfies ">=2.1,<3" or "==0.2.0", by its numbers."""
-
-    def numbers(text: str) -> list[int]:
-        found = [int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", text.strip())[0])]
-        return found + [0] * (6 - len(found))
-
-    have = numbers(version)
-    compare = {">=": have.__ge__, "<=": have.__le__, "==": have.__eq__, "!=": have.__ne__, "<": have.__lt__}
-    compare[">"] = have.__gt__
-    bound = re.findall(r"(>=|<=|==|!=|<|>)\s*([\w.+]+)", bounds)
-    return all(compare[how](numbers(limit)) for how, limit in bound)
 
 
 def _compiler() -> Iterator[Finding]:
@@ -125,29 +111,35 @@ def _compiler() -> Iterator[Finding]:
 
     try:
         compiler = find_compiler()
-        yield Finding(
-            "C++ compiler", OK, f"{compiler.path}, {compiler.version}, {' '.join(compiler.flags) or 'portable'}"
-        )
     except BuildError as error:
         yield Finding("C++ compiler", MISSING, str(error), "apt-get install g++; until then the reference kernels run")
+        return
+    flags = " ".join(compiler.flags) or "portable"
+    yield Finding("C++ compiler", OK, f"{compiler.path}, {compiler.version}, {flags}")
 
 
 def _ninja() -> Iterator[Finding]:
     from ops.toolchain import find_ninja
 
     path = find_ninja()
-    yield Finding("ninja", OK if path else MISSING, path or "not found", "" if path else "pip install ninja")
+    if path:
+        yield Finding("ninja", OK, path)
+    else:
+        yield Finding("ninja", MISSING, "not found", "pip install ninja")
 
 
 def _nvcc() -> Iterator[Finding]:
     from ops.toolchain import cuda, find_nvcc
 
-    nvcc, missing = find_nvcc(), cuda()[2]
+    nvcc = find_nvcc()
+    missing = cuda()[2]  # what keeps this machine's GPU from compiled kernels
     found = f"CUDA {nvcc.version} in {nvcc.home}" if nvcc else "not found"
     if missing:
         yield Finding("nvcc", BROKEN if nvcc else MISSING, found, f"{missing}; until then the GPU runs the reference")
+    elif nvcc:
+        yield Finding("nvcc", OK, found)
     else:
-        yield Finding("nvcc", OK if nvcc else NOTE, found if nvcc else f"{found}, and not needed here")
+        yield Finding("nvcc", NOTE, f"{found}, and not needed here")
 
 
 def _gpus() -> Iterator[Finding]:
@@ -156,21 +148,20 @@ def _gpus() -> Iterator[Finding]:
     from ops.toolchain import architectures, capabilities, find_nvcc
 
     if not capabilities():
-        why = (
-            "torch is built for the CPU alone" if torch.version.cuda is None else "torch sees none (driver? container?)"
-        )
+        cpu_build = torch.version.cuda is None
+        why = "torch is built for the CPU alone" if cpu_build else "torch sees none (driver? container?)"
         yield Finding("GPU", NOTE, f"none: {why}")
         return
     nvcc = find_nvcc()
     for index in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(index)
-        text = f"{about.name}, {about.total_memory / 2**30:.0f} GiB, capability {about.major}.{about.minor}"
+        gpu = torch.cuda.get_device_properties(index)
+        found = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, capability {gpu.major}.{gpu.minor}"
         try:
-            ptx = nvcc and "PTX" in architectures([(about.major, about.minor)], nvcc.architectures)
-            text += ", newer than nvcc: compiled by its driver" if ptx else ""
-            yield Finding(f"GPU {index}", OK, text)
+            if nvcc and "PTX" in architectures([(gpu.major, gpu.minor)], nvcc.architectures):
+                found += ", newer than nvcc: compiled by its driver"
+            yield Finding(f"GPU {index}", OK, found)
         except ValueError as error:
-            yield Finding(f"GPU {index}", NOTE, text, str(error))
+            yield Finding(f"GPU {index}", NOTE, found, str(error))
 
 
 def _kernels() -> Iterator[Finding]:
@@ -183,16 +174,30 @@ def _kernels() -> Iterator[Finding]:
     except BuildError as error:
         yield Finding("SADDLE_OPS", BROKEN, str(error), "unset SADDLE_OPS", needed=True)
         return
-    where = f"compiled: {now.library}" if now.library else f"not compiled yet, key {now.key}" if now.key else "none"
-    yield Finding("compiled kernels", OK if now.library else NOTE, where, "" if now.library else "python -m ops.build")
-    broken = now.mode == "compiled" and bool(now.missing)
-    state = BROKEN if broken else OK if not now.missing else NOTE
-    yield Finding("SADDLE_OPS", state, f"{now.mode}: the {now.kernels} kernels", now.missing, needed=broken)
-    existing = next(path for path in (cache(), *cache().parents) if path.exists())
-    free, writable = shutil.disk_usage(existing).free, os.access(existing, os.W_OK)
-    good = writable and free > 100 * 2**20
-    text = f"{cache()}, {free / 2**30:.1f} GiB free" + ("" if writable else ", cannot be written")
-    yield Finding("kernel cache", OK if good else BROKEN, text, "" if good else "set SADDLE_CACHE to another directory")
+    if now.library:
+        yield Finding("compiled kernels", OK, f"compiled: {now.library}")
+    else:
+        found = f"not compiled yet, key {now.key}" if now.key else "none"
+        yield Finding("compiled kernels", NOTE, found, "python -m ops.build")
+    found = f"{now.mode}: the {now.kernels} kernels"
+    if not now.missing:
+        yield Finding("SADDLE_OPS", OK, found)
+    elif now.mode == "compiled":
+        yield Finding("SADDLE_OPS", BROKEN, found, now.missing, needed=True)
+    else:
+        yield Finding("SADDLE_OPS", NOTE, found, now.missing)
+    yield _kernel_cache(cache())
+
+
+def _kernel_cache(folder: Path) -> Finding:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    found = f"{folder}, {free / 2**30:.1f} GiB free"
+    if not os.access(existing, os.W_OK):
+        found += ", cannot be written"
+    elif free > 100 * 2**20:
+        return Finding("kernel cache", OK, found)
+    return Finding("kernel cache", BROKEN, found, "set SADDLE_CACHE to another directory")
 
 
 def _threads() -> Iterator[Finding]:
@@ -200,12 +205,15 @@ def _threads() -> Iterator[Finding]:
 
     from gan.ranks.distributed import cores
 
-    text = f"{torch.get_num_threads()} threads of torch, {cores()} cores for this process of {os.cpu_count()}"
+    found = f"{torch.get_num_threads()} threads of torch, {cores()} cores for this process of {os.cpu_count()}"
     limit = os.environ.get("OMP_NUM_THREADS")
-    yield Finding("threads", OK, text + (f", OMP_NUM_THREADS={limit}" if limit else ""))
+    yield Finding("threads", OK, f"{found}, OMP_NUM_THREADS={limit}" if limit else found)
     runtimes = openmp_runtimes()
-    two = "two runtimes wait for each other's threads: remove what loads the second (LD_PRELOAD? another library?)"
-    yield Finding("OpenMP", OK if len(runtimes) < 2 else NOTE, ", ".join(runtimes) or "none", two * (len(runtimes) > 1))
+    if len(runtimes) < 2:
+        yield Finding("OpenMP", OK, ", ".join(runtimes) or "none")
+    else:
+        remedy = "two runtimes wait for each other's threads: remove what loads the second (LD_PRELOAD? a library?)"
+        yield Finding("OpenMP", NOTE, ", ".join(runtimes), remedy)
 
 
 def openmp_runtimes() -> list[str]:
@@ -221,11 +229,13 @@ def _memory() -> Iterator[Finding]:
 
     settings = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("MALLOC_", "GLIBC_TUN"))]
     preloaded = os.environ.get("LD_PRELOAD")
-    settings += [f"LD_PRELOAD={preloaded}"] if preloaded else []
-    library = (
-        f"glibc {platform.libc_ver()[1]}, pages of freed tensors are kept" if is_glibc() else "not glibc: as it is"
-    )
-    yield Finding("malloc", OK if is_glibc() else NOTE, ", ".join([library, *settings]))
+    if preloaded:
+        settings.append(f"LD_PRELOAD={preloaded}")
+    if is_glibc():
+        library = f"glibc {platform.libc_ver()[1]}, pages of freed tensors are kept"
+        yield Finding("malloc", OK, ", ".join([library, *settings]))
+    else:
+        yield Finding("malloc", NOTE, ", ".join(["not glibc: used as it is", *settings]))
 
 
 def _ffmpeg() -> Iterator[Finding]:

@@ -5,27 +5,29 @@ s the class s modulo the number of classes; in a video every cell keeps one clas
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
-from gan.errors import UserError
+from data.names import composed
 from launch.cli import run
-from launch.video import replacing
+from launch.pictures import (
+    VISIBLE,
+    check_cells,
+    enlarge,
+    grid_picture,
+    images_of_seeds,
+    keyframe_seeds,
+    opaque,
+    save_png,
+    walk,
+)
+from launch.samples import load_network
 
 if TYPE_CHECKING:
-    import torch
-
     from gan.checkpoint import Snapshot
-
-PNG_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-MOST_CELLS = 100_000  # images in a picture, keyframes in a walk: more is a slip of the finger
-MOST_PIXELS = 1 << 28  # of a picture
-VISIBLE = 256  # pixels of a picture's shorter side below which small images are enlarged
 
 
 class Finite(click.FloatRange):
@@ -114,7 +116,7 @@ def grid(
     """One PNG with an image per seed."""
     from gan.sampling import parse_seeds
 
-    snapshot = load(network)
+    snapshot = load_network(network)
     numbers = None if seeds is None else parse_seeds(seeds)
     columns, numbers = arrange(numbers, size, snapshot.G.classes if class_ is None else 0)
     picture = enlarge(grid_picture(snapshot, numbers, class_index(snapshot, class_), trunc, columns), scale)
@@ -136,9 +138,9 @@ def images(network: str, seeds: str, class_: str | None, trunc: float, outdir: P
 
     from gan.sampling import parse_seeds
 
-    snapshot = load(network)
+    snapshot = load_network(network)
     numbers = parse_seeds(seeds)
-    made = sample(snapshot, numbers, class_index(snapshot, class_), trunc)
+    made = images_of_seeds(snapshot, numbers, class_index(snapshot, class_), trunc)
     for number, image in zip(tqdm(numbers, unit="image", disable=None), made, strict=True):
         save_png(image, outdir / f"seed{number:04d}.png")
     click.echo(f"wrote {len(numbers)} images into {outdir}")
@@ -171,7 +173,7 @@ def video(
     from gan.sampling import parse_seeds
     from launch.video import write_video
 
-    snapshot = load(network)
+    snapshot = load_network(network)
     cells = keyframe_seeds(parse_seeds(seeds), size[0] * size[1], num_keyframes)
     pictures = walk(snapshot, cells, class_index(snapshot, class_), trunc, size[0], w_frames)
     progress = tqdm(pictures, total=w_frames * len(cells[0]), unit="frame", disable=None)
@@ -179,32 +181,6 @@ def video(
     click.echo(
         f"wrote {output}: {frames} frames of {width}x{height} at {fps:g} per second, {frames / fps:.1f} s, a loop"
     )
-
-
-def find_snapshot(network: str | Path) -> Path:
-    """A snapshot itself, or the newest one below a directory, such as a run or an outdir. UserError if none."""
-    path = Path(network)
-    if not path.is_dir():
-        return path  # load_snapshot says what is wrong with it
-    found = sorted(path.rglob("network-snapshot-*.safetensors"))
-    last_of_runs = {snapshot.parent: snapshot for snapshot in found}.values()
-    if not last_of_runs:
-        raise UserError(f"no network-snapshot-*.safetensors in {path} or below it; train first, or name a file")
-    return max(last_of_runs, key=lambda snapshot: (snapshot.stat().st_mtime, snapshot))
-
-
-def load(network: str | Path) -> "Snapshot":
-    """The snapshot that `find_snapshot` finds, on the GPU if there is one. UserError for images that no PNG holds."""
-    import torch
-
-    from gan.checkpoint import load_snapshot
-
-    path = find_snapshot(network)
-    snapshot = load_snapshot(path)
-    if snapshot.G.channels not in PNG_MODES:
-        raise UserError(f"{path} makes images of {snapshot.G.channels} channels; pictures have 1, 3 or 4")
-    snapshot.G.to("cuda" if torch.cuda.is_available() else "cpu")
-    return snapshot
 
 
 def class_index(snapshot: "Snapshot", name: str | None) -> int | None:
@@ -216,133 +192,38 @@ def class_index(snapshot: "Snapshot", name: str | None) -> int | None:
         raise click.UsageError(
             "--class: this network was trained without classes; leave it out, or train with --cond=1"
         )
-    if name in snapshot.class_names:
-        return snapshot.class_names.index(name)
+    names = [composed(known) for known in snapshot.images.class_names]
+    if name in snapshot.images.class_names:
+        return snapshot.images.class_names.index(name)
+    if composed(name) in names:
+        return names.index(composed(name))
     if name.isdecimal() and int(name) < classes:
         return int(name)
-    shown = ", ".join(snapshot.class_names[:12]) + (", ..." if classes > 12 else "")
+    shown = ", ".join(snapshot.images.class_names[:12]) + (", ..." if classes > 12 else "")
     raise click.UsageError(f"--class={name} is none of the {classes} classes: {shown}")
 
 
-def labels_of(snapshot: "Snapshot", seeds: Sequence[int], class_: int | None) -> "torch.Tensor | None":
-    """The classes of seeds: int64 [N], or None for an unconditional network."""
-    import torch
-
-    if not snapshot.G.classes:
-        return None
-    return torch.tensor([seed % snapshot.G.classes if class_ is None else class_ for seed in seeds])
-
-
 def arrange(seeds: list[int] | None, size: tuple[int, int] | None, classes: int) -> tuple[int, list[int]]:
-    """(columns, seeds) of a grid from what the user gave of both; `classes` up to 16 make the columns by default."""
+    """(columns, seeds) of a grid, from what the user gave of both; no wider than the seeds need.
+
+    classes: of a network that makes all of them in turn, 0 for any other. Up to 16 get a column each, if the seeds fill
+    whole rows.
+    """
     from gan.sampling import grid_columns
 
-    by_class = classes if 1 < classes <= 16 else 0
-    if size is None:
-        columns = by_class or grid_columns(len(seeds) if seeds else 64)
-        return columns, seeds or list(range(64 // columns * columns))
-    columns, rows = size
-    check_cells(columns * rows)
-    if seeds and len(seeds) > columns * rows:
-        raise click.UsageError(f"--grid={columns}x{rows} holds {columns * rows} images, --seeds are {len(seeds)}")
-    return columns, seeds or list(range(columns * rows))
-
-
-def check_cells(count: int) -> None:
-    """click.UsageError for more images in one picture or walk than anyone means."""
-    if count > MOST_CELLS:
-        raise click.UsageError(f"{count} images in one picture or walk are too many: at most {MOST_CELLS}; see --grid")
-
-
-def check_pixels(height: int, width: int) -> None:
-    """click.UsageError for a picture that is too large to be held."""
-    if height * width > MOST_PIXELS:
-        raise click.UsageError(f"a picture of {width}x{height} pixels is too large; see --grid and --scale")
-
-
-def keyframe_seeds(seeds: list[int], cells: int, keyframes: int | None) -> list[list[int]]:
-    """Seeds dealt to cells, `keyframes` in a row to each, from the start again when used up -> [cells][keyframes]."""
-    check_cells(cells)
-    if keyframes is None:
-        if len(seeds) % cells:
-            raise click.UsageError(
-                f"{len(seeds)} --seeds do not divide among {cells} cells; see --grid, --num-keyframes"
-            )
-        keyframes = len(seeds) // cells
-    check_cells(cells * keyframes)
-    return [[seeds[(cell * keyframes + k) % len(seeds)] for k in range(keyframes)] for cell in range(cells)]
-
-
-def sample(snapshot: "Snapshot", seeds: Sequence[int], class_: int | None, trunc: float) -> Iterator[np.ndarray]:
-    """Yield the image uint8 [H, W, C] of each seed, made batch by batch."""
-    from gan.sampling import generate_batches, seed_latents, to_uint8
-
-    G = snapshot.G
-    z, labels = seed_latents(seeds, G.z_dim), labels_of(snapshot, seeds, class_)
-    for batch in generate_batches(G, z, labels, stage=snapshot.stage, alpha=snapshot.alpha, trunc=trunc):
-        yield from to_uint8(batch)
-
-
-def grid_picture(
-    snapshot: "Snapshot", seeds: Sequence[int], class_: int | None, trunc: float, columns: int, gap: int = 0
-) -> np.ndarray:
-    """The images of seeds, row by row, `gap` pixels apart: uint8 [H, W, C]."""
-    from gan.sampling import tile
-
-    height, width = (side << snapshot.stage for side in snapshot.G.base)
-    check_pixels((height + gap) * -(-len(seeds) // columns), (width + gap) * columns)
-    return tile(np.stack(list(sample(snapshot, seeds, class_, trunc))), columns, gap)
-
-
-def walk(
-    snapshot: "Snapshot",
-    cells: list[list[int]],
-    class_: int | None,
-    trunc: float,
-    columns: int,
-    w_frames: int,
-    gap: int = 0,
-) -> Iterator[np.ndarray]:
-    """Yield the frames uint8 [H, W, C] of a loop through each cell's seeds [cells][keyframes]; few are in memory."""
-    import torch
-
-    from gan.sampling import batch_size, generate, latent_walk, seed_latents, tile, to_uint8
-
-    G = snapshot.G
-    keyframes = torch.stack([seed_latents(seeds, G.z_dim) for seeds in cells], 1)  # [K, cells, Z]
-    labels = labels_of(snapshot, range(len(cells)), class_)
-    latents = latent_walk(keyframes, w_frames)
-    at_once = max(1, batch_size(G, snapshot.stage) // len(cells))
-    while chunk := list(islice(latents, at_once)):
-        y = None if labels is None else labels.repeat(len(chunk))
-        images = generate(G, torch.cat(chunk), y, stage=snapshot.stage, alpha=snapshot.alpha, trunc=trunc)
-        for frame in to_uint8(images).reshape(len(chunk), len(cells), *images.shape[2:], G.channels):
-            yield tile(frame, columns, gap)
-
-
-def enlarge(picture: np.ndarray, scale: int | None) -> np.ndarray:
-    """Repeat every pixel of [H, W, C] `scale` times each way; by default until the shorter side is VISIBLE."""
-    scale = scale or math.ceil(VISIBLE / min(picture.shape[:2]))
-    check_pixels(picture.shape[0] * scale, picture.shape[1] * scale)
-    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def opaque(picture: np.ndarray) -> np.ndarray:
-    """[H, W, 1 or 3 or 4] -> RGB [H, W, 3], transparency over white."""
-    if picture.shape[2] == 4:
-        alpha = picture[:, :, 3:] / 255
-        picture = (picture[:, :, :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
-    return np.broadcast_to(picture, (*picture.shape[:2], 3))
-
-
-def save_png(picture: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, 1 or 3 or 4] as a PNG, never half-written. UserError where that is not possible."""
-    from PIL import Image
-
-    image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
-    part = path.with_suffix(".part.png")
-    with replacing(path, part):
-        image.save(part)
+    if size is not None:
+        columns, rows = size
+        check_cells(columns * rows)
+        if seeds and len(seeds) > columns * rows:
+            raise click.UsageError(f"--grid={columns}x{rows} holds {columns * rows} images, --seeds are {len(seeds)}")
+        seeds = seeds or list(range(columns * rows))
+        return min(columns, len(seeds)), seeds
+    by_class = 1 < classes <= 16
+    if seeds is None:
+        seeds = list(range(64 // classes * classes if by_class else 64))
+    if by_class and len(seeds) % classes == 0:
+        return classes, seeds
+    return grid_columns(len(seeds)), seeds
 
 
 if __name__ == "__main__":

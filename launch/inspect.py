@@ -8,12 +8,11 @@ import click
 import numpy as np
 
 from data.dataset import ImageDataset
-from data.plan import format_size
+from data.sizes import format_megabytes, format_size
 from launch.cli import run
-from launch.prepare import megabytes
 
 
-def describe(dataset: ImageDataset) -> dict[str, Any]:
+def dataset_facts(dataset: ImageDataset) -> dict[str, Any]:
     """The manifest of a dataset with what follows from it, as plain values."""
     manifest = dataset.manifest
     classes = manifest.classes
@@ -29,15 +28,17 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
     }
 
 
-def show(facts: dict[str, Any]) -> None:
-    """Print what `describe` found as text."""
-    click.echo(f"{facts['path']}: {megabytes(facts['bytes'])}, from {facts['source']}")
+def show_facts(facts: dict[str, Any]) -> None:
+    """Print what `dataset_facts` found as text."""
+    click.echo(f"{facts['path']}: {format_megabytes(facts['bytes'])}, from {facts['source']}")
     click.echo(f"images   {facts['count']}, {format_size(facts['resolution'])}, {facts['channels']} channels")
     click.echo(
         f"levels   {', '.join(map(format_size, facts['sizes']))} ({facts['encoding']}{', lossy' * facts['lossy']})"
     )
     for reason, count in facts["skipped"].items():
         click.echo(f"skipped  {count}: {reason}")
+    for change, count in facts["color_changes"].items():
+        click.echo(f"colors   {count}: {change}")
     if facts["classes"] is None:
         click.echo("classes  none" if facts["label_dim"] is None else f"labels   {facts['label_dim']} numbers each")
     else:
@@ -53,11 +54,11 @@ def show(facts: dict[str, Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def main(data: str, as_json: bool) -> None:
     """Show what is in the dataset DATA."""
-    facts = describe(ImageDataset(data))
+    facts = dataset_facts(ImageDataset(data))
     if as_json:
         click.echo(json.dumps(facts, indent=1))
     else:
-        show(facts)
+        show_facts(facts)
 
 
 if __name__ == "__main__":

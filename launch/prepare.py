@@ -1,53 +1,37 @@
 """`saddle prepare`: build a dataset, say what it will be before and what came of it after."""
 
-import sys
-import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
-
 import click
 
+from data.build_plan import BuildPlan, Cost
+from data.decoding import MODES
 from data.encodings import ENCODINGS
 from data.errors import DataError
-from data.images import MODES, TRANSFORMS
-from data.plan import Cost, Plan, format_size, parse_size
-from data.prepare import Report, prepare
+from data.items import show_counts
+from data.prepare import BuildReport, prepare
 from data.repair import repair as repair_dataset
+from data.resizing import TRANSFORMS
+from data.sizes import format_megabytes, format_size, parse_size
+from data.sources import kinds
 from launch.cli import run
+from launch.progress import track
 
-T = TypeVar("T")
 SHOWN = 10  # skipped images that are printed
-LOG_SECONDS = 10.0  # between two progress lines in a log
 
 
-def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """The same items, with their progress on standard error: a bar on a terminal, a line now and then in a log."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, total=total, desc=label, mininterval=0.5)
-        return
-    started = shown = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - shown >= LOG_SECONDS:
-            shown, left = now, (now - started) / done * (total - done)
-            print(f"{label}: {done} of {total}, about {left:.0f} s left", file=sys.stderr, flush=True)
-
-
-def show_plan(plan: Plan, costs: dict[str, Cost], workers: int, dest: str) -> None:
+def show_plan(plan: BuildPlan, costs: dict[str, Cost], workers: int, dest: str) -> None:
     """What is about to be built and what that will take, in one line, and what other encodings would take."""
     labels = f"{len(plan.source.classes)} classes" if plan.source.classes else "no classes"
     if plan.source.label_dim is not None:
         labels = f"labels of {plan.source.label_dim} numbers"
     chosen = costs[plan.encoding]
     others = [
-        f"{shown_encoding(name)} {megabytes(cost.bytes)}" for name, cost in costs.items() if name != plan.encoding
+        f"{shown_encoding(name)} {format_megabytes(cost.bytes)}"
+        for name, cost in costs.items()
+        if name != plan.encoding
     ]
     click.echo(
         f"{plan.source.name} -> {dest}: {plan.source.count} images, {labels}, {format_size(plan.size)} {plan.mode} "
-        f"({plan.transform}), levels {', '.join(map(format_size, plan.sizes))}, about {megabytes(chosen.bytes)} "
+        f"({plan.transform}), levels {', '.join(map(format_size, plan.sizes))}, about {format_megabytes(chosen.bytes)} "
         f"{shown_encoding(plan.encoding)} in {max(1, round(chosen.seconds / workers))} s "
         f"(--encoding: {', '.join(others)})"
     )
@@ -58,7 +42,7 @@ def shown_encoding(name: str) -> str:
     return name if ENCODINGS[name].lossless else f"{name} (lossy)"
 
 
-def show_report(report: Report) -> None:
+def show_report(report: BuildReport) -> None:
     """What was built and what was left out."""
     manifest = report.manifest
     click.echo(f"stored   {manifest.count} of {report.found} images")
@@ -70,13 +54,17 @@ def show_report(report: Report) -> None:
         click.echo(f"         and {len(report.skipped) - SHOWN} more")
     if report.skipped_file:
         click.echo(f"         the whole list is in {report.skipped_file}")
+    for change, count in manifest.color_changes.items():
+        click.echo(f"colors   {count}: {change}")
     if report.ignored:
-        click.echo(f"ignored  {report.ignored} files that are no images")
+        click.echo(f"ignored  {sum(report.ignored.values())} files that are no images: {show_counts(report.ignored)}")
     click.echo(f"classes  {len(manifest.classes) if manifest.classes else 'none'}")
+    for note in report.notes:
+        click.echo(f"note: {note}")
     if report.empty_classes:
         click.echo(f"note: {report.empty_classes} of the classes have no image; --max-images takes the first by name")
     click.echo(f"hash     {manifest.content_hash}")
-    click.echo(f"size     {megabytes(report.bytes)}, built in {report.seconds:.1f} s")
+    click.echo(f"size     {format_megabytes(report.bytes)}, built in {report.seconds:.1f} s")
 
 
 def show_repair(problems: list[str], dest: str) -> None:
@@ -84,11 +72,6 @@ def show_repair(problems: list[str], dest: str) -> None:
     for problem in problems[:SHOWN]:
         click.echo(f"repaired {problem}")
     click.echo(f"{dest}: {f'{len(problems)} problems repaired' if problems else 'every record is good'}")
-
-
-def megabytes(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 1e6:.1f} MB"
 
 
 def read_size(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -99,7 +82,15 @@ def read_size(context: click.Context, parameter: click.Parameter, text: str | No
         raise click.BadParameter(str(error)) from error
 
 
-@click.command()
+class PrepareCommand(click.Command):
+    """The command, whose help lists every kind of source."""
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("SOURCE is one of"):
+            formatter.write_dl([(kind.description, kind.details) for kind in kinds()], col_max=36)
+
+
+@click.command(cls=PrepareCommand, context_settings={"max_content_width": 120})
 @click.argument("source")
 @click.argument("dest", type=click.Path())
 @click.option(
@@ -147,11 +138,7 @@ def main(
 ) -> None:
     """Build the LMDB dataset DEST from SOURCE.
 
-    SOURCE is a folder or zip of images (sub-folders or StyleGAN's dataset.json give labels), a tar or webdataset
-    shards (set-{000..003}.tar or a folder of them), an IDX file (.gz too, labels beside it), CIFAR-10/100 as
-    distributed, an npz, parquet of the Hugging Face hub, an LMDB of saddle prepare or with keys SIZE-INDEX, `digits`,
-    `stacked-digits`, or `stacked-digits:SOURCE`. A SIZE is one side or HxW. If it was killed, the same command goes on
-    after the last commit.
+    A SIZE is one side or HxW. If it was killed, the same command goes on after the last commit.
     """
     if repair:
         show_repair(repair_dataset(source, dest, track), dest)

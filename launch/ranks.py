@@ -1,9 +1,10 @@
-"""Processes that belong together: starting ranks by torchrun, ending with them, and stopping on the same word.
+"""Starting ranks by torchrun, passing signals on to them, and ending with their exit code.
 
     python -m launch.ranks TORCHRUN_ARGUMENTS -m launch.train ...
 
-is torchrun with what it lacks here: a signal that comes twice is one; the exit code is what the ranks left (0, 2, 3 or
-75) and not 1; its own errors are one line with the remedy; on several hosts it finds addresses and interface by itself.
+runs torchrun and adds what it lacks: a signal that comes twice counts once; the exit code is the one that the ranks
+left (0, 2, 3 or 75), where torchrun has only 1; torchrun's own errors become one line with the remedy; addresses and
+network interface are found, on one host (`--standalone`: loopback) and on several.
 """
 
 import os
@@ -14,46 +15,53 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gan.errors import EverywhereError, UserError
-from gan.ranks.signals import TOGETHER
+from gan.errors import UserError
+from gan.ranks.signals import TOGETHER, not_ignored
 
 ROOT = Path(__file__).resolve().parent.parent
-PARENT = "SADDLE_PARENT"  # environment variable: the process that started this one and waits for it
-ENDED = "SADDLE_ENDED"  # environment variable: the file in which ranks leave the code they end with on purpose
-WORD = 20  # characters of that file
-REJOIN = "SADDLE_REJOIN"  # environment variable: seconds that a host waits for the others after its ranks have ended
-REACH = "SADDLE_REACH"  # environment variable: seconds that a host waits for the meeting point to be there
+# Environment variables.
+PARENT = "SADDLE_PARENT"  # the process that started this one and waits for it
+ENDED = "SADDLE_ENDED"  # the file into which ranks write the exit code that they end with on purpose
+REJOIN = "SADDLE_REJOIN"  # seconds that a host waits for the others after its ranks have ended
+REACH = "SADDLE_REACH"  # seconds that a host waits for the meeting point to answer
+
+WORD = 20  # characters of the file ENDED
 DEFAULTS = {
-    # Else ranks that torchrun starts again look for each other where the old ones were (pytorch#135712).
+    # Otherwise ranks that are started again find the addresses of the ranks before them (pytorch#135712).
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    # Time to finish a step and save, between a signal and SIGKILL; a scheduler's own must be longer.
+    # Seconds to finish a step and save, between a signal and SIGKILL; a scheduler's own grace must be longer.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
     REJOIN: "300",
     REACH: "60",
-    # torch's C++ tells of every lost connection in forty lines; what ranks say of it themselves is one.
+    # torch's C++ prints forty lines about every lost connection; our ranks say it in one.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "OMP_NUM_THREADS": "1",  # else torchrun sets it, with a warning; ranks set their threads later
 }
-STOPPED = 5.0  # seconds to let other hosts end too, after the ranks here stopped on purpose
-AGAIN = "the same command goes on from the newest training state"
-# How torchrun meets: the longest to wait for the fewest hosts, and from then on for more of them.
+STOPPED = 5.0  # seconds to let other hosts end too, after the ranks of this one stopped on purpose
+AGAIN = "the same command goes on from the newest training state, if one was saved"
+STANDALONE = "--standalone"  # torchrun's flag for ranks that are all on this host
+# Seconds that torchrun waits for the fewest hosts that it was asked for, and then for more of them.
 MEETING = "join_timeout=300,last_call_timeout=10"
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 def call(command: list[str], ranks: int) -> int:
     """Run a command that starts `ranks` ranks, to its end. -> its exit code.
 
-    Signals go on to it; a terminal's Ctrl-C reaches only us, so that it hears one and not two. It ends its ranks, then
-    itself, and we wait for that.
+    Signals go on to it, and we wait until it has ended its ranks and itself. It gets a process group of its own, so
+    that a terminal's Ctrl-C reaches this process alone and the command hears of it once.
     """
     with subprocess.Popen(command, env=environment(ranks), process_group=0) as child:
-        before = {n: signal.signal(n, lambda number, _: child.send_signal(number)) for n in PASSED_ON}
+
+        def pass_on(number: int, _: Any) -> None:
+            child.send_signal(number)
+
+        before = {number: signal.signal(number, pass_on) for number in not_ignored()}
         try:
             code = child.wait()
         finally:
@@ -69,9 +77,9 @@ def torchrun(ranks: int, module: str, arguments: list[str]) -> list[str]:
 
 
 def end_with_parent() -> None:
-    """If torchrun or `call` started this process: end when the parent does, however that ends. On Linux only.
+    """If torchrun or `call` started this process: get SIGTERM when the parent ends, in whatever way. On Linux only.
 
-    No rank may train on unseen, holding the run. It may finish its step and save: this comes as SIGTERM.
+    Otherwise a rank whose launcher was killed would train on unnoticed, and nobody else could have its run.
     """
     if "WORLD_SIZE" not in os.environ and os.environ.get(PARENT) != str(os.getppid()):
         return
@@ -83,35 +91,25 @@ def end_with_parent() -> None:
 
 
 def environment(ranks: int) -> dict[str, str]:
-    """For child processes: our packages first whatever the working directory holds, threads shared out."""
+    """The variables for a command that starts `ranks` ranks: our packages come before whatever the working directory
+    holds, and each rank gets its share of the threads."""
     from gan.ranks.distributed import cores
 
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    ours = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, PARENT: str(os.getpid())}
-    return {"OMP_NUM_THREADS": str(max(cores() // ranks, 1)), **os.environ, **ours}
-
-
-def on_first(ranks: Any, function: Callable[[], Any]) -> Any:
-    """What it returns on rank 0, or the UserError it raises there, on every rank: they stop together or not at all."""
-    from gan.ranks.distributed import from_first
-
-    result = None
-    if ranks.first:
-        try:
-            result = function()
-        except UserError as error:
-            result = error
-    result = from_first(result)
-    if isinstance(result, UserError):
-        raise EverywhereError(str(result))
-    return result
+    users = os.environ.get("PYTHONPATH")
+    return {
+        "OMP_NUM_THREADS": str(max(cores() // ranks, 1)),
+        **os.environ,
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{users}" if users else str(ROOT),
+        PARENT: str(os.getpid()),
+    }
 
 
 def leave(word: int | str) -> bool:
-    """Tell the launcher above this rank the exit code it ends with on purpose, or a word -> is there a launcher?
+    """Tell the launcher above this rank the exit code that it ends with on purpose, or a word -> is there a launcher?
 
-    One write of fixed length over what another rank left: a rank may be killed between any two calls, and a file that
-    it had emptied would have lost that word.
+    One write of fixed length replaces what another rank left. A file that is emptied first could stay empty, since a
+    rank may be killed between any two calls.
     """
     if ENDED in os.environ:
         file = os.open(os.environ[ENDED], os.O_WRONLY | os.O_CREAT)
@@ -135,17 +133,32 @@ def endpoint(arguments: list[str]) -> tuple[str, int] | None:
 
 
 def addresses(arguments: list[str]) -> list[str]:
-    """torchrun's flags for a meeting point on another host or this one, where they are not among the arguments: who
-    holds its store, and by which address others reach us. Sets the interface for gloo and NCCL, unless set.
+    """torchrun's arguments with what they lack: where ranks meet, who holds the store there, and by which address
+    others reach this host. With several hosts, sets the network interface for gloo and NCCL, unless it is set.
 
-    torchrun itself compares names, and many hosts take their own for 127.0.0.1. Raises UserError with the remedy.
+    torchrun itself compares names, and many hosts take their own for 127.0.0.1, or for nothing. Raises UserError with
+    the remedy.
     """
+    if STANDALONE in arguments:
+        return on_this_host([argument for argument in arguments if argument != STANDALONE])
+    meeting = endpoint(arguments)
+    return [*on_several_hosts(arguments, *meeting), *arguments] if meeting else arguments
+
+
+def on_this_host(arguments: list[str]) -> list[str]:
+    """What torchrun makes of `--standalone`, but with the loopback address in the place of two names: that of this
+    host, which its ranks would look up and which may not resolve, and `localhost`."""
+    from gan.ranks.distributed import LOOPBACK, use_loopback
+
+    use_loopback()
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={LOOPBACK}:0", f"--rdzv-id={uuid.uuid4()}"]
+    return [*meeting, f"--local-addr={LOOPBACK}", *arguments]
+
+
+def on_several_hosts(arguments: list[str], host: str, port: int) -> list[str]:
+    """The flags to add for a meeting point at host:port, which may be this host."""
     from gan.ranks.selftest import interface, local_address
 
-    meeting = endpoint(arguments)
-    if not meeting:
-        return []
-    host, port = meeting
     flags = {a.replace("_", "-").partition("=")[0]: a.partition("=")[2] for a in arguments if a.startswith("--")}
     ours = flags.get("--local-addr") or local_address(host)
     name = interface(ours)
@@ -179,7 +192,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def check_reach(host: str, port: int, seconds: float) -> None:
-    """Raises UserError where nothing listens for so long: torch would wait for minutes, and then not end."""
+    """Raises UserError if nothing listens there for so many seconds: torch would wait for minutes, and then not end."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -196,11 +209,13 @@ def check_reach(host: str, port: int, seconds: float) -> None:
 
 
 def raise_once(number: int, _: Any) -> None:
-    """Signal handler: torchrun's way to pass a signal on to its ranks and end, once for several that come together. A
-    later one is an order to end now: the ranks are killed."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException  # whole by now: `agent` imported it
+    """Signal handler that raises torchrun's SignalException, on which torchrun passes the signal on to its ranks and
+    ends: once for several signals that come together. On a later one the ranks are killed."""
+    # Imported by `agent` before: a handler that runs in the middle of an import could get half a module.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
 
-    now, first = time.monotonic(), raise_once.first  # type: ignore[attr-defined]
+    now = time.monotonic()
+    first = raise_once.first  # type: ignore[attr-defined]
     if first is not None and now - first < TOGETHER:
         return
     if first is None:
@@ -218,57 +233,76 @@ def children() -> list[int]:
     """The processes that this one started and that have not ended. On Linux only; elsewhere none."""
     found = []
     for path in Path("/proc/self/task").glob("*/children"):
-        for pid in path.read_text().split():
-            with suppress(OSError):
-                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                    found.append(int(pid))
+        with suppress(OSError):  # the thread has ended meanwhile
+            found += [int(pid) for pid in path.read_text().split() if not _has_ended(pid)]
     return found
 
 
-def end_when_left_alone(ended: Path) -> None:
-    """End this launcher when it has had ranks and has none for REJOIN seconds; or for STOPPED seconds, where what they
-    left in `ended` says that they stopped on purpose. On Linux only.
+def _has_ended(pid: str) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"  # it waits for its parent to ask for its exit code
+
+
+@contextmanager
+def end_when_left_alone(ended: Path) -> Iterator[None]:
+    """Within the block, end this launcher when it has had ranks and has had none for REJOIN seconds; or for STOPPED
+    seconds, where the code that they left in the file `ended` says that they stopped on purpose. On Linux only.
 
     torchrun waits for other hosts far longer than it says, and an outer scheduler must get its turn.
     """
-    limit = float(os.environ[REJOIN])
-
-    def watch() -> None:
-        since = None
-        while True:
-            time.sleep(min(limit / 4, 1))
-            now = time.monotonic()
-            since = now if children() else since
-            word = ended.read_text().strip()
-            if since and word.isdigit() and int(word) and now - since > STOPPED:
-                ended.unlink()
-                os._exit(int(word))
-            if since and now - since > limit:
-                ended.unlink()
-                tell(f"no ranks for {limit:g} s, the other hosts did not come back ({REJOIN}); {AGAIN}")
-                os._exit(1)
-
+    closed = threading.Event()
+    thread = threading.Thread(target=_watch_ranks, args=(ended, closed), name="saddle-rejoin", daemon=True)
     if list(Path("/proc/self/task").glob("*/children")):
-        threading.Thread(target=watch, name="saddle-rejoin", daemon=True).start()
+        thread.start()
+    try:
+        yield
+    finally:
+        closed.set()
+        if thread.is_alive():
+            thread.join()  # it reads `ended`, which the caller removes next
+
+
+def _watch_ranks(ended: Path, closed: threading.Event) -> None:
+    limit = float(os.environ[REJOIN])
+    since = None  # when there last were ranks
+    while not closed.wait(min(limit / 4, 1)):
+        now = time.monotonic()
+        if children():
+            since = now
+        if since is None:
+            continue
+        word = ended.read_text().strip()
+        if word.isdigit() and int(word) and now - since > STOPPED:
+            ended.unlink()
+            os._exit(int(word))
+        if now - since > limit:
+            ended.unlink()
+            tell(f"no ranks for {limit:g} s, the other hosts did not come back ({REJOIN}); {AGAIN}")
+            os._exit(1)
 
 
 def tell(line: str) -> None:
-    """One line of this host's launcher."""
-    print(f"{socket.gethostname()}: {line}", file=sys.stderr, flush=True)
+    """One line of this host's launcher, if its terminal is still open."""
+    with suppress(OSError):
+        print(f"{socket.gethostname()}: {line}", file=sys.stderr, flush=True)
 
 
 def agent(arguments: list[str]) -> int:
-    """torchrun -> its exit code, its exceptions told in one line."""
+    """Run torchrun -> its exit code. Its exceptions become one line each."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import main as run
 
-    for number in PASSED_ON:
+    numbers = not_ignored()
+    for number in numbers:
         signal.signal(number, raise_once)
     try:
-        run(["--signals-to-handle=SIGQUIT", *addresses(arguments), *arguments])
+        run(["--signals-to-handle=SIGQUIT", *addresses(arguments)])
         return 0
     except SignalException as stopped:
         return 128 + stopped.sigval
@@ -282,18 +316,21 @@ def agent(arguments: list[str]) -> int:
             f"the port open? ({' '.join(str(error).split())[:150]})"
         )
         return 2
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)  # it has ended; a late signal must not change the exit code
 
 
 def main() -> None:
-    """torchrun, ending with its parent, and with the code that its ranks left."""
+    """Run torchrun, end when the parent does, and exit with the code that the ranks left."""
     end_with_parent()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     with tempfile.NamedTemporaryFile(prefix="saddle-ended-") as ended:
         os.environ[ENDED] = ended.name
-        end_when_left_alone(Path(ended.name))
         try:
-            code = agent(sys.argv[1:])
+            with end_when_left_alone(Path(ended.name)):
+                code = agent(sys.argv[1:])
         except UserError as error:
             print(f"launch.ranks: error: {error}", file=sys.stderr)
             sys.exit(2)

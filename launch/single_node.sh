@@ -7,8 +7,9 @@
 #   RESTARTS=N      times that ranks are started again after one of them died [3]
 #   PYTHON=PROGRAM  [the one of .venv beside launch/, else python3]
 #
-# Ctrl-C, SIGTERM and SIGUSR1 save and stop. Exit codes: 0 done, 2 wrong usage or input, 3 stopped on values that are
-# not finite, 75 stopped by a signal with everything saved: run it again. The same command goes on where it was.
+# Ctrl-C, SIGTERM, SIGUSR1 and, except under nohup, a closed terminal (SIGHUP) save and stop. Exit codes: 0 done, 2 wrong
+# usage or input, 3 stopped on values that are not finite, 75 stopped by a signal with everything saved: run it again.
+# The same command goes on where it was.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}

@@ -4,7 +4,7 @@ import click
 
 from data.verify import verify
 from launch.cli import run
-from launch.prepare import track
+from launch.progress import track
 
 SHOWN = 20
 

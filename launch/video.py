@@ -2,17 +2,18 @@
 
 import os
 import shutil
+import signal
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 
 from gan.errors import UserError
+from launch.outputs import output_file
 
 
 def find_ffmpeg() -> str:
@@ -33,8 +34,8 @@ def find_ffmpeg() -> str:
         raise UserError("no ffmpeg found: pip install imageio-ffmpeg, or set SADDLE_FFMPEG to an ffmpeg") from None
 
 
-def command(binary: str, target: Path, width: int, height: int, fps: float) -> list[str]:
-    """The ffmpeg command that turns rgb24 frames on standard input into H.264 in yuv420p, which every player takes."""
+def encoding(target: Path, width: int, height: int, fps: float) -> Any:
+    """What ffmpeg is to do: turn rgb24 frames on standard input into H.264 in yuv420p, which every player takes."""
     import ffmpeg
 
     frames = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
@@ -43,8 +44,7 @@ def command(binary: str, target: Path, width: int, height: int, fps: float) -> l
     colors = "scale=out_color_matrix=bt709:out_range=tv,setparams=color_primaries=bt709:color_trc=bt709"
     options = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 18, "movflags": "+faststart", "vf": f"{even},{colors}"}
     # The absolute path can be taken neither for an option (-x.mp4) nor for a protocol (concat:x.mp4).
-    stream = ffmpeg.output(frames, str(target.absolute()), **options)
-    return ffmpeg.compile(stream.global_args("-loglevel", "error"), cmd=binary, overwrite_output=True)
+    return ffmpeg.output(frames, str(target.absolute()), **options).global_args("-loglevel", "error")
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> tuple[int, int, int]:
@@ -59,67 +59,46 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> tuple[i
     frames = iter(frames)
     first = next(frames)
     height, width = first.shape[:2]
-    part = path.with_suffix(".part.mp4")
-    with replacing(path, part):
-        count = encode(command(binary, part, width, height, fps), chain([first], frames), path)
+    with output_file(path) as part:
+        process = start(encoding(part, width, height, fps), binary)
+        try:
+            count = feed(process, chain([first], frames))
+            _, messages = process.communicate()
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
+        if process.returncode != 0:
+            raise UserError(f"cannot write {path}: {how_it_ended(process.returncode, messages)}")
     return count, width + width % 2, height + height % 2
 
 
-@contextmanager
-def replacing(path: Path, part: Path) -> Iterator[None]:
-    """The block writes `part`, which then takes its place as `path`, or is removed if anything fails.
+def start(stream: Any, binary: str) -> subprocess.Popen[bytes]:
+    """Run an ffmpeg that reads frames from a pipe. UserError if it is no program that runs here.
 
-    Missing folders are made. UserError says in one line what the system refused.
+    Nobody reads its messages until all frames are written: at log level `error` they are few, and the pipe holds them.
     """
+    import ffmpeg
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-        os.replace(part, path)
+        return ffmpeg.run_async(stream, cmd=binary, pipe_stdin=True, pipe_stderr=True, overwrite_output=True)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()  # after a success it has been renamed
-
-
-def encode(arguments: list[str], frames: Iterable[np.ndarray], path: Path) -> int:
-    """Run the encoder over all frames -> their number. UserError with the encoder's last words if it fails."""
-    # A file, not a pipe, takes its messages: nobody reads a pipe while frames are being written.
-    with tempfile.TemporaryFile() as messages:
-        try:
-            process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=messages)
-        except OSError as error:
-            raise UserError(f"cannot run {arguments[0]}: {error.strerror}; unset or mend SADDLE_FFMPEG") from error
-        try:
-            count = feed(process, frames)
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        if code != 0:
-            raise UserError(f"cannot write {path}: ffmpeg stopped with code {code}: {last_line(messages)}")
-    return count
+        raise UserError(f"cannot run {binary}: {error.strerror}; unset or mend SADDLE_FFMPEG") from error
 
 
 def feed(process: subprocess.Popen[bytes], frames: Iterable[np.ndarray]) -> int:
-    """Write frames to a process until they end or it does -> the number written. Closes its standard input."""
+    """Write frames to a process until they end or it does -> the number written."""
     assert process.stdin
     count = 0
-    try:
+    with suppress(BrokenPipeError):  # it has ended; its exit code and last words tell more
         for frame in frames:
             process.stdin.write(np.ascontiguousarray(frame).data)
             count += 1
-    except BrokenPipeError:
-        pass  # its exit code and last words tell more
-    finally:
-        with suppress(BrokenPipeError):
-            process.stdin.close()
     return count
 
 
-def last_line(messages: IO[bytes]) -> str:
-    """The last line that an encoder wrote."""
-    messages.seek(0)
-    lines = messages.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+def how_it_ended(code: int, messages: bytes) -> str:
+    """The exit code of an ffmpeg that failed, in words, with the last line that it wrote."""
+    lines = messages.decode(errors="replace").strip().splitlines()
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"stopped with code {code}"
+    return f"ffmpeg {how}: {lines[-1] if lines else 'it said nothing'}"

@@ -10,26 +10,17 @@ They are compiled and loaded at the first call of an op (`ops.build`, `ops.choic
 from ops.bias_leaky_relu import bias_leaky_relu
 from ops.gradient_penalty import gradient_penalty, interpolate_samples, root, squared_norm
 from ops.memory import keep_pages
-from ops.upfirdn2d import (
-    downsample2d,
-    filter2d,
-    setup_filter,
-    upfirdn2d,
-    upfirdn2d_bias_leaky_relu,
-    upsample2d,
-)
+from ops.upfirdn2d import downsample2d, setup_filter, upfirdn2d, upsample2d
 
 __all__ = [
     "bias_leaky_relu",
     "downsample2d",
-    "filter2d",
     "gradient_penalty",
     "interpolate_samples",
     "root",
     "setup_filter",
     "squared_norm",
     "upfirdn2d",
-    "upfirdn2d_bias_leaky_relu",
     "upsample2d",
 ]
 

@@ -28,21 +28,21 @@ def bias_leaky_relu(x: Tensor, bias: Tensor | None = None, slope: float = 0.2, g
 
     The derivative at exactly zero is slope * gain, as in torch. Raises ValueError naming the argument that is wrong.
     """
-    check_tensor("bias_leaky_relu", "x", x)
-    check_activation("bias_leaky_relu", x, bias, slope, gain)
+    _check(x, bias, slope, gain)
     kernels()
     return torch.ops.gan_ops.bias_leaky_relu(x, bias, slope, gain)[0]
 
 
-def check_activation(op: str, x: Tensor, bias: Tensor | None, slope: float, gain: float) -> None:
+def _check(x: Tensor, bias: Tensor | None, slope: float, gain: float) -> None:
     """Raise ValueError unless bias is None or one number per channel of x, and slope and gain are usable."""
+    check_tensor("bias_leaky_relu", "x", x)
     if bias is not None and (bias.shape != x.shape[1:2] or bias.dtype != x.dtype or bias.device != x.device):
         raise ValueError(
-            f"{op}: bias must be {x.dtype} [{x.shape[1]}] on {x.device} like x, "
+            f"bias_leaky_relu: bias must be {x.dtype} [{x.shape[1]}] on {x.device} like x, "
             f"got {bias.dtype} {list(bias.shape)} on {bias.device}"
         )
     if not slope > 0 or not math.isfinite(slope) or not math.isfinite(gain):
-        raise ValueError(f"{op}: slope must be positive and finite, gain finite, got {slope} and {gain}")
+        raise ValueError(f"bias_leaky_relu: slope must be positive and finite, gain finite, got {slope} and {gain}")
 
 
 def bias_leaky_relu_reference(
@@ -87,7 +87,8 @@ def _forward_fake(x: Tensor, bias: Tensor | None, slope: float, gain: float) -> 
 def _forward_setup(ctx, inputs, output) -> None:
     _, bias, ctx.slope, ctx.gain = inputs
     y, bits = output
-    ctx.channels_last, ctx.with_bias = is_channels_last(y), bias is not None
+    ctx.channels_last = is_channels_last(y)
+    ctx.with_bias = bias is not None
     ctx.mark_non_differentiable(bits)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(bits)

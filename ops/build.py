@@ -3,9 +3,10 @@
     python -m ops.build     ahead of time: in an image, or before a job. Exits 2 with one line if a piece is missing.
 
 A library lies in <cache>/<key>/, where the key is a hash of all it is made from; its manifest, written last, holds its
-checksum. One process of a machine compiles, under a lock that dies with it, and the others wait. The compiler runs in a
-child that also loads what it made, so that no process here is the first to load a library, and torch's own lock file,
-which outlives whoever held it, only ever lies in a directory that nobody has used before.
+checksum. One process of a machine compiles, under a lock that the system releases when the process ends, and the others
+wait. The compiler runs in a child process, which also loads the library once: a library that crashes when it is loaded
+ends that child only. torch's own lock file stays behind when a builder is killed, and whoever finds it waits for ever;
+so each attempt compiles in a new directory.
 
 SADDLE_CACHE=DIR              where to keep them: in DIR/saddlepoint/ops; else in $XDG_CACHE_HOME, else in ~/.cache
 SADDLE_BUILD_TIMEOUT=SECONDS  the longest wait for another process, and for the compiler; 600
@@ -40,6 +41,7 @@ CSRC = Path(__file__).resolve().parent / "csrc"
 NAME = "gan_ops"
 LIBRARY, MANIFEST, FAILURE, LOG = f"{NAME}.so", "manifest.json", "failed.json", "build.log"
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+# Failures that another attempt may not meet again: they are remembered for PASSING_SECONDS, and others for good.
 PASSING = re.compile(r"Killed|No space left|took longer|cannot allocate|memory exhausted|out of memory", re.IGNORECASE)
 PASSING_SECONDS = 600
 log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ def timeout() -> float:
 
 
 def find(made: Recipe) -> Path | None:
-    """The compiled library of a recipe, if the cache has one whose checksum is right: whole, and not another's."""
+    """The compiled library of a recipe, if the cache has one with the right checksum."""
     for home in _homes(made):
         with suppress(OSError, ValueError, KeyError, TypeError):
             manifest = json.loads((home / MANIFEST).read_text())
@@ -82,7 +84,7 @@ def _homes(made: Recipe) -> tuple[Path, Path]:
 
 
 def remembered(made: Recipe) -> str:
-    """The message of the last attempt to compile this recipe if it failed, and would again; else nothing."""
+    """Why the last attempt to compile this recipe failed, if another one would fail again; else an empty string."""
     for home in _homes(made):
         with suppress(OSError, ValueError, KeyError, TypeError):
             failure = json.loads((home / FAILURE).read_text())
@@ -96,7 +98,8 @@ def build(made: Recipe, *, retry: bool = False) -> Path:
 
     Raises BuildError if it cannot be compiled, and at once if that is known from an earlier attempt, unless `retry`.
     """
-    limit, found = timeout(), find(made)
+    limit = timeout()
+    found = find(made)
     if found:
         return found
     try:
@@ -130,7 +133,8 @@ def _locked(made: Recipe, limit: float) -> Iterator[Path]:
             raise
         say(f"ops: the file system of {cache()} has no locks: compiling for this machine alone, in {own}")
         private.mkdir(mode=0o700, exist_ok=True)
-        lock, home = _acquire(private / f"{own.name}.lock", limit), own
+        lock = _acquire(private / f"{own.name}.lock", limit)
+        home = own
     try:
         yield home
     finally:
@@ -258,7 +262,7 @@ def _write(path: Path, values: dict) -> None:
 
 
 def say(message: str) -> None:
-    """On standard error, unless logging is set up otherwise; once per machine."""
+    """Log a warning (on standard error, unless logging is set up otherwise), on the first local rank only."""
     if os.environ.get("LOCAL_RANK") in (None, "0"):
         log.warning("%s", message)
 

@@ -64,7 +64,7 @@ def interpolate_samples(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """What numbers per sample are in."""
+    """The dtype of numbers per sample: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -144,7 +144,8 @@ def _lerp_setup(ctx, inputs, output) -> None:
 
 def _lerp_backward(ctx, dy: Tensor):
     a, b, weight = ctx.saved_tensors
-    scale, dot = torch.ops.gan_ops.sample_scale, torch.ops.gan_ops.sample_dot
+    scale = torch.ops.gan_ops.sample_scale
+    dot = torch.ops.gan_ops.sample_dot
     da = scale(dy, weight) if ctx.needs_input_grad[0] else None
     db = scale(dy, 1 - weight) if ctx.needs_input_grad[1] else None
     return da, db, dot(dy, a) - dot(dy, b) if ctx.needs_input_grad[2] else None

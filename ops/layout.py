@@ -24,7 +24,8 @@ def dense(x: Tensor, channels_last: bool) -> Tensor:
 
 def check_tensor(op: str, name: str, x: Tensor, planes: bool = False) -> None:
     """Raise ValueError unless x is a strided, floating, non-empty [N, C, ...], or with `planes` [N, C, H, W]."""
-    fits, dims = (x.dim() == 4, "[N, C, H, W]") if planes else (x.dim() >= 2, "[N, C, ...]")
+    dims = "[N, C, H, W]" if planes else "[N, C, ...]"
+    fits = x.dim() == 4 if planes else x.dim() >= 2
     if x.layout != torch.strided or x.dtype not in DTYPES or not fits or x.numel() == 0:
         kinds = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         raise ValueError(

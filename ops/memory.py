@@ -51,8 +51,11 @@ def _fill_thread_cache() -> None:
     A scrap in the cache is not merged with its neighbors: the hole that a freed tensor leaves is then too small for the
     next one of the same size, and the heap grows by up to eight times the largest tensor before that ends.
     """
-    malloc, free = ctypes.CDLL(None).malloc, ctypes.CDLL(None).free
-    malloc.argtypes, malloc.restype, free.argtypes = [ctypes.c_size_t], ctypes.c_void_p, [ctypes.c_void_p]
+    malloc = ctypes.CDLL(None).malloc
+    malloc.argtypes = [ctypes.c_size_t]
+    malloc.restype = ctypes.c_void_p
+    free = ctypes.CDLL(None).free
+    free.argtypes = [ctypes.c_void_p]
     for scrap in [malloc(size) for size in range(24, 200, 16) for _ in range(7)]:
         free(scrap)
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from packaging.version import Version
 
 FLAGS = ("-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall")
 GCC_NOISE = "-Wno-maybe-uninitialized"  # of gcc 12 about its own header of AVX-512
@@ -42,7 +43,7 @@ class Nvcc:
     """A CUDA toolkit."""
 
     home: str
-    version: str  # 13.0
+    version: str  # 13.0; 0 where it does not say
     architectures: tuple[int, ...]  # that it compiles for: 90 is Hopper
     has_headers: bool
 
@@ -64,7 +65,8 @@ class Recipe:
 
 def recipe(source: Path, with_cuda: bool = True) -> Recipe:
     """How the .cpp files of `source`, and where CUDA is asked for the .cu files too, are compiled here. BuildError."""
-    compiler, ninja = find_compiler(), find_ninja()
+    compiler = find_compiler()
+    ninja = find_ninja()
     if ninja is None:
         raise BuildError("ninja is missing: pip install ninja")
     nvcc, cuda_flags, missing = cuda() if with_cuda else (None, (), "")
@@ -78,8 +80,8 @@ def recipe(source: Path, with_cuda: bool = True) -> Recipe:
     # calls another runtime than the one torch ships, so a library of clang's runs on one thread.
     openmp = ("-fopenmp", GCC_NOISE) if "gcc version" in compiler.identity else ()
     flags = (*FLAGS, *compiler.flags, *openmp, *(("-DGAN_OPS_CUDA",) if nvcc else ()))
-    keys = (("CPU", "CUDA") if nvcc else ("CPU",)) if registers else ()
-    made = Recipe(sources, keys, compiler, ninja, flags, nvcc, cuda_flags, missing)
+    keys: tuple[str, ...] = ("CPU", "CUDA") if nvcc else ("CPU",)
+    made = Recipe(sources, keys if registers else (), compiler, ninja, flags, nvcc, cuda_flags, missing)
     return replace(made, key=_key(made, files))
 
 
@@ -132,7 +134,7 @@ def _nvcc(home: str) -> Nvcc:
     version = re.search(r"release (\d+\.\d+)", said[0])
     headers = [Path(home) / "include" / "cuda_runtime.h", *Path(home).glob("targets/*/include/cuda_runtime.h")]
     known = tuple(sorted({int(arch) for arch in re.findall(r"sm_(\d+)\b", said[1])}))
-    return Nvcc(home, version[1] if version else "?", known, any(path.exists() for path in headers))
+    return Nvcc(home, version[1] if version else "0", known, any(path.exists() for path in headers))
 
 
 def cuda() -> tuple[Nvcc | None, tuple[str, ...], str]:
@@ -148,7 +150,7 @@ def cuda() -> tuple[Nvcc | None, tuple[str, ...], str]:
     needed = f"CUDA toolkit {torch.version.cuda}"
     if nvcc is None:
         return None, (), f"nvcc is missing: install {needed}, or set CUDA_HOME to where it is"
-    if nvcc.version.split(".")[0] != torch.version.cuda.split(".")[0]:
+    if Version(nvcc.version).major != Version(torch.version.cuda).major:
         return None, (), f"nvcc in {nvcc.home} is of CUDA {nvcc.version}, not as PyTorch: install {needed}"
     if not nvcc.has_headers:
         return None, (), f"CUDA's headers are missing in {nvcc.home}: install {needed} with its development files"

@@ -4,11 +4,7 @@
 
 Factors are [vertical, horizontal], padding is [top, bottom, left, right]. The op is linear in x and its adjoint is
 itself, with up and down swapped and the filter turned round, so derivatives of every order are calls of the same op.
-
-    upfirdn2d_bias_leaky_relu(Tensor x, Tensor filter, Tensor? bias, int[2] up, int[2] down, int[4] padding, bool flip,
-        float filter_gain, float slope, float gain) -> (Tensor y, Tensor sign_bits)
-
-is bias_leaky_relu(upfirdn2d(x)) in one pass over memory. Both keep the memory order of x, NCHW or channels_last.
+The result has the memory order of x, NCHW or channels_last.
 """
 
 import math
@@ -18,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ops.bias_leaky_relu import check_activation
 from ops.layout import LARGEST, check_tensor, dense, is_channels_last, memory_format
 from ops.registry import kernels, register
 
@@ -49,88 +44,58 @@ def upfirdn2d(
     [top, bottom, left, right]; negative crops. flip: correlate instead of convolve. gain multiplies the result.
     Raises ValueError naming the argument that is wrong.
     """
-    arguments = _check("upfirdn2d", x, filter, up, down, padding)
+    arguments = _check(x, filter, up, down, padding)
     kernels()
     return torch.ops.gan_ops.upfirdn2d(x, filter, *arguments, flip, float(gain))
 
 
-def upfirdn2d_bias_leaky_relu(
-    x: Tensor,
-    filter: Tensor,
-    bias: Tensor | None = None,
-    up: Pair = 1,
-    down: Pair = 1,
-    padding: Pair = 0,
-    filter_gain: float = 1.0,
-    flip: bool = False,
-    slope: float = 0.2,
-    gain: float = math.sqrt(2),
-) -> Tensor:
-    """bias_leaky_relu(upfirdn2d(x, filter, up, down, padding, filter_gain, flip), bias, slope, gain), fused: the
-    activation costs no pass over memory of its own, and one bit per output is kept for the backward. bias: [C] or None.
-    """
-    arguments = _check("upfirdn2d_bias_leaky_relu", x, filter, up, down, padding)
-    check_activation("upfirdn2d_bias_leaky_relu", x, bias, slope, gain)
-    kernels()
-    op = torch.ops.gan_ops.upfirdn2d_bias_leaky_relu
-    return op(x, filter, bias, *arguments, flip, float(filter_gain), slope, gain)[0]
-
-
-def filter2d(x: Tensor, filter: Tensor, gain: float = 1.0) -> Tensor:
-    """Filter without changing the size: [N, C, H, W] -> [N, C, H, W]. Even filters shift by half a pixel up-left."""
-    height, width = _filter_size(filter)
-    return upfirdn2d(x, filter, padding=[height // 2, (height - 1) // 2, width // 2, (width - 1) // 2], gain=gain)
-
-
 def upsample2d(x: Tensor, filter: Tensor, up: int = 2) -> Tensor:
     """[N, C, H, W] -> [N, C, up * H, up * W], keeping the mean: taps [1, 1] give nearest neighbor."""
-    pads = [(size + up - 1) // 2 for size in _filter_size(filter)], [(size - up) // 2 for size in _filter_size(filter)]
-    padding = [pads[0][0], pads[1][0], pads[0][1], pads[1][1]]
+    padding = []
+    for taps in _filter_size(filter):
+        padding += [(taps + up - 1) // 2, (taps - up) // 2]
     return upfirdn2d(x, filter, up=up, padding=padding, gain=up * up)
 
 
 def downsample2d(x: Tensor, filter: Tensor, down: int = 2) -> Tensor:
     """[N, C, H, W] -> [N, C, H // down, W // down]: taps [1, 1] give the mean of 2x2."""
-    pads = (
-        [(size - down + 1) // 2 for size in _filter_size(filter)],
-        [(size - down) // 2 for size in _filter_size(filter)],
-    )
-    padding = [pads[0][0], pads[1][0], pads[0][1], pads[1][1]]
+    padding = []
+    for taps in _filter_size(filter):
+        padding += [(taps - down + 1) // 2, (taps - down) // 2]
     return upfirdn2d(x, filter, down=down, padding=padding)
 
 
-def _check(
-    op: str, x: Tensor, filter: Tensor, up: Pair, down: Pair, padding: Pair
-) -> tuple[list[int], list[int], list[int]]:
+def _check(x: Tensor, filter: Tensor, up: Pair, down: Pair, padding: Pair) -> tuple[list[int], list[int], list[int]]:
     """(up, down, padding) in full. Raises ValueError naming the argument that is wrong."""
-    check_tensor(op, "x", x, planes=True)
-    up, down = (_integers(op, name, value, 2) for name, value in (("up", up), ("down", down)))
-    padding = _integers(op, "padding", padding, 4)
+    check_tensor("upfirdn2d", "x", x, planes=True)
+    up = _integers("up", up, 2)
+    down = _integers("down", down, 2)
+    padding = _integers("padding", padding, 4)
     for name, factors in (("up", up), ("down", down)):
         if min(factors) < 1:
-            raise ValueError(f"{op}: {name} must be a positive integer or a pair of them, got {factors}")
+            raise ValueError(f"upfirdn2d: {name} must be a positive integer or a pair of them, got {factors}")
     if filter.dim() not in (1, 2) or filter.numel() == 0 or not filter.is_floating_point() or filter.requires_grad:
         raise ValueError(
-            f"{op}: filter must be a floating, constant [F] or [Fh, Fw], got {filter.dtype} {list(filter.shape)}, "
+            f"upfirdn2d: filter must be a floating, constant [F] or [Fh, Fw], got {filter.dtype} {list(filter.shape)}, "
             f"requires_grad={filter.requires_grad}"
         )
     if filter.device != x.device:
-        raise ValueError(f"{op}: filter must be on {x.device} like x, got {filter.device}")
+        raise ValueError(f"upfirdn2d: filter must be on {x.device} like x, got {filter.device}")
     size = _output_size(x.shape[2:], filter, up, down, padding)
     if min(size) < 1:
         raise ValueError(
-            f"{op}: filter {list(filter.shape)} does not fit into x {list(x.shape)} with up {up} and "
+            f"upfirdn2d: filter {list(filter.shape)} does not fit into x {list(x.shape)} with up {up} and "
             f"padding {padding}: it leaves no output"
         )
     if x.shape[0] * x.shape[1] * size[0] * size[1] * x.element_size() > LARGEST:
-        raise ValueError(f"{op}: up {up} and padding {padding} make an output that is too large: {size}")
+        raise ValueError(f"upfirdn2d: up {up} and padding {padding} make an output that is too large: {size}")
     return up, down, padding
 
 
-def _integers(op: str, name: str, value: Pair, count: int) -> list[int]:
+def _integers(name: str, value: Pair, count: int) -> list[int]:
     numbers = list(value) if isinstance(value, Sequence) else [value] * count
     if len(numbers) != count or not all(isinstance(n, int) and abs(n) < 2**31 for n in numbers):
-        raise ValueError(f"{op}: {name} must be one integer or {count} of them, below 2**31, got {value}")
+        raise ValueError(f"upfirdn2d: {name} must be one integer or {count} of them, below 2**31, got {value}")
     return numbers
 
 
@@ -159,10 +124,8 @@ def upfirdn2d_reference(
     taps = taps if flip else taps.flip(list(range(taps.dim())))
     if taps.dim() == 1:
         root = math.sqrt(abs(gain))
-        rows, columns = (
-            (taps * root).to(x.dtype).view(1, 1, -1, 1),
-            (taps * math.copysign(root, gain)).to(x.dtype).view(1, 1, 1, -1),
-        )
+        rows = (taps * root).to(x.dtype).view(1, 1, -1, 1)
+        columns = (taps * math.copysign(root, gain)).to(x.dtype).view(1, 1, 1, -1)
         x = F.conv2d(x, rows.expand(c, -1, -1, -1), stride=(down[0], 1), groups=c)
         return dense(F.conv2d(x, columns.expand(c, -1, -1, -1), stride=(1, down[1]), groups=c), channels_last)
     return dense(F.conv2d(x, (taps * gain).to(x.dtype).expand(c, 1, -1, -1), stride=down, groups=c), channels_last)
@@ -175,55 +138,21 @@ def _fake(x: Tensor, filter: Tensor, up: list[int], down: list[int], padding: li
 
 def _setup(ctx, inputs, output) -> None:
     x, filter, ctx.up, ctx.down, ctx.padding, ctx.flip, ctx.gain = inputs
-    ctx.size, ctx.output_size = x.shape[2:], output.shape[2:]
+    ctx.size = x.shape[2:]
+    ctx.output_size = output.shape[2:]
     ctx.save_for_backward(filter)
 
 
 def _backward(ctx, dy: Tensor):
+    """The adjoint. Its padding makes it as large as x again, with element 0 of x meeting the same taps as before."""
     (filter,) = ctx.saved_tensors
-    return _adjoint(ctx, dy, filter, ctx.gain), None, None, None, None, None, None
-
-
-def _adjoint(ctx, dy: Tensor, filter: Tensor, gain: float) -> Tensor:
-    """The padding is what makes it as large as x again, element 0 of x meeting the same taps as before."""
     padding = []
     for i, length in enumerate(_filter_size(filter)):
         before = length - 1 - ctx.padding[2 * i]
         after = ctx.size[i] * ctx.up[i] - ctx.output_size[i] * ctx.down[i] + ctx.padding[2 * i] - ctx.up[i] + 1
         padding += [before, after]
-    return torch.ops.gan_ops.upfirdn2d(dy, filter, ctx.down, ctx.up, padding, not ctx.flip, gain)
-
-
-def _fused_reference(x, filter, bias, up, down, padding, flip, filter_gain, slope, gain) -> tuple[Tensor, Tensor]:
-    y = upfirdn2d_reference(x, filter, up, down, padding, flip, filter_gain)
-    return torch.ops.gan_ops.bias_leaky_relu(y, bias, slope, gain)
-
-
-def _fused_fake(x, filter, bias, up, down, padding, flip, filter_gain, slope, gain) -> tuple[Tensor, Tensor]:
-    y = _fake(x, filter, up, down, padding, flip, filter_gain)
-    return y, y.new_empty([(y.numel() + 7) // 8], dtype=torch.uint8)
-
-
-def _fused_setup(ctx, inputs, output) -> None:
-    x, filter, bias, ctx.up, ctx.down, ctx.padding, ctx.flip, ctx.filter_gain, ctx.slope, ctx.gain = inputs
-    y, bits = output
-    ctx.size, ctx.output_size = x.shape[2:], y.shape[2:]
-    ctx.channels_last, ctx.with_bias = is_channels_last(y), bias is not None
-    ctx.mark_non_differentiable(bits)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(filter, bits)
-
-
-def _fused_backward(ctx, dy: Tensor | None, _bits):
-    if dy is None:
-        return (None,) * 10
-    filter, bits = ctx.saved_tensors
-    with_bias = ctx.with_bias and ctx.needs_input_grad[2]
-    shifted, dbias = torch.ops.gan_ops.bias_leaky_relu_backward(
-        dy, bits, ctx.channels_last, with_bias, ctx.slope, ctx.gain
-    )
-    dx = _adjoint(ctx, shifted, filter, ctx.filter_gain) if ctx.needs_input_grad[0] else None
-    return dx, None, dbias if with_bias else None, None, None, None, None, None, None, None
+    dx = torch.ops.gan_ops.upfirdn2d(dy, filter, ctx.down, ctx.up, padding, not ctx.flip, ctx.gain)
+    return dx, None, None, None, None, None, None
 
 
 register(
@@ -232,12 +161,4 @@ register(
     fake=_fake,
     setup_context=_setup,
     backward=_backward,
-)
-register(
-    "upfirdn2d_bias_leaky_relu(Tensor x, Tensor filter, Tensor? bias, int[2] up, int[2] down, int[4] padding,"
-    " bool flip, float filter_gain, float slope, float gain) -> (Tensor y, Tensor sign_bits)",
-    reference=_fused_reference,
-    fake=_fused_fake,
-    setup_context=_fused_setup,
-    backward=_fused_backward,
 )

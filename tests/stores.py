@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.encodings import encode_image
-from data.writer import Writer
+from data.store_writer import StoreWriter
 
 COUNT, LEVELS = 25, (0, 1, 2)
 
@@ -15,7 +15,7 @@ def images(count=COUNT, channels=3):
 
 
 def build(path, pyramids=None, labels=True, encoding="raw"):
-    with Writer(path, "test", "RGB") as writer:
+    with StoreWriter(path, "test", "RGB") as writer:
         for index, pyramid in enumerate(pyramids or images()):
             add(writer, pyramid, index % 3 if labels else None, encoding)
         return finish(writer, classes=("a", "b", "c") if labels else None, encoding=encoding)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gan.trainer import initial_state, update
+from gan.state import initial_state
 from launch import cli
 from launch.benchmark import regularizers_benchmark
 
@@ -59,15 +59,16 @@ def test_regularizers_are_priced_beside_none_and_r1(monkeypatch, tmp_path, capsy
 
 
 def test_a_priced_step_takes_the_penalty_in_and_moves_nothing(monkeypatch):
-    critics = []
-    monkeypatch.setattr("gan.trainer.update", lambda D, *rest, **named: critics.append(D) or update(D, *rest, **named))
+    states = []
+    monkeypatch.setattr("gan.state.initial_state", lambda task: states.append(initial_state(task)) or states[-1])
     for name in ("none", "r1", "wgan_gp"):
         task = regularizers_benchmark.task(name, torch.device("cpu"), 8, 4, 4, "nonsaturating")
         step = regularizers_benchmark.d_step(task)
         step(), step()
-        for p, start in zip(critics[-1].parameters(), initial_state(task).D.parameters(), strict=True):
-            assert torch.equal(p, start)
-    gradients = [torch.cat([p.grad.flatten() for p in D.parameters() if p.grad is not None]) for D in critics[::2]]
+        D, start = states[-1].networks["D"], initial_state(task).networks["D"]
+        assert all(torch.equal(a, b) for a, b in zip(D.parameters(), start.parameters(), strict=True))
+    critics = [state.networks["D"] for state in states]
+    gradients = [torch.cat([p.grad.flatten() for p in D.parameters() if p.grad is not None]) for D in critics]
     assert all((a - b).norm() > 1e-3 * a.norm() for a, b in itertools.combinations(gradients, 2))
 
 

@@ -12,7 +12,7 @@ from data.prepare import prepare
 from data.sampler import sample_indices
 from launch import cli
 from launch.benchmark import data_benchmark, readers
-from launch.benchmark.data_benchmark import Row, summarize, synthetic
+from launch.benchmark.data_benchmark import Rate, compare_rates, synthetic
 
 
 def saddle(monkeypatch, *arguments: object) -> int:
@@ -74,12 +74,12 @@ def test_every_contestant_reads_the_images(tmp_path, channels):
 
 def test_ratios_are_of_rates_at_the_same_size():
     def row(what, size, rate):
-        return Row("read", what, size, 16, 0, rate, rate, 0.0, 0.0)
+        return Rate("read", what, size, 16, 0, rate, rate, 0.0, 0.0)
 
     names = ("direct", "memcpy", "folder PNG", "litdata", "direct, checksums", "loader, 1 thread")
     rows = [row(what, "32x32", rate) for what, rate in zip(names, (60.0, 100, 2, 15, 30, 45), strict=True)]
     rows += [row("direct", "256x256", 7.0), row("memcpy", "256x256", 10.0)]
-    found = {(r["size"], r["what"], r["of"]): (r["ratio"], r["wanted"]) for r in summarize(rows)}
+    found = {(r["size"], r["what"], r["of"]): (r["ratio"], r["wanted"]) for r in compare_rates(rows)}
     assert found == {
         ("32x32", "direct", "memcpy"): (0.6, None),
         ("32x32", "direct", "folder PNG"): (30.0, 30.0),

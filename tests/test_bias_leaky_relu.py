@@ -125,7 +125,7 @@ def test_bits_in_memory_order(device):
         x, bias = (t.detach() for t in tensors(shape, channels_last, torch.float32, device))
         y, bits = torch.ops.gan_ops.bias_leaky_relu(x, bias, 0.2, 1.0)
         order = (0, 2, 3, 1) if y.dim() == 4 and not y.is_contiguous() else tuple(range(y.dim()))
-        flat = y.permute(order).flatten().cpu() > 0
+        flat = (x + bias.view(-1, *[1] * (x.dim() - 2))).permute(order).flatten().cpu() > 0
         packed = [sum(int(bit) << i for i, bit in enumerate(flat[at : at + 8])) for at in range(0, len(flat), 8)]
         assert bits.tolist() == packed
 

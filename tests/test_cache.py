@@ -116,6 +116,19 @@ def test_waiting_has_a_limit(source, copy):
             cached(source, copy.parent, wait=0.1)
 
 
+def test_who_dies_while_it_copies_holds_nobody_up(source, tmp_path):
+    """Its lock goes with it, and what it left unfinished is made anew."""
+    script = (
+        "import os, sys; from data import cache\n"
+        "cache._make = lambda source, copy: (copy.with_suffix('.part').write_text('half'), os._exit(3))\n"
+        "cache.cached(*sys.argv[1:3])"
+    )
+    command = [sys.executable, "-c", script, str(source), str(tmp_path / "cache")]
+    assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 3
+    copy = cached(source, tmp_path / "cache", wait=5)
+    assert copy.read_bytes() == source.read_bytes() and not copy.with_suffix(".part").exists()
+
+
 def test_no_room(source, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))

@@ -11,6 +11,7 @@ from PIL import Image
 from snapshots import write_snapshot
 
 from gan.metrics.classifier import train_classifier
+from gan.sampling import GAP
 from launch import demo
 from launch.video import find_ffmpeg
 
@@ -44,14 +45,14 @@ def test_demo_makes_pictures_video_and_figures_and_can_be_repeated(tmp_path, mon
     assert summary["mode_kl"] >= 0
     assert summary["images_seen"] == 3000
     assert set(summary["seconds"]) == {"prepare", "train", "grid", "video", "progress", "score"}
-    cell = 8 + demo.GAP
-    ten_cells = (10 * cell - demo.GAP) * demo.SCALE
+    cell = 8 + GAP
+    ten_cells = (10 * cell - GAP) * demo.SCALE
     assert np.asarray(Image.open(summary["paths"]["grid"])).shape == (ten_cells, ten_cells)
     strip = np.asarray(Image.open(summary["paths"]["progress"]))
-    assert strip.shape == (ten_cells, (3 * cell - demo.GAP) * demo.SCALE)
+    assert strip.shape == (ten_cells, (3 * cell - GAP) * demo.SCALE)
     output = ffmpeg.input(summary["paths"]["video"]).output("pipe:", format="rawvideo", pix_fmt="gray")
     raw, _ = output.global_args("-loglevel", "error").run(cmd=find_ffmpeg(), capture_stdout=True, capture_stderr=True)
-    width, height = ((n * cell - demo.GAP) * demo.SCALE for n in (demo.WALK_COLUMNS, demo.WALK_ROWS))
+    width, height = ((n * cell - GAP) * demo.SCALE for n in (demo.WALK_COLUMNS, demo.WALK_ROWS))
     assert len(raw) == demo.WALK_KEYFRAMES * 10 * width * height
     assert "half of the reals" in printed
     assert all(path in printed for name, path in summary["paths"].items() if name in ("grid", "video", "progress"))
@@ -68,8 +69,8 @@ def test_progress_strip_has_a_row_per_latent_and_a_column_per_snapshot(tmp_path)
     for seen, stage in ((1, 0), (2, 1)):
         write_snapshot(tmp_path / f"network-snapshot-{seen}.safetensors", stage=stage)
     strip = demo.progress_strip(tmp_path)
-    cell = 8 + demo.GAP
-    assert strip.shape == (10 * cell - demo.GAP, 2 * cell - demo.GAP, 1)
+    cell = 8 + GAP
+    assert strip.shape == (10 * cell - GAP, 2 * cell - GAP, 1)
     early = strip[:8, :8, 0]
     assert np.array_equal(early, early[::2, ::2].repeat(2, 0).repeat(2, 1))
 

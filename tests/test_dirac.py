@@ -227,10 +227,10 @@ def test_clipping_holds_psi_in_its_bounds(alternating):
 
 
 @pytest.mark.parametrize("objective,regularizer,gamma,message", [
-    ("energy", "none", 0.0, "--objective=energy couples samples"),
+    ("energy", "none", 0.0, "objective.name=energy couples samples"),
     ("mmd", "none", 0.0, "couples samples"),
-    (GAN, "bcr", 1.0, "--regularizer=bcr changes pictures"),
-    (GAN, "spectral_norm", 1.0, "--regularizer=spectral_norm changes D's layers"),
+    (GAN, "bcr", 1.0, "regularizer.name=bcr changes pictures"),
+    (GAN, "spectral_norm", 1.0, "regularizer.name=spectral_norm changes D's layers"),
     (GAN, "clip", 0.0, "give a positive gamma"),
 ])  # fmt: skip
 def test_what_the_game_cannot_show_is_refused_in_one_line(objective, regularizer, gamma, message):

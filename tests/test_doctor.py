@@ -113,17 +113,29 @@ def test_gpus_and_nvcc(monkeypatch):
     assert found["GPU 0"].state == doctor.OK
 
 
+@pytest.mark.parametrize(("version", "state"), [("2.14.1", doctor.OK), ("2.10.0", doctor.BROKEN)])
+def test_the_newest_torch_is_good_and_an_old_one_is_not(monkeypatch, version, state):
+    real = doctor.importlib.metadata.version
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: version if name == "torch" else real(name))
+    assert findings()["torch"].state == state
+
+
 @pytest.mark.parametrize(
     ("version", "bounds", "good"),
     [
-        ("2.13.0+cpu", ">=2.11,<2.14", True),
+        ("2.13.0+cpu", ">=2.11,<3", True),
+        ("2.14.1+cu130", ">=2.11,<3", True),
+        ("3.0.0", ">=2.11,<3", False),
+        ("2.9.1", ">=2.11,<3", False),
         ("2.14.0", ">=2.11,<2.14", False),
-        ("2.9.1", ">=2.11,<2.14", False),
         ("0.2.0", "==0.2.0", True),
         ("3", ">=3.0.0", True),
         ("2.14.0a0+git", "<2.14", False),
         ("1.0", "", True),
+        ("3.0", "~=2.1", False),
+        ("2.5", "[extra]>=2,!=2.5.*", False),
     ],
 )
-def test_versions_in_range(version, bounds, good):
-    assert doctor.in_range(version, bounds) is good
+def test_an_installed_version_must_be_one_that_pyproject_allows(monkeypatch, version, bounds, good):
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: version if name == "lmdb" else None)
+    assert (doctor._package(f"lmdb{bounds}", "").state == doctor.OK) is good

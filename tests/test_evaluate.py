@@ -9,12 +9,13 @@ from click.testing import CliRunner
 from PIL import Image
 from snapshots import write_snapshot
 
+from data.dataset import ImageDataset
 from data.prepare import prepare
 from gan.checkpoint import load_snapshot
 from gan.errors import UserError
 from gan.metrics.classifier import train_classifier
 from gan.metrics.score import Score
-from launch import evaluate
+from launch import cli, evaluate, samples, scores
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +74,51 @@ def test_unlabeled_data_and_strange_networks_are_refused(dataset, tmp_path):
             raise saddle_evaluate(f"--network={network}", f"--data={data}").exception
 
 
+@pytest.fixture(scope="module")
+def vector_labels(tmp_path_factory):
+    """The dataset of 60 grey images, with three numbers for a label as StyleGAN's dataset.json may hold."""
+    folder = tmp_path_factory.mktemp("vectors")
+    labels = []
+    for index in range(60):
+        Image.fromarray(np.full((8, 8), 4 * index, np.uint8)).save(folder / f"{index:02d}.png")
+        labels.append([f"{index:02d}.png", [0.1 * index, 1.5, -2.0]])
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    path = tmp_path_factory.mktemp("data") / "vectors.lmdb"
+    prepare(str(folder), path)
+    return path
+
+
+@pytest.mark.parametrize("flags", [[], ["--divergence=js", "--features=1"]])
+def test_labels_that_are_vectors_are_refused_in_one_line(vector_labels, tmp_path, flags, monkeypatch, capsys):
+    network = write_snapshot(tmp_path / "a.safetensors")
+    command = ["saddle", "evaluate", f"--network={network}", f"--data={vector_labels}", "--samples=100", *flags]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    output, error = capsys.readouterr()
+    assert ended.value.code == 2 and not output
+    assert "has vectors of 3 numbers for labels" in error and "folder per class" in error and error.count("\n") == 1
+
+
+def test_class_names_are_the_same_composed_and_decomposed(tmp_path, monkeypatch):
+    """A network trained on data prepared on macOS, scored on the same folders prepared elsewhere."""
+    for name, label in (("bee", 1), ("é", 2)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(2):
+            Image.fromarray(np.full((8, 8), 90 * label + index, np.uint8)).save(
+                tmp_path / "images" / name / f"{index}.png"
+            )
+    prepare(str(tmp_path / "images"), tmp_path / "images.lmdb")
+    monkeypatch.setattr("snapshots.NAMES", ("bee", "e\u0301"))
+    snapshot = load_snapshot(write_snapshot(tmp_path / "x.safetensors", cond=True))
+    dataset = ImageDataset(tmp_path / "images.lmdb")
+    assert evaluate.check_match(tmp_path, snapshot, dataset) == 1
+
+
 def test_samples_of_an_early_stage_are_enlarged_before_they_are_shrunk_as_the_reals_are(tmp_path):
     """24x40 reals are seen at 24x32; a network that stands at 12x20 must be seen so too."""
     snapshot = load_snapshot(write_snapshot(tmp_path / "x.safetensors", base=(6, 10), stage=1))
-    (batch,) = evaluate.sample_batches(snapshot, None, 2, 3, 0)
+    (batch,) = samples.sample_batches(snapshot, None, 2, 3, 0)
     assert batch.shape == (3, 24, 32, 1)
 
 
@@ -88,7 +130,7 @@ def test_a_snapshot_in_mid_fade_is_not_scored(dataset, tmp_path):
 
 def test_table_drops_columns_that_nobody_has():
     row = Score(100, 1.5, 0.25, 0.045, 0.9, None)
-    lines = evaluate.table({"a": row, "longer": row}).splitlines()
+    lines = scores.score_table({"a": row, "longer": row}).splitlines()
     assert "as asked" not in lines[0]
     assert lines[1].split() == ["a", "100", "1.50", "0.2500", "0.0450", "0.900"]
     assert len({len(line) for line in lines}) == 1

@@ -73,10 +73,12 @@ def test_kl_matches_moments_and_other_mixtures_work():
     assert (one[0].mean, one[0].deviation) == pytest.approx((0.4, 1.5), abs=1e-6)
 
 
-def test_a_short_training_run_is_near():
-    found = learned("f:kl:saturating=1", PAPER, steps=600)
-    assert abs(found.mean - 1.01) < 0.2 and abs(found.deviation - 1.830669) < 0.2
-    assert 0.2 < found.divergence < 0.30
+def test_a_short_training_run_leaves_the_moments_of_the_mixture_for_the_optimum():
+    found = learned("f:rkl:form=log_ratio,saturating=1", PAPER, steps=300, batch=256, lr=1e-2)
+    bound, mean, deviation = EXACT["rkl"]
+    assert abs(found.mean - mean) < 0.25 < 0.5 < abs(PAPER.moments[0] - mean)
+    assert abs(found.deviation - deviation) < 0.1 < 0.15 < abs(PAPER.moments[1] - deviation)
+    assert found.divergence == pytest.approx(bound, abs=0.02)
 
 
 def best_output(form, t: torch.Tensor) -> torch.Tensor:
@@ -140,9 +142,9 @@ def test_clusters_are_counted():
 
 
 def test_a_gan_learns_clusters():
-    """Fifty steps are enough to see it move, and every kind of row runs here too."""
+    """At first no sample is near any; a few steps show that every kind of row runs here too."""
     row = train_points("nonsaturating", "r1", 0.1, POINTS["ring"], seed=0, steps=250)
-    assert row["modes"] >= 6 and row["mode_kl"] < 0.5
+    assert row["modes"] >= 6 and row["mode_kl"] < 0.5 and row["near"] > 0.15
     for names in (
         ("energy", "none"),
         ("mmd", "wgan_gp"),

@@ -1,12 +1,15 @@
 """One image: pixels against Pillow and numpy in exact arithmetic."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import TRANSFORMS, convert, decode, natural_mode, pyramid
+from data.decoding import convert, decode, natural_mode, needed_mode
+from data.resizing import TRANSFORMS, pyramid
 
 
 def noise(height, width, channels=3, seed=0):
@@ -158,6 +161,56 @@ def test_transparency_is_seen_and_laid_onto_white_if_it_must_go(mode):
     assert natural_mode(image) == "RGBA"
     assert (np.asarray(decode(image, "RGBA"))[..., 3] == 0).all()
     assert (np.asarray(convert(image, "RGB")) == 255).all() and (np.asarray(convert(image, "L")) == 255).all()
+
+
+def png_with_key(values, bits, key):
+    """A PNG of [H, W] or [H, W, 3] samples of so many bits in which one value or color is transparent."""
+    height, width = values.shape[:2]
+    samples = values.reshape(height, -1)
+    spread = (samples[..., None] >> np.arange(bits - 1, -1, -1) & 1).reshape(height, -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in spread.astype(np.uint8))
+    head = struct.pack(">IIBBBBB", width, height, bits, 2 * (values.ndim == 3), 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"tRNS", struct.pack(f">{len(key)}H", *key)), (b"IDAT", zlib.compress(rows))]
+    content = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in [*chunks, (b"IEND", b"")]
+    )
+    return Image.open(io.BytesIO(b"\x89PNG\r\n\x1a\n" + content))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_of_any_depth(bits):
+    values = np.arange(16).reshape(2, 8) * 4369 >> 16 - bits  # from 0 to the largest, in 16 bits before the shift
+    key = int(values[1, 2])
+    clear = values == key
+    image = png_with_key(values, bits, [key])
+    assert natural_mode(image) == "RGBA"
+    decoded = np.asarray(decode(image, "RGBA"))
+    np.testing.assert_array_equal(decoded[..., 3], np.where(clear, 0, 255))
+    np.testing.assert_array_equal(decoded[..., 0], half_up(values * (255 / (2**bits - 1))))
+    for mode in ("RGB", "L"):
+        laid = np.asarray(decode(png_with_key(values, bits, [key]), mode)).reshape(2, 8, -1)
+        assert (laid[clear] == 255).all()
+        np.testing.assert_array_equal(laid[~clear][:, 0], decoded[~clear][:, 0])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_transparent_color_of_any_depth(bits):
+    values = np.random.default_rng(0).integers(0, 2**bits, (4, 4, 3))
+    key = values[1, 2].tolist()
+    decoded = np.asarray(decode(png_with_key(values, bits, key), "RGBA"))
+    np.testing.assert_array_equal(decoded[..., 3], np.where((values == key).all(-1), 0, 255))
+
+
+@pytest.mark.parametrize(("mode", "needed"), [("RGBA", "RGB"), ("LA", "L"), ("P", "RGB"), ("L", "L")])
+def test_alpha_of_255_throughout_is_none(mode, needed):
+    image = Image.new(mode, (4, 4), {"RGBA": (9, 9, 9, 255), "LA": (9, 255), "P": 1, "L": 9}[mode])
+    image = reopened(image, transparency=0) if mode in ("P", "L") else reopened(image)
+    assert natural_mode(image) == "RGBA" and needed_mode(image) == needed
+    array = np.full((4, 4, 4), 255, np.uint8)
+    assert needed_mode(array) == "RGB"
+    array[3, 3, 3] = 254
+    assert needed_mode(array) == "RGBA"
 
 
 def test_half_transparent_red_on_white():

@@ -53,11 +53,11 @@ def disturb(process: subprocess.Popen, outdir: Path, log: Path, chance: random.R
         assert time.time() < deadline, log.read_text()[-2000:]
         time.sleep(0.02)
     if chance.random() < 0.5:  # in a save: its unfinished folder is there
-        while not list(outdir.glob("0*/.*.part")) and process.poll() is None:
+        while not list(outdir.glob("0*/.*.part*")) and process.poll() is None:
             time.sleep(0.0005)
     else:
         time.sleep(chance.random() * 0.6)
-    saving = bool(list(outdir.glob("0*/.*.part")))
+    saving = bool(list(outdir.glob("0*/.*.part*")))
     everyone = family(process.pid)
     if process.poll() is not None:
         return ""

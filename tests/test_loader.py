@@ -5,6 +5,7 @@ import multiprocessing
 import threading
 import time
 
+import lmdb
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from data.errors import DataError
 from data.loader import load
 from data.prepare import prepare
 from data.sampler import sample_indices
+from data.store import image_key
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,11 @@ def loader_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("saddle-loader")]
 
 
+def always(first: int, level: int) -> bool:
+    """Verify the records of every request."""
+    return True
+
+
 REQUESTS = [(0, 8, 1), (8, 8, 1), (95, 10, 0), (300, 3, 1), (303, 0, 1), (40, 2, 1), (5000, 2500, 0), (6000, 9, 1)]
 
 
@@ -33,7 +40,7 @@ REQUESTS = [(0, 8, 1), (8, 8, 1), (95, 10, 0), (300, 3, 1), (303, 0, 1), (40, 2,
 @pytest.mark.parametrize("workers", [0, 1, 2, 4, 20])
 def test_batches_are_those_asked_for_in_order(dataset, workers, block):
     """Across epochs, levels, sizes and the runs in which the order is computed, forward and back."""
-    batches = load(dataset, iter(REQUESTS), seed=5, workers=workers, block=block, check=True)
+    batches = load(dataset, iter(REQUESTS), seed=5, workers=workers, block=block, check=always)
     for (images, labels), (first, count, level) in zip(batches, REQUESTS, strict=True):
         indices = sample_indices(first, count, 100, 5, block)
         np.testing.assert_array_equal(images, dataset.read(indices, level))
@@ -155,7 +162,7 @@ def test_several_datasets_and_loaders_at_once(dataset, tmp_path):
 
 def totals(dataset, workers, results):
     """Sums of ten batches, for another process."""
-    batches = load(dataset, ((8 * k, 8, 1) for k in range(10)), 0, workers=workers, check=True)
+    batches = load(dataset, ((8 * k, 8, 1) for k in range(10)), 0, workers=workers, check=always)
     results.put([int(images.sum()) for images, _ in batches])
 
 
@@ -176,3 +183,22 @@ def test_loaders_in_processes_that_a_loading_one_starts(dataset, method):
     assert [results.get() for _ in workers] == [expected] * 3
     next(mine)
     mine.close()
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_checked_batch_with_a_flipped_byte_is_an_error_that_names_the_image(tmp_path, workers, encoding):
+    path = tmp_path / "x.lmdb"
+    prepare("digits", path, max_images=40, encoding=encoding, resolution=(8, 8))
+    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as env, env.begin() as transaction:
+        value = transaction.get(image_key(1, 11))
+    content = bytearray(path.read_bytes())
+    content[content.index(value) + len(value) - 10] ^= 4
+    path.write_bytes(content)
+    everything = [(0, 8, 1), (8, 32, 1)]
+    with pytest.raises(DataError, match=r"image 11 at 8x8 in .*x.lmdb is damaged: its checksum does not match"):
+        list(load(ImageDataset(path), iter(everything), seed=0, workers=workers, check=always))
+    if encoding == "raw":  # what is not checked is not noticed
+        assert len(list(load(ImageDataset(path), iter(everything), seed=0, workers=workers))) == 2
+    sound = [(0, 40, 0)]  # the other level of the same image
+    assert len(list(load(ImageDataset(path), iter(sound), seed=0, workers=workers, check=always))) == 1

@@ -119,6 +119,11 @@ def test_classifier_reads_digits(reference):
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
 
 
+def test_the_classifier_sees_an_image_alone_as_it_does_among_others(reference):
+    for whole, part in zip(reference.views, reference.classifier(reference.images[7:8]), strict=True):
+        np.testing.assert_allclose(part[0], whole[7], rtol=1e-4, atol=1e-5)
+
+
 def test_scores_rank_reals_before_blur_before_noise(reference):
     floors = reference.floors()
     half, blurred = (floors[name].frechet_distance for name in ("half of the reals", "blurred reals"))

@@ -131,6 +131,15 @@ def test_labels_matter_and_must_match():
         pair()[0](z, 2, labels=labels)
 
 
+def test_latents_and_classes_weigh_alike_however_large_either_is():
+    G, _ = pair(classes=3)
+    z, labels = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        before = G.first_layer(z, labels)
+        G.embedding.weight.mul_(7)
+        torch.testing.assert_close(G.first_layer(5 * z, labels), before)
+
+
 def test_the_truncation_mean_is_the_mean_over_latents():
     G, _ = pair(classes=3)
     z = torch.randn(20_000, 8)

@@ -89,6 +89,15 @@ def test_what_couples_samples_does_so_inside_blocks(name):
         assert len(whole) in (3, 9)
 
 
+def test_the_score_of_a_point_of_mmd_depends_on_no_other_point():
+    """Penalties take the gradient of the sum of scores at the reals, which are among those that scores compare with."""
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 6, 16, dtype=torch.float64)
+    score = objective("mmd:group=3").score
+    slopes = torch.autograd.functional.jacobian(lambda real: score(real, real, fake), real).abs().sum(2)
+    assert torch.equal(slopes > 0, torch.eye(6, dtype=torch.bool))
+
+
 def test_relativistic_average_by_its_definition():
     real, fake = torch.randn(2, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     row = objective("relativistic_average:group=4")
@@ -242,9 +251,9 @@ def test_a_loss_against_a_real_gan_on_paper():
 @pytest.mark.parametrize(
     "name,regularizer,message",
     [
-        ("nonsaturatin", "r1", "--objective=nonsaturatin is unknown; did you mean nonsaturating"),
+        ("nonsaturatin", "r1", "objective.name=nonsaturatin is unknown; did you mean nonsaturating"),
         ("f:perason", "r1", "did you mean f:pearson"),
-        ("hinge", "r3", "--regularizer=r3 is unknown; did you mean"),
+        ("hinge", "r3", "regularizer.name=r3 is unknown; did you mean"),
         ("hinge:margin=2", "r1", "no parameter margin; hinge takes none"),
         ("f:jsw:pi=0", "none", "pi must be between 0 and 1"),
         ("f:alpha:alpha=1", "none", "0.02 away from 0"),
@@ -256,7 +265,7 @@ def test_a_loss_against_a_real_gan_on_paper():
         ("mmd:scale=0", "none", "scale must be positive"),
         ("bgan:divergence=jsw:pi=2", "none", "pi must be"),
         ("bgan:divergence=tv", "none", "no form log_ratio"),
-        ("energy", "r1", "has no critic that --regularizer=r1 could regularize"),
+        ("energy", "r1", "has no critic that regularizer.name=r1 could regularize"),
         ("mmd:critic=0", "spectral_norm", "has no critic"),
         ("f:tv", "roth", "is zero, and so is the penalty"),
         ("hinge", "roth", "use an objective f:..., or roth_js"),

@@ -31,6 +31,7 @@ def test_this_suite_tests_the_compiled_kernels():
     assert kernels() == "compiled"
 
 
+@pytest.mark.slow
 def test_the_reference_kernels_pass_the_same_tests():
     """In a process of their own: loaded kernels cannot be unloaded."""
     command = [sys.executable, "-m", "pytest", "-x", "-m", "not cuda", "-k", "not every_dtype_layout_factor", *OF_OPS]
@@ -40,7 +41,7 @@ def test_the_reference_kernels_pass_the_same_tests():
 
 
 class EveryOp(torch.nn.Module):
-    """[N, 4, 8, 8] -> [N], through each op once."""
+    """[N, 4, 8, 8] -> [N], through every op."""
 
     def __init__(self):
         super().__init__()
@@ -49,8 +50,7 @@ class EveryOp(torch.nn.Module):
 
     def forward(self, x):
         y = ops.upsample2d(x, self.filter)
-        y = ops.upfirdn2d_bias_leaky_relu(y, self.filter, self.bias, down=2, padding=[1, 1, 1, 1])
-        y = ops.bias_leaky_relu(y, self.bias)
+        y = ops.downsample2d(ops.bias_leaky_relu(y, self.bias), self.filter)
         y = ops.interpolate_samples(x, y, ops.squared_norm(x) / 256)
         return ops.gradient_penalty(y, 1.0)
 
@@ -80,7 +80,6 @@ def test_exports(device):
     called = {str(node.target) for node in exported.graph.nodes if "gan_ops" in str(node.target)}
     assert {name.split(".")[1] for name in called} == {
         "upfirdn2d",
-        "upfirdn2d_bias_leaky_relu",
         "bias_leaky_relu",
         "sample_lerp",
         "sample_squared_norm",
@@ -100,7 +99,7 @@ def test_a_double_backward_through_a_compiled_graph_is_refused_and_not_zero():
 def test_the_derivative_of_every_op_is_an_op_with_a_derivative():
     """No op of ours is a dead end, where a second derivative would silently be zero."""
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("gan_ops::"))
-    assert len(names) == 8
+    assert len(names) == 7
     for name in names:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "AutogradCPU") or (
             torch._C._dispatch_has_kernel_for_dispatch_key(name, "Autograd")

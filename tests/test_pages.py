@@ -13,7 +13,7 @@ from data.dataset import ImageDataset
 from data.encodings import encode_image
 from data.errors import DataError
 from data.store import Reader
-from data.writer import Writer
+from data.store_writer import StoreWriter
 
 ROOT = Path(__file__).parents[1]
 MB = 1 << 20
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="ne
 def build(path, count, side=256):
     """Random images, and their sum as EPOCH takes it."""
     total, noise = 0, np.random.default_rng(0).integers(0, 256, (side + count % 64 + 64, side, 3), np.uint8)
-    with Writer(path, "test", "RGB") as writer:
+    with StoreWriter(path, "test", "RGB") as writer:
         for index in range(count):
             image = noise[index % 64 :][:side]
             values, digest = encode_image([image], "raw")
@@ -135,7 +135,7 @@ def test_pages_of_a_file_that_was_moved_away_can_be_dropped(tmp_path):
 
 def test_where_it_cannot_be_done(tmp_path, monkeypatch):
     build(tmp_path / "x.lmdb", 2, side=16)
-    read_text = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda path: "" if str(path) == "/proc/self/maps" else read_text(path))
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"" if str(path) == "/proc/self/maps" else read(path))
     with pytest.raises(DataError, match=r"use run\.pages=keep"):
         ImageDataset(tmp_path / "x.lmdb", pages="drop")

@@ -1,10 +1,12 @@
 """Stopping on a signal: state saved, 75 said, and the same command ends bit-equal; a second signal stops at once."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -19,7 +21,7 @@ from data.prepare import prepare
 from gan.checkpoint import newest_state
 from gan.ranks.signals import SIGNALS, TOGETHER, StopRequest, listening
 from gan.run import loop
-from gan.trainer import initial_state
+from gan.state import initial_state
 from launch.ranks import environment
 
 FLAGS = [
@@ -77,6 +79,17 @@ def test_signals_are_heard_while_the_block_lasts_and_handled_as_before_afterward
     assert not [t for t in threading.enumerate() if t.name == "saddle-signals"]
 
 
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening() as request:
+            signal.raise_signal(signal.SIGHUP)
+            time.sleep(0.3)
+            assert not request and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_loop_finishes_the_step_saves_and_goes_on_bit_equal(tmp_path):
     task = tiny_task(tiny_config({"run.tick": 100.0}))
     threads = torch.get_num_threads()
@@ -109,6 +122,12 @@ def tmp_path_of(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def handle_all() -> None:
+    """In a child: as if started from a terminal, even where these tests run in the background or under nohup."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Run:
     """`saddle train` or launch/single_node.sh on a new run, trained for a while."""
 
@@ -118,7 +137,7 @@ class Run:
         script_path = str(Path(__file__).parent.parent / "launch" / "single_node.sh")
         self.command = [script_path, *flags] if script else [*TRAIN, *flags, f"--gpus={ranks}"]
         self.env = env
-        self.process = subprocess.Popen(self.command, env=env)
+        self.process = subprocess.Popen(self.command, env=env, preexec_fn=handle_all)
         try:
             wait_until(lambda: list(self.outdir.glob("*/stats.jsonl")), 60, "training")
             wait_until(lambda: (only(self.outdir) / "stats.jsonl").stat().st_size, 60, "a tick")
@@ -149,8 +168,9 @@ def children(pid: int, name: str) -> list[int]:
         (2, False, signal.SIGTERM, lambda pid: pid),
         (2, False, signal.SIGTERM, lambda pid: ranks_of(pid)[1]),
         (2, True, signal.SIGUSR1, lambda pid: children(pid, "launch.ranks")[0]),
+        (1, False, signal.SIGHUP, lambda pid: pid),
     ],
-    ids=["alone", "saddle", "one rank", "torchrun"],
+    ids=["alone", "saddle", "one rank", "torchrun", "hang-up"],
 )
 def test_stopped_with_75_and_resumed_bit_equal(digits, tmp_path, undisturbed, ranks, script, number, target):
     run = Run(digits, tmp_path, ranks, script)
@@ -186,3 +206,49 @@ def test_a_second_signal_stops_at_once_and_what_was_saved_is_intact(digits, tmp_
         run.end()
     assert not (only(run.outdir) / "exit.json").exists()
     assert equal(run.again(), undisturbed[2])
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_whose_terminal_is_closed_saves_and_ends(digits, tmp_path, ranks):
+    """From then on it cannot print either."""
+    command = [*TRAIN, f"--data={digits}", f"--outdir={tmp_path}", *FLAGS, "--kimg=160", f"--gpus={ranks}"]
+    ours, theirs = os.openpty()
+
+    def in_the_terminal() -> None:
+        handle_all()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    process = subprocess.Popen(
+        command, env=environment(2), **streams, start_new_session=True, preexec_fn=in_the_terminal
+    )
+    os.close(theirs)
+    try:
+        wait_until(lambda: any(p.stat().st_size for p in tmp_path.glob("*/stats.jsonl")), 60, "a tick")
+        os.close(ours)
+        assert process.wait(timeout=60) == 75
+    finally:
+        kill(family(process.pid))
+        process.wait(timeout=30)
+    ended = json.loads((only(tmp_path) / "exit.json").read_text())
+    assert ended["code"] == 75 and ended["images_seen"] > 0
+    assert (only(tmp_path) / f"training-state-{ended['images_seen']:010d}").exists()
+
+
+@linux
+@pytest.mark.slow
+def test_a_run_under_nohup_goes_on_when_its_terminal_is_closed(digits, tmp_path):
+    command = ["nohup", *TRAIN, f"--data={digits}", f"--outdir={tmp_path}", *FLAGS, "--gpus=2"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment(2), stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_until(lambda: any(p.stat().st_size for p in tmp_path.glob("*/stats.jsonl")), 60, "a tick")
+        for pid in family(process.pid):
+            os.kill(pid, signal.SIGHUP)
+        assert process.wait(timeout=60) == 0
+    finally:
+        kill(family(process.pid))
+        process.wait(timeout=30)
+    assert json.loads((only(tmp_path) / "exit.json").read_text())["code"] == 0

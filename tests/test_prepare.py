@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import plan
+from data import build, build_plan
 from data import prepare as module
+from data.build_plan import top_level
 from data.dataset import ImageDataset
+from data.decoding import needed_mode
 from data.encodings import ENCODINGS
 from data.errors import DataError
-from data.plan import parse_size, top_level
+from data.items import Item, Source
 from data.prepare import prepare
-from data.sources import Item, Source, open_source
+from data.sizes import parse_size
+from data.sources import open_source
 from data.verify import verify
 
 
@@ -112,7 +115,7 @@ def test_levels_keeps_the_largest(tmp_path):
 def test_large_datasets_are_not_stored_raw_by_default(tmp_path, monkeypatch):
     photos(tmp_path / "in")
     assert prepare(str(tmp_path / "in"), tmp_path / "x").manifest.encoding == "raw"
-    monkeypatch.setattr(plan, "RAW_LIMIT", 1000)
+    monkeypatch.setattr(build_plan, "RAW_LIMIT", 1000)
     assert prepare(str(tmp_path / "in"), tmp_path / "y").manifest.encoding == "webp"
     assert prepare(str(tmp_path / "in"), tmp_path / "z", encoding="raw").manifest.encoding == "raw"
 
@@ -125,14 +128,14 @@ def test_what_an_encoding_cannot_hold(tmp_path):
 
 def test_a_mode_that_the_sample_did_not_see(tmp_path, monkeypatch):
     """The last of many images is the only one with alpha: the file is the one that a full scan would have given."""
-    monkeypatch.setattr(plan, "MODE_SAMPLE", 1)
+    monkeypatch.setattr(build_plan, "MODE_SAMPLE", 1)
     photos(tmp_path / "in")
     save(tmp_path / "in/y.png", noise(16, 16, 1))
     save(tmp_path / "in/z.png", noise(16, 16, 4))
     said = []
     prepare(str(tmp_path / "in"), tmp_path / "x", say=said.append)
     assert said == ["z.png needs RGBA, and the images before it fitted RGB: starting anew"]
-    monkeypatch.setattr(plan, "MODE_SAMPLE", 256)
+    monkeypatch.setattr(build_plan, "MODE_SAMPLE", 256)
     prepare(str(tmp_path / "in"), tmp_path / "y")
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
@@ -168,6 +171,17 @@ def test_pixels_labels_and_order_of_a_folder(tmp_path):
     assert dataset.labels.tolist() == [1, 1, 1, 0, 0, 0] and dataset.manifest.classes == ("9", "10")
 
 
+def test_what_is_built_inside_its_source_is_no_change_of_the_source(tmp_path):
+    photos(tmp_path / "in")
+    dest = tmp_path / "in" / "x.lmdb"
+    before = module.fingerprint(str(tmp_path / "in"), dest)
+    for name in ("x.lmdb.part", "x.lmdb.skipped.txt", "x.lmdb"):
+        (dest.parent / name).write_text("x")
+        assert module.fingerprint(str(tmp_path / "in"), dest) == before
+    (dest.parent / "another.png").write_text("x")
+    assert module.fingerprint(str(tmp_path / "in"), dest) != before
+
+
 def test_the_same_source_gives_the_same_file(tmp_path):
     photos(tmp_path / "in")
     first, second = (prepare(str(tmp_path / "in"), tmp_path / name) for name in ("x", "y"))
@@ -188,6 +202,40 @@ def test_the_mode_holds_every_image_unless_forced(tmp_path, added, mode, channel
     assert dataset.manifest.channels == channels and dataset.read(np.array([0]), 2).shape == (1, 16, 16, channels)
     if channels == 4:
         assert (dataset.read(np.arange(4), 0)[..., 3] == 255).all()
+
+
+def test_opaque_alpha_widens_nothing(tmp_path):
+    photos(tmp_path / "in", 3)
+    opaque = np.concatenate([noise(16, 16, seed=8), np.full((16, 16, 1), 255, np.uint8)], -1)
+    save(tmp_path / "in/1.5.png", opaque)
+    prepare(str(tmp_path / "in"), tmp_path / "x")
+    dataset = ImageDataset(tmp_path / "x")
+    assert dataset.manifest.channels == 3
+    np.testing.assert_array_equal(dataset.read(np.array([1]), 2)[0], opaque[..., :3])
+    opaque[3, 4, 3] = 254
+    save(tmp_path / "in/9.png", opaque)
+    assert prepare(str(tmp_path / "in"), tmp_path / "y").manifest.channels == 4
+    assert prepare(str(tmp_path / "in"), tmp_path / "z", mode="RGBA", max_images=2).manifest.channels == 4
+
+
+def test_only_images_that_claim_alpha_are_decoded_to_look_for_it(tmp_path, monkeypatch):
+    """The only one that is transparent lies outside of the sample, and is met when it is built."""
+    for index in range(4):
+        save(tmp_path / f"in/{index}.png", noise(16, 16, seed=index))
+        alpha = np.full((16, 16, 1), 255, np.uint8)
+        save(tmp_path / f"in/{index}a.png", np.concatenate([noise(16, 16), alpha], -1))
+    save(tmp_path / "in/z.png", noise(16, 16, 4))
+    looked, said = [], []
+    for place in (build, build_plan):
+        monkeypatch.setattr(place, "needed_mode", lambda image: looked.append(image.mode) or needed_mode(image))
+    monkeypatch.setattr(build_plan, "MODE_SAMPLE", 4)
+    report = prepare(str(tmp_path / "in"), tmp_path / "x", workers=1, say=said.append)
+    assert report.manifest.channels == 4 and len(said) == 1 and "z.png needs RGBA" in said[0]
+    assert looked.count("RGB") <= 1  # before the mode was known to be more than L
+    looked.clear()
+    (tmp_path / "in/z.png").unlink()
+    monkeypatch.setattr(build_plan, "ALPHA_SAMPLE", 0)
+    assert prepare(str(tmp_path / "in"), tmp_path / "y", workers=1).manifest.channels == 3
 
 
 def bad_images(root):

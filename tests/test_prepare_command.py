@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data.dataset import ImageDataset
-from launch import cli, prepare
+from launch import cli, progress
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,9 +86,19 @@ def test_skipped_images_are_summed_up_and_listed(saddle, tmp_path):
     code, output, _ = saddle("prepare", "in", "x.lmdb")
     assert code == 0 and "stored   1 of 13 images" in output and "skipped  12: not an image" in output
     assert "bad09.jpg: not an image" in output and "bad10.jpg" not in output and "and 2 more" in output
-    assert "ignored  1 files" in output and "x.lmdb.skipped.txt" in output
+    assert "ignored  1 files that are no images: 1 .txt" in output and "x.lmdb.skipped.txt" in output
     assert len(Path("x.lmdb.skipped.txt").read_text().splitlines()) == 12
     assert "skipped  12: not an image" in saddle("inspect", "x.lmdb")[1]
+
+
+def test_what_the_user_should_know_is_in_the_report(saddle, tmp_path):
+    photos(tmp_path / "in", ["cat/0.png", "dog/1.png", "cover.png"])
+    image = Image.open(tmp_path / "in/cover.png")
+    image.save(tmp_path / "in/cover.png", icc_profile=b"broken")
+    output = saddle("prepare", "in", "x.lmdb")[1]
+    assert "classes  none" in output and "note: no classes, because cover.png lies beside the folders" in output
+    changed = "colors   1: color profile ignored"
+    assert changed in output and changed in saddle("inspect", "x.lmdb")[1]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +115,7 @@ def test_skipped_images_are_summed_up_and_listed(saddle, tmp_path):
         (("prepare", "in", "x.lmdb", "--transform=crop"), "'center-crop', 'stretch', 'pad'"),
         (("prepare", "in", "x.lmdb", "--resolutoin=8"), "No such option"),
         (("prepare", "in"), "Missing argument 'DEST'"),
-        (("prepare", "nowhere", "x.lmdb"), "nowhere does not exist: a source is a folder"),
+        (("prepare", "nowhere", "x.lmdb"), "nowhere does not exist: a source is digits, "),
         (("prepare", "empty", "x.lmdb"), "no images in empty"),
         (("prepare", "bad", "x.lmdb", "--strict"), "0.jpg: not an image"),
         (("prepare", "bad", "x.lmdb"), "none of the 1 images in bad can be read; the first, 0.jpg: not an image"),
@@ -160,6 +170,19 @@ def test_the_plan_shows_what_each_encoding_would_take(saddle):
     assert json.loads(saddle("inspect", "d.lmdb", "--json")[1])["lossy"] is True
 
 
+@pytest.mark.parametrize(
+    ("count", "batch", "remedy"),
+    [(1, 32, "add images, to 4 or more"), (3, 4, "add images, to 4 or more"), (5, 8, "add images or lower --batch")],
+)
+def test_too_few_images_to_train_on_have_the_remedy_that_works(saddle, tmp_path, count, batch, remedy):
+    photos(tmp_path / "in", [f"{index}.png" for index in range(count)])
+    assert saddle("prepare", "in", "x.lmdb")[0] == 0
+    code, output, errors = saddle("train", "--data=x.lmdb", "--outdir=o", f"--batch={batch}", "-n")
+    assert code == 2 and output == "" and errors.strip().endswith(f"fewer than one batch of {batch}; {remedy}")
+    if "lower" in remedy:
+        assert saddle("train", "--data=x.lmdb", "--outdir=o", "--batch=4", "-n")[0] == 0
+
+
 def test_a_full_disk_is_one_line(tmp_path):
     script = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); from launch.cli import main; main()"
@@ -173,8 +196,8 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 def test_progress_in_a_log_is_a_line_now_and_then(capsys, monkeypatch):
     clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr(prepare.time, "monotonic", lambda: next(clock))
-    assert list(prepare.track(range(6), 6, "build")) == list(range(6))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    assert list(progress.track(range(6), 6, "build")) == list(range(6))
     assert capsys.readouterr().err.splitlines() == [
         "build: 3 of 6, about 12 s left",
         "build: 6 of 6, about 0 s left",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from hosts import family, kill
 
 from data.prepare import prepare
 from gan.errors import EverywhereError, PeerError, UserError
@@ -95,7 +96,7 @@ def test_meeting_points_that_cannot_be_are_refused_with_the_remedy():
             endpoint([f"--rdzv-endpoint={given}"])
     with pytest.raises(UserError, match=r"where other hosts cannot answer: give the address"):
         addresses(["--rdzv-endpoint=127.0.0.1:80"])
-    assert addresses(["--standalone"]) == []
+    assert addresses(["--nproc-per-node=2"]) == ["--nproc-per-node=2"]
     said = r"cannot be used .* choose another port"
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=said):
         check_port("127.0.0.1", taken.getsockname()[1])
@@ -105,6 +106,92 @@ def test_meeting_points_that_cannot_be_are_refused_with_the_remedy():
         check_reach("127.0.0.1", port, 5.0)
     with pytest.raises(UserError, match=r"nothing answers at 127.0.0.1:\d+ for 0 s .* start the same command there"):
         check_reach("127.0.0.1", port, 0.0)
+
+
+def test_ranks_of_one_host_meet_at_the_loopback_address(monkeypatch):
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    flags = addresses(["--standalone", "--nproc-per-node=2", "-m", "x"])
+    assert flags[-3:] == ["--nproc-per-node=2", "-m", "x"] and "--standalone" not in flags
+    assert {"--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"} < set(flags)
+    assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+
+
+needs_namespaces = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"), reason="needs Linux, root and unshare"
+)
+
+
+@needs_namespaces
+@pytest.mark.slow
+@pytest.mark.multihost
+def test_ranks_start_on_a_host_whose_own_name_does_not_resolve(tmp_path):
+    prepare("digits", tmp_path / "digits.lmdb", resolution=(8, 8), max_images=100)
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n")
+    inside = f'hostname no-such-host; mount --bind {tmp_path}/hosts /etc/hosts; exec "$@"'
+    train = [sys.executable, "-m", "launch.train", f"--data={tmp_path / 'digits.lmdb'}", f"--outdir={tmp_path}/runs"]
+    train += ["--batch=16", "--kimg=0.032", "--preset=digits", "--set=growth.mode=none", "--set=network.z_dim=8"]
+    train += ["--set=network.widths=[8,8]", "--gpus=2"]
+    process = subprocess.Popen(
+        ["unshare", "--uts", "--mount", "sh", "-c", inside, "sh", *train],
+        env=environment(2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=100)  # without an address the ranks wait for many minutes
+    finally:
+        kill(family(process.pid))
+    assert process.returncode == 0, output
+    assert "self-test: 2 ranks on no-such-host agree" in output
+
+
+@needs_namespaces
+@pytest.mark.multihost
+def test_a_host_whose_loopback_interface_is_down_is_told_the_remedy():
+    command = ["unshare", "--net", sys.executable, "-m", "launch.ranks", "--standalone", "-m", "x"]
+    env = {k: v for k, v in environment(1).items() if k not in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "ip link set lo up" in done.stderr
+
+
+def test_nothing_is_said_by_a_launcher_that_ends_while_it_looks_for_its_ranks():
+    """As under load: the thread that looks is slow, and the launcher has removed its files before it is done."""
+    code = """
+import sys, time
+from launch import ranks
+ranks.agent = lambda arguments: time.sleep(1.5) or 0
+ranks.children = lambda: time.sleep(2) or [1]
+try:
+    ranks.main()
+except SystemExit as ended:
+    time.sleep(2)
+    sys.exit(ended.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(1), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_signal_that_was_ignored_at_the_start_is_not_passed_on():
+    """As nohup ignores SIGHUP. What ends the child is the next signal, which nobody ignores."""
+    child = """
+import os, signal, time
+print(signal.getsignal(signal.SIGHUP).name, flush=True)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.kill(os.getppid(), signal.SIGHUP)
+time.sleep(1)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
+    code = f"""
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from launch import ranks
+sys.exit(ranks.call([sys.executable, "-c", {child!r}], 1))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(1), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (128 + 15, "SIG_IGN\n"), done.stderr
 
 
 def test_a_word_is_left_only_for_a_launcher(monkeypatch, tmp_path):
@@ -127,10 +214,10 @@ def test_what_all_ranks_refuse_is_one_line_and_no_restart(tmp_path):
     assert len(said) == 1 and said[0].startswith("saddle train: error: 5 ranks but only 4 coupling groups"), said
 
 
-def launched(tmp_path: Path, code: str, *flags: str) -> subprocess.CompletedProcess:
-    """Two ranks that run `code`."""
+def launched(tmp_path: Path, code: str, *before: str) -> subprocess.CompletedProcess:
+    """Two ranks that run `code`, started by the command `before`."""
     (tmp_path / "worker.py").write_text(f"import os, sys, time\nfrom launch.ranks import leave\n{code}")
-    command = [sys.executable, "-m", "launch.ranks", "--standalone", "--nproc-per-node=2", *flags]
+    command = [*before, sys.executable, "-m", "launch.ranks", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
         [*command, str(tmp_path / "worker.py")], env=environment(2), capture_output=True, text=True, timeout=60
     )
@@ -146,6 +233,7 @@ def launched(tmp_path: Path, code: str, *flags: str) -> subprocess.CompletedProc
         ("sys.exit(2)", 2),
         ("leave(75); os.kill(os.getppid(), 15); time.sleep(30)", 75),
         ("time.sleep(1); os.kill(os.getppid(), 15); time.sleep(30)", 128 + 15),
+        ("leave(75); os.kill(os.getppid(), 1); time.sleep(30)", 75),
         # Thousands that are one wish: the handler is interrupted by itself, wherever it is.
         ("leave(75); [os.kill(os.getppid(), 15) for _ in range(5000)]; time.sleep(30)", 75),
     ],
@@ -154,6 +242,13 @@ def test_the_launcher_exits_with_what_ranks_left(tmp_path, code, exit_code):
     done = launched(tmp_path, code)
     assert done.returncode == exit_code, done.stderr
     assert "Traceback" not in done.stderr or exit_code == 1
+
+
+@pytest.mark.slow
+def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path):
+    hang_up = "os.kill(os.getppid(), 1); os.kill(os.getpid(), 1); time.sleep(2); leave('begun')"
+    done = launched(tmp_path, hang_up, "nohup")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -4,16 +4,17 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gan.config import RegularizerConfig, TrainConfig, override
 from gan.draws import Draws
 from gan.layers import Conv2d, Linear
 from gan.methods.augment import augment, change
+from gan.methods.critic import Critic
 from gan.methods.divergences import KNEE, divergence
 from gan.methods.pairs import critic_loss, find_pair, remarks
-from gan.methods.regularizers import BETWEEN, REGULARIZERS, Scene, consistency, zero_centered
+from gan.methods.regularizers import REGULARIZERS, zero_centered
 from gan.networks import ResNetDiscriminator
 from gan.schedules import gamma_at
 
@@ -25,12 +26,12 @@ def close(ours, theirs, rtol=1e-10):
     torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol)
 
 
-def quadratic(x: torch.Tensor, purpose: str = "") -> torch.Tensor:
+def quadratic(x: torch.Tensor) -> torch.Tensor:
     """D(x) = sum_i a_i x_i^2, whose gradient is 2 a_i x_i."""
     return (x.square() * A).flatten(1).sum(1)
 
 
-def linear(x: torch.Tensor, purpose: str = "") -> torch.Tensor:
+def linear(x: torch.Tensor) -> torch.Tensor:
     return (x * A).flatten(1).sum(1)
 
 
@@ -40,7 +41,7 @@ def images(seed: int = 0, count: int = 8) -> torch.Tensor:
 
 def penalty(name: str, critic, objective="nonsaturating", draws=DRAWS) -> torch.Tensor:
     """Sum of the penalties [N] of a row."""
-    result = critic_loss(*find_pair(objective, name), critic, images(0), images(1), draws)
+    result = critic_loss(*find_pair(objective, name), Critic(critic, draws), images(0), images(1))
     return sum(result.penalties)
 
 
@@ -60,17 +61,24 @@ def test_where_a_penalty_applies():
     close(penalty("r1_r2", quadratic), r1 + r2)
     s = torch.sigmoid(torch.stack([quadratic(images(0)), quadratic(images(1))]))
     close(penalty("roth_js", quadratic), (1 - s[0]) ** 2 * r1 + s[1] ** 2 * r2)
-    result = critic_loss(*find_pair("nonsaturating", "none"), quadratic, images(0), images(1), DRAWS)
+    result = critic_loss(*find_pair("nonsaturating", "none"), Critic(quadratic, DRAWS), images(0), images(1))
     assert result.penalties == []
-    late = critic_loss(*find_pair("nonsaturating", "r1"), quadratic, images(0), images(1), DRAWS, due=False)
+    late = critic_loss(*find_pair("nonsaturating", "r1"), Critic(quadratic, DRAWS), images(0), images(1), due=False)
     assert late.penalties == []
 
 
 @pytest.mark.parametrize("name", ["r1", "r2", "r1_difference", "r2_difference", "wgan_gp", "none"])
 def test_only_images_that_a_penalty_needs_require_grad(name):
     real, fake = images(0), images(1)
-    critic_loss(*find_pair("nonsaturating", name), quadratic, real, fake, DRAWS)
-    assert (real.requires_grad, fake.requires_grad) == (name.startswith("r1"), name.startswith("r2"))
+    required: list[bool] = []
+
+    def D(x: Tensor) -> Tensor:
+        required.append(x.requires_grad)
+        return quadratic(x)
+
+    critic_loss(*find_pair("nonsaturating", name), Critic(D, DRAWS), real, fake)
+    assert required[:2] == [name.startswith("r1"), name.startswith("r2")]  # reals, then fakes
+    assert not real.requires_grad and not fake.requires_grad  # the caller's own are left as they were
 
 
 def test_penalties_about_a_target_slope():
@@ -78,7 +86,7 @@ def test_penalties_about_a_target_slope():
     for name in ("wgan_gp", "dragan", "wgan_lp"):
         close(penalty(name, linear), torch.full((8,), (norm - 1).item() ** 2, dtype=torch.float64))
         close(penalty(f"{name}:target=3", linear), torch.full((8,), (norm - 3).item() ** 2, dtype=torch.float64))
-    flat = lambda x, purpose: 0.01 * linear(x)  # noqa: E731
+    flat = lambda x: 0.01 * linear(x)  # noqa: E731
     assert (penalty("wgan_lp", flat) == 0).all() and (penalty("wgan_gp", flat) > 0.5).all()
     close(penalty("zero_gp", linear), A.square().sum().expand(8))
 
@@ -86,20 +94,22 @@ def test_penalties_about_a_target_slope():
 @pytest.mark.parametrize("name", ["wgan_gp", "wgan_lp", "dragan", "r1_difference", "zero_gp"])
 def test_a_flat_critic_leaves_no_nan(name):
     weight = torch.zeros(12, dtype=torch.float64, requires_grad=True)
-    value = penalty(name, lambda x, purpose: x.flatten(1) @ weight)
+    value = penalty(name, lambda x: x.flatten(1) @ weight)
     (gradient,) = torch.autograd.grad(value.sum(), weight)
     assert value.isfinite().all() and gradient.isfinite().all()
 
 
 def shown(name: str) -> torch.Tensor:
-    seen = {}
+    """Where a penalty looks, away from reals and fakes: the last images that D is shown."""
+    seen = []
 
-    def critic(x, purpose):
-        seen[purpose] = x.detach()
+    def critic(x):
+        seen.append(x.detach())
         return quadratic(x)
 
     penalty(name, critic)
-    return seen[BETWEEN]
+    assert len(seen) == 3
+    return seen[-1]
 
 
 def test_points_between_and_near():
@@ -128,9 +138,9 @@ def as_objective(name: str, form: str) -> str:
 @pytest.mark.parametrize("name", F_ROWS)
 def test_roth_weighs_by_the_second_derivative_of_the_conjugate(name, form):
     """f*''(T) |grad T|^2 with f*'' by autograd twice through f*, and grad T by autograd."""
-    critic = lambda x, purpose: torch.tanh(linear(x) / 30) * 1.4  # noqa: E731
+    critic = lambda x: torch.tanh(linear(x) / 30) * 1.4  # noqa: E731
     row, x = divergence(name), images(1).requires_grad_()
-    t = row.form(form).value(critic(x, ""))
+    t = row.form(form).value(critic(x))
     (gradient,) = torch.autograd.grad(t.sum(), x)
     at = t.detach().requires_grad_()
     (first,) = torch.autograd.grad(row.conjugate(at).sum(), at, create_graph=True)
@@ -193,7 +203,7 @@ def test_r1_and_r2_are_special_cases():
     r1, r2 = omega("r1", "f:gan", log_ratio), omega("r2", "f:gan", log_ratio)
     assert r1 == pytest.approx(0.2139274691358024, rel=1e-10) and r2 == pytest.approx(OMEGA["rkl"], rel=1e-10)
     assert omega("r1_r2", "f:gan", log_ratio) == pytest.approx(OMEGA["jeffrey"], rel=1e-10)
-    anywhere = lambda x, purpose: torch.sin(linear(x)) * 2.9  # noqa: E731
+    anywhere = lambda x: torch.sin(linear(x)) * 2.9  # noqa: E731
     close(penalty("roth", anywhere, "f:rkl:form=log_ratio"), penalty("r2", anywhere))
     close(penalty("roth", anywhere, "f:rkl"), penalty("r2", anywhere))
 
@@ -229,7 +239,7 @@ class Once(torch.autograd.Function):
 @pytest.mark.parametrize("name", ["r1", "r2"])
 def test_stand_ins_need_no_second_derivative_and_are_close(name):
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
-    once = lambda x, purpose: Once.apply(x) * scale  # noqa: E731
+    once = lambda x: Once.apply(x) * scale  # noqa: E731
     exact = penalty(name, quadratic)
     with pytest.raises(RuntimeError):  # no graph to go back through
         torch.autograd.grad(penalty(name, once).sum(), scale)
@@ -239,7 +249,7 @@ def test_stand_ins_need_no_second_derivative_and_are_close(name):
     close(penalty(f"{name}_difference", linear), A.square().sum().expand(8), 1e-9)  # exact for a linear D
     draws = Draws(0, range(5000), 4)
     many = images(0).repeat(2500, 1, 1, 1)
-    result = critic_loss(*find_pair("nonsaturating", f"{name}_projection"), linear, many, many.clone(), draws)
+    result = critic_loss(*find_pair("nonsaturating", f"{name}_projection"), Critic(linear, draws), many, many.clone())
     mean = result.penalties[0].mean().item()
     expected = A.square().sum().item()
     assert mean == pytest.approx(expected, rel=5 * math.sqrt(2 / 20_000))  # five standard errors of a chi-square
@@ -253,7 +263,7 @@ def test_consistency_is_the_squared_change_of_d():
     tx, ty = (augment(z, DRAWS, f"consistency, {w}s of the D step") for z, w in ((x, "real"), (y, "fake")))
     expected = (quadratic(x) - quadratic(tx)) ** 2 + (quadratic(y) - quadratic(ty)) ** 2
     close(penalty("bcr", quadratic), expected)
-    assert (penalty("bcr", lambda x, purpose: 0 * linear(x)) == 0).all() and (expected > 0).all()
+    assert (penalty("bcr", lambda x: 0 * linear(x)) == 0).all() and (expected > 0).all()
 
 
 def test_spectral_norm_bounds_every_weight():
@@ -295,8 +305,8 @@ def test_clipping_bounds_weights_as_the_layers_compute_with_them():
 
 @pytest.mark.parametrize("gamma,widths,remark", [
     (0.0, [], "no gradient through layers of at most 512 channels"),
-    (0.001, [], "try --gamma=0.01"),
-    (0.01, [48, 24], "try --gamma=0.03"),
+    (0.001, [], "try regularizer.gamma=0.01"),
+    (0.01, [48, 24], "try regularizer.gamma=0.03"),
     (1.0, [], "bounds next to nothing in layers of 512 channels"),
     (0.01, [], None),
     (0.03, [48, 24], None),
@@ -406,7 +416,8 @@ def test_consistency_flips_where_the_data_are_mirrored():
     for mirror in (False, True):
         tx, ty = (augment(z, DRAWS, f"consistency, {w}s of the D step", mirror) for z, w in ((x, "real"), (y, "fake")))
         expected = (quadratic(x) - quadratic(tx)) ** 2 + (quadratic(y) - quadratic(ty)) ** 2
-        close(consistency(Scene(quadratic, x, y, quadratic(x), quadratic(y), DRAWS, mirror)), expected)
+        bcr = find_pair("nonsaturating", "bcr")
+        close(critic_loss(*bcr, Critic(quadratic, DRAWS, mirror=mirror), x, y).penalties[0], expected)
 
 
 def test_zoom_and_translation_against_grid_sample():

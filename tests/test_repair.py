@@ -1,6 +1,5 @@
 """Repair: bad records come back from the source as they were, and from no other source."""
 
-import contextlib
 import os
 
 import lmdb
@@ -15,6 +14,8 @@ from data.prepare import prepare
 from data.repair import repair
 from data.store import image_key
 from data.verify import verify
+
+PAGE = 4096  # bytes
 
 
 def contents(path):
@@ -93,15 +94,33 @@ def test_what_is_no_bad_record_is_not_repaired(source, tmp_path):
         repair(source, path)
 
 
-@pytest.mark.parametrize("page", range(8))
-def test_pages_of_noise_are_an_error_not_a_signal(source, tmp_path, page):
+def test_each_page_that_became_noise_is_one_error_and_no_signal(source, tmp_path):
+    """Whatever it held: of what LMDB knows about the file, of the tree of keys, or of records."""
     path = tmp_path / "x.lmdb"
     prepare(source, path)
-    content = bytearray(path.read_bytes())
-    content[4096 * page : 4096 * (page + 1)] = np.random.default_rng(page).bytes(4096)
+    whole = path.read_bytes()
+    pages = len(whole) // PAGE
+    assert pages > 5
+    for page in range(pages):
+        noise = np.random.default_rng(page).bytes(PAGE)
+        path.write_bytes(whole[: PAGE * page] + noise + whole[PAGE * (page + 1) :])
+        with pytest.raises(DataError) as error:
+            verify(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value), page
+
+
+def test_zeros_where_records_lie_are_a_bad_record_each(source, tmp_path):
+    """What a page says of itself is whole, so LMDB finds the records, and only their checksums are wrong."""
+    path = tmp_path / "x.lmdb"
+    prepare(source, path)
+    before = contents(path)
+    content = path.read_bytes()
+    for index in (0, 6):
+        value = before[image_key(2, index)]
+        content = content.replace(value, bytes(64) + value[64:])
     path.write_bytes(content)
-    with contextlib.suppress(DataError):
-        verify(path)
+    problems = verify(path)
+    assert len(problems) == 2 and "image 0 at 16x16" in problems[0] and "image 6 at 16x16" in problems[1]
 
 
 def test_a_page_that_kills_its_reader_is_one_error(source, tmp_path):

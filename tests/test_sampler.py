@@ -126,11 +126,11 @@ def test_a_block_of_one_is_no_block():
 
 @pytest.mark.parametrize(("length", "block"), [(6, 2), (7, 3), (10, 4), (30, 10), (32, 10)])
 def test_any_block_may_come_first_or_last_and_any_of_its_records(length, block):
-    seeds, blocks = 3000, -(-length // block)
-    orders = np.stack([sample_indices(0, length, length, seed, block) for seed in range(seeds)])
+    epochs, blocks = 3000, -(-length // block)
+    orders = sample_indices(0, epochs * length, length, seed=0, block=block).reshape(epochs, length)
     starts = [np.bincount(orders[:, 0], minlength=length), np.bincount(orders[:, -1], minlength=length)]
     sizes = np.minimum(block, length - np.arange(blocks) * block)
-    expected = np.repeat(seeds / blocks / sizes, sizes)
+    expected = np.repeat(epochs / blocks / sizes, sizes)
     for counts in starts:
         assert abs(((counts - expected) ** 2 / expected).sum() - (length - 1)) < 4 * np.sqrt(2 * length)
 

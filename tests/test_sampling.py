@@ -12,6 +12,7 @@ from gan.checkpoint import load_snapshot
 from gan.errors import UserError
 from gan.networks import ResNetGenerator
 from gan.sampling import (
+    GAP,
     catmull_rom,
     generate,
     generate_batches,
@@ -81,7 +82,7 @@ def test_to_uint8_inverts_the_scaling_of_data():
 
 def test_tile_places_images_row_by_row():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 1), np.uint8) + 1
-    grid = tile(images, 3)
+    grid = tile(images, 3, gap=0)
     assert grid.shape == (4, 9, 1)
     assert grid[::2, ::3, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
     wide = tile(images, 3, gap=1)
@@ -91,10 +92,21 @@ def test_tile_places_images_row_by_row():
         [0] * 11,
         [4, 4, 4, 0, 5, 5, 5, 0, 0, 0, 0],
     ]
+    assert 1 <= GAP <= 2 and np.array_equal(tile(images, 3), tile(images, 3, gap=GAP))
 
 
-def test_grid_columns_hold_all():
-    assert [grid_columns(n) for n in (1, 2, 10, 12, 64, 65)] == [1, 2, 4, 4, 8, 9]
+def test_images_of_a_grid_do_not_touch_unless_asked_to():
+    """White squares: every row and column of pixels that belongs to no image is black."""
+    grid = tile(np.full((4, 3, 3, 1), 255, np.uint8), 2)[:, :, 0]
+    assert grid[:3].any(0).tolist() == grid[:, :3].any(1).tolist() == [True] * 3 + [False] * GAP + [True] * 3
+
+
+def test_a_grid_is_nearly_square_with_few_empty_cells():
+    assert [grid_columns(n) for n in (1, 2, 3, 5, 7, 10, 12, 64, 65)] == [1, 2, 3, 5, 4, 5, 4, 8, 13]
+    for count in range(1, 300):
+        columns = grid_columns(count)
+        rows = -(-count // columns)
+        assert rows * columns - count < max(rows, 2) and rows <= columns <= 5 * rows
 
 
 def test_truncation_moves_to_the_mean_of_the_class():

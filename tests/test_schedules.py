@@ -74,7 +74,7 @@ def test_growth_none_is_one_stage():
     [
         ({"growth__shares": [1.0, 1.0]}, "2 values but there are 3 stages"),
         ({"growth__shares": [], "growth__kimg": [1.0]}, "1 values but 2 stages precede the last"),
-        ({"growth__shares": [], "growth__kimg": [0.5, 0.5], "growth__fade_kimg": 0.1}, "raise --kimg"),
+        ({"growth__shares": [], "growth__kimg": [0.5, 0.5], "growth__fade_kimg": 0.1}, "raise run.kimg"),
         ({"growth__shares": [], "growth__kimg": [0.1, 0.1], "growth__fade_kimg": 0.2}, "longer than a stage"),
         ({"run__kimg": 0.02}, "too short for 3 stages"),
     ],

@@ -7,19 +7,24 @@ import struct
 import sys
 import tarfile
 import zipfile
+from importlib import import_module
+from pathlib import Path
 
 import lmdb
 import numpy as np
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_digits
 from source_files import as_read, check, encoded, make_folder, make_zip, pixels, png, write_npz
 
-from data import digits
+from data import sources
 from data.errors import DataError
 from data.prepare import prepare
-from data.sources import open_source, stacked_choice
+from data.sources import digits, open_source
+from data.sources.digits import stacked_choice
+from launch.prepare import main as command
 
 
 def test_digits_are_the_scans_of_scikit_learn():
@@ -63,7 +68,7 @@ def test_what_is_no_source(tmp_path):
     (tmp_path / "x.zip").write_bytes(png())
     with pytest.raises(
         DataError,
-        match=r"damaged or of no known kind: a source is a folder .* a zip of images, .*, or stacked-digits:SOURCE",
+        match=r"damaged or of no known kind: a source is digits, .* a zip of images, .*, or shards such as set-",
     ):
         open_source(str(tmp_path / "x.zip"))
     with pytest.raises(DataError, match="does not exist"):
@@ -78,6 +83,37 @@ def test_an_empty_name_is_no_source():
     """An unset shell variable must not mean the current folder."""
     with pytest.raises(DataError, match="does not exist"):
         open_source("")
+
+
+def test_a_new_kind_of_source_is_one_module(tmp_path, monkeypatch):
+    """A module beside the others, and nothing else: it is found, asked before what any folder is, and listed."""
+    (tmp_path / "shades.py").write_text(
+        "import numpy as np\n"
+        "from data.items import array_source\n"
+        "from data.kinds import path_kind\n"
+        "from data.labels import no_labels\n"
+        "def open_shades(path, max_images):\n"
+        "    return array_source('shades', np.full((3, 4, 4), 7, np.uint8), no_labels(3), max_images)\n"
+        "KINDS = (path_kind('a folder of shades', lambda path: (path / 'shades').is_file(), open_shades),)\n"
+    )
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    sources.kinds.cache_clear()
+    try:
+        make_folder(tmp_path / "in", ["shades", "0.png"])
+        assert (open_source(str(tmp_path / "in")).name, open_source(str(tmp_path / "in")).count) == ("shades", 3)
+        with pytest.raises(DataError, match=r"a folder of shades, .* a folder of images"):
+            open_source(str(tmp_path / "nowhere"))
+        assert "a folder of shades" in CliRunner().invoke(command, ["--help"]).output
+    finally:
+        sources.kinds.cache_clear()
+        sys.modules.pop("data.sources.shades", None)
+
+
+def test_every_module_of_the_package_declares_kinds_and_none_is_the_same():
+    descriptions = [kind.description for kind in sources.kinds()]
+    modules = {path.stem for path in Path(sources.__file__).parent.glob("*.py")} - {"__init__"}
+    assert all(import_module(f"data.sources.{module}").KINDS for module in modules)
+    assert len(set(descriptions)) == len(descriptions)
 
 
 # Stacked

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from source_files import Evil, check, pixels
 
-from data import arrays
 from data.dataset import ImageDataset
 from data.errors import DataError
 from data.prepare import prepare
-from data.sources import open_source
+from data.sources import arrays, open_source
 
 # IDX
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from source_files import Evil, check, pixels
 
-from data.cifar import unpickle
 from data.errors import DataError
 from data.sources import open_source
+from data.sources.cifar import unpickle
 
 
 def batch(images, labels, key="labels", protocol=2):

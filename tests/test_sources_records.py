@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 from source_files import as_read, check, encoded, pixels
 
-from data import lmdbs
 from data.errors import DataError
 from data.prepare import prepare
-from data.sources import open_source
+from data.sources import lmdbs, open_source
 
 IMAGES = pixels(10)
 BYTES = [encoded(image) for image in IMAGES]
@@ -46,7 +45,7 @@ def test_parquet_as_the_hub_stores_it(tmp_path, label, rows):
     columns = {"image": structs(BYTES), "coarse": LABELS[::-1], label: LABELS}
     names = ["cat", "dog", "cow", "never seen"]
     source = open_source(write_parquet(tmp_path / "x.parquet", columns, names, label, row_group_size=rows))
-    assert source.classes == tuple(names) and source.name == "x.parquet" and source.ignored == 0
+    assert source.classes == tuple(names) and source.name == "x.parquet" and source.ignored == {}
     check(source, IMAGES, LABELS, [f"x.parquet row {i}" for i in range(10)])
     few = open_source(str(tmp_path / "x.parquet"), 4)
     assert few.count == 4 and as_read(few.read()) == as_read(source.read(0, 4))

@@ -9,9 +9,8 @@ import tarfile
 import pytest
 from source_files import as_read, check, encoded, pixels
 
-from data import tars
 from data.errors import DataError
-from data.sources import open_source
+from data.sources import open_source, tars
 
 IMAGES = pixels(6)
 FILES = [(f"{'ba'[i % 2]}/{i}.png", encoded(IMAGES[i])) for i in range(6)]
@@ -49,7 +48,7 @@ def test_a_tar_is_a_folder_in_the_order_of_the_archive(tmp_path, name, format):
         (f"a/{shown}.png", FILES[1][1]),
     ]
     source = open_source(make_tar(tmp_path / name, [*noise, *files], mode, format=format))
-    assert (source.name, source.classes, source.ignored) == (name, ("a", "b"), 1)
+    assert (source.name, source.classes, source.ignored) == (name, ("a", "b"), {".txt": 1})
     names = [name.removeprefix("./") for name, _ in files]
     check(source, [*IMAGES, IMAGES[0], IMAGES[1]], [1, 0, 1, 0, 1, 0, 0, 0], names)
     assert open_source(str(tmp_path / name), 3).count == 3
@@ -60,7 +59,7 @@ def test_a_tar_with_dataset_json(tmp_path):
     labels = {"labels": [[name, [i, 0.5]] for i, (name, _) in enumerate(FILES)]}
     files = [*FILES, ("./dataset.json", json.dumps(labels).encode())]
     source = open_source(make_tar(tmp_path / "x.tar", files))
-    assert source.classes is None and source.label_dim == 2 and source.ignored == 0
+    assert source.classes is None and source.label_dim == 2 and source.ignored == {}
     check(source, IMAGES, [[float(i), 0.5] for i in range(6)])
 
 
@@ -92,7 +91,7 @@ def test_webdataset_labels_lie_beside_the_images(tmp_path, suffix, label, expect
     webdataset(folder / "s-002.tar.gz", range(4, 6), suffix, label, "w:gz")
     (folder / "README").write_text("not a shard")
     source = open_source(str(folder))
-    assert source.name == "shards" and source.ignored == 6
+    assert source.name == "shards" and source.ignored == {".txt": 6}
     assert source.classes == (("0", "1", "2") if expected[0] == 0 else None)
     assert source.label_dim == (2 if isinstance(expected[0], list) else None)
     check(source, IMAGES, expected, [f"s/{i:03d}.png" for i in range(6)])
@@ -116,7 +115,7 @@ def test_a_tar_beside_what_was_in_it_is_not_read_again(tmp_path):
     with tarfile.open(tmp_path / "x.tar") as archive:
         archive.extractall(tmp_path, filter="data")
     source = open_source(str(tmp_path))
-    assert source.count == 6 and source.ignored == 1 and source.classes == ("a", "b")
+    assert source.count == 6 and source.ignored == {".tar": 1} and source.classes == ("a", "b")
 
 
 def test_the_same_key_in_two_shards_are_two_samples(tmp_path):
@@ -189,7 +188,6 @@ def test_links_devices_and_unsafe_names_are_listed_and_nothing_is_written(tmp_pa
         ("a/../../up.png", b"x"),
         ("C:\\x.png", b"x"),
         special("label.cls", tarfile.SYMTYPE, str(outside)),
-        special("dataset.json", tarfile.SYMTYPE, str(outside)),
     ]
     source = open_source(make_tar(inside / "x.tar", [*hostile, FILES[0]]))
     read = {item.name: item.image for item in source.read()}
@@ -197,7 +195,10 @@ def test_links_devices_and_unsafe_names_are_listed_and_nothing_is_written(tmp_pa
     assert {read.pop(name) for name in ("sym.png", "hard.png")} == {"link in the archive"}
     assert {read.pop(f"{name}.png") for name in ("char", "block", "pipe")} == {"not a regular file"}
     assert len(read) == 4 and set(read.values()) == {"unsafe name in the archive"}
-    assert source.ignored == 2 and os.listdir(inside) == ["x.tar"]
+    assert source.ignored == {".cls": 1} and os.listdir(inside) == ["x.tar"]
+    make_tar(inside / "y.tar", [FILES[0], special("dataset.json", tarfile.SYMTYPE, str(outside))])
+    with pytest.raises(DataError, match=r"dataset.json in y.tar cannot be read: link in the archive"):
+        open_source(str(inside / "y.tar"))
 
 
 def test_members_that_claim_to_be_huge(tmp_path, monkeypatch):

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from stores import add, build, finish, images
 
-from data import writer as module
+from data import store_writer as module
 from data.dataset import ImageDataset
 from data.errors import DataError, Interrupted
 from data.prepare import prepare
+from data.store_writer import StoreWriter
 from data.verify import verify
-from data.writer import Writer
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +53,7 @@ def test_a_commit_holds_more_than_a_thousand_small_records(tmp_path):
 
 def test_float_vector_labels(tmp_path):
     labels = np.random.default_rng(0).normal(size=(25, 3)).astype(np.float32)
-    with Writer(tmp_path / "x.lmdb", "test", "RGB") as writer:
+    with StoreWriter(tmp_path / "x.lmdb", "test", "RGB") as writer:
         for label, pyramid in zip(labels, images(), strict=True):
             add(writer, pyramid, label.tolist())
         finish(writer, label_dim=3)
@@ -64,7 +64,7 @@ def test_float_vector_labels(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DataError])
 def test_an_error_before_the_first_commit_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), Writer(tmp_path / "a/b/x.lmdb", "test", "RGB") as writer:
+    with pytest.raises(error), StoreWriter(tmp_path / "a/b/x.lmdb", "test", "RGB") as writer:
         add(writer, images(1)[0])
         raise error
     assert os.listdir(tmp_path) == []
@@ -73,7 +73,7 @@ def test_an_error_before_the_first_commit_leaves_nothing(tmp_path, error):
 @pytest.mark.parametrize(("error", "kept"), [(KeyboardInterrupt, True), (Interrupted, True), (DataError, False)])
 def test_what_is_kept_after_a_commit(tmp_path, monkeypatch, error, kept):
     monkeypatch.setattr(module, "BATCH_BYTES", 1)
-    with pytest.raises(error), Writer(tmp_path / "x.lmdb", "test", "RGB") as writer:
+    with pytest.raises(error), StoreWriter(tmp_path / "x.lmdb", "test", "RGB") as writer:
         add(writer, images(1)[0])
         raise error
     assert os.listdir(tmp_path) == ["x.lmdb.part"] * kept
@@ -91,7 +91,7 @@ def test_an_existing_file_is_kept(tmp_path):
 
 
 def test_two_builds_of_one_file(tmp_path):
-    with Writer(tmp_path / "x.lmdb", "test", "RGB") as writer:
+    with StoreWriter(tmp_path / "x.lmdb", "test", "RGB") as writer:
         with pytest.raises(DataError, match="being written by another process"):
             build(tmp_path / "x.lmdb")
         add(writer, images(1)[0])
@@ -115,9 +115,9 @@ def photos(root, count=40, size=16):
 
 # Small chunks and batches, so that there are many of both; `sleep` gives a killer time to meet any moment.
 PREPARE = """
-import os, sys, time; from data import build, prepare, writer; from data.errors import DataError
+import os, sys, time; from data import build, prepare, store_writer; from data.errors import DataError
 source, dest, workers, sleep = sys.argv[1:]
-build.CHUNK_IMAGES, writer.BATCH_BYTES = 3, 2000
+build.CHUNK_IMAGES, store_writer.BATCH_BYTES = 3, 2000
 step = build.make_chunk
 build.make_chunk = lambda *args: (time.sleep(float(sleep)), step(*args))[-1]
 def progress(items, total, label):

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -17,11 +19,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data.prepare import prepare
+from data.store import image_key
+from gan.checkpoint import newest_state
 from gan.methods.objectives import OBJECTIVES
 from gan.methods.regularizers import REGULARIZERS
 from gan.run.directories import hold
 from launch import cli
 from launch.ranks import environment
+from launch.settings import as_flags
 
 TINY = ["--set=run.threads=1", "--set=network.widths=[8,8,8]", "--set=network.z_dim=8", "--preset=digits", "--batch=16"]
 SHORT = [*TINY, "--kimg=0.8", "--tick=0.08", "--snap=1"]
@@ -170,9 +175,9 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
         (["--objective=hinge", "--regularizer=roth"], "use an objective f:"),
         (["--objective=energy", "--regularizer=none", "--cond=1"], "would not see which class"),
         (["--objective=energy:group=12", "--regularizer=none"], "whole blocks of 12, .*--batch=12"),
-        (["--gamma=-1"], "--gamma must be at least 0"),
-        (["--gamma=much"], "give a number, or auto"),
-        (["--gamma=nan"], "--gamma must be at least 0"),
+        (["--gamma=-1"], "--gamma=-?[0-9.]+ must be at least 0"),
+        (["--gamma=much"], "known: auto; or give a number"),
+        (["--gamma=nan"], "--gamma=nan must be at least 0"),
         (["--aug=dif"], "did you mean diff"),
         (["--set=regularizer.decay=linear"], "regularizer.decay=linear is unknown"),
         (["--set=regularizer.decay=cosine"], "needs decay_kimg"),
@@ -187,7 +192,7 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
         (["--init-from=nowhere"], "nowhere"),
         (["--set=network.widths=[8,8]"], "must be 3 positive numbers"),
         (["--desc=a/b"], "leave out slashes"),
-        (["--workers=-1"], "--workers must be at least 0"),
+        (["--workers=-1"], "--workers=-1 must be at least 0"),
         (["--preset=PRESET"], "preset .*wrong.toml: run.kimgs: no such key; did you mean run.kimg"),
     ],
 )
@@ -295,12 +300,13 @@ def test_a_damaged_state_is_passed_over(digits, tmp_path, monkeypatch, capsys):
         assert seen == list(range(80, 801, 80))
 
 
-def start(command: list[str], folder: Path) -> subprocess.Popen:
+def start(command: list[str], folder: Path, **options: Any) -> subprocess.Popen:
     """From a folder where people keep their own data/ and ops.py, which must not shadow ours."""
     (folder / "data").mkdir(exist_ok=True)
     (folder / "data" / "__init__.py").write_text("raise RuntimeError('the wrong data')")
     (folder / "ops.py").write_text("raise RuntimeError('the wrong ops')")
-    return subprocess.Popen([sys.executable, "-m", "launch.train", *command], env=environment(2), cwd=folder)
+    command = [sys.executable, "-m", "launch.train", *command]
+    return subprocess.Popen(command, env=environment(2), cwd=folder, **options)
 
 
 @pytest.mark.slow
@@ -370,3 +376,67 @@ def test_killed_in_mid_fade_the_same_command_ends_bit_equal(digits, tmp_path):
     logs = [(only_run(tmp_path / name) / "stats.jsonl").read_text().splitlines() for name in ("whole", "killed")]
     losses = [[(json.loads(x)["images_seen"], json.loads(x)["Loss/D/loss"]) for x in log] for log in logs]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_outlives_the_reader_of_its_output(digits, tmp_path, gpus):
+    """As in `saddle train ... | head -5`."""
+    outdir = tmp_path / "runs"
+    flags = [f"--data={digits}", f"--outdir={outdir}", f"--gpus={gpus}", *SHORT]
+    with start(flags, tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(2)]
+        process.stdout.close()
+        assert process.wait() == 0
+    assert all(lines)
+    run = only_run(outdir)
+    log = (run / "log.txt").read_text()
+    assert "nobody reads standard output any more" in log and "tick 10 " in log
+    assert json.loads((run / "exit.json").read_text())["code"] == 0
+    assert newest_state(run)[0].name == "training-state-0000000800"
+
+
+def test_a_run_that_differs_in_length_or_batch_alone_is_named(digits, tmp_path, monkeypatch, capsys):
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT]
+    assert saddle(monkeypatch, *command) == 0
+    run = only_run(tmp_path)
+    capsys.readouterr()
+    for flag in ("--kimg=1.6", "--kimg=0.4"):
+        assert saddle(monkeypatch, *command, flag) == 2
+        told = capsys.readouterr().err
+        assert f"{run} is this run with --kimg=0.8" in told and told.count("\n") == 1
+        assert f"--init-from={run} and --set growth.mode=none" in told and "--resume=none" in told
+    assert saddle(monkeypatch, *command, "--batch=32") == 2
+    told = capsys.readouterr().err
+    assert f"{run} is this run with --batch=16" in told and "--resume=none" in told
+    assert only_run(tmp_path)
+
+    longer = [*command, "--kimg=1.2", f"--init-from={run}", "--set=growth.mode=none", "--set=growth.shares=[]"]
+    assert saddle(monkeypatch, *longer) == 0
+    assert saddle(monkeypatch, *command, "--batch=32", "--resume=none") == 0
+    assert saddle(monkeypatch, *command, "--batch=32") == 0 and "is finished" in capsys.readouterr().out
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_gans_words_are_translated_to_flags_and_no_other_words_are():
+    assert as_flags("batch=30 is not a multiple; try batch=32") == "--batch=30 is not a multiple; try --batch=32"
+    assert as_flags("raise run.kimg or growth.kimg=3 of a/run.kimg.txt") == (
+        "raise --kimg or growth.kimg=3 of a/run.kimg.txt"
+    )
+    assert as_flags("a batch and a seed") == "a batch and a seed"
+    assert (
+        as_flags("run.kimgs: no such key; did you mean run.kimg?") == "run.kimgs: no such key; did you mean run.kimg?"
+    )
+
+
+@pytest.mark.parametrize("check,code", [("never", 0), ("first", 2), ("always", 2)])
+def test_a_flipped_pixel_ends_training_unless_nobody_checks(digits, tmp_path, monkeypatch, capsys, check, code):
+    path = tmp_path / "flipped.lmdb"
+    content = bytearray(digits.read_bytes())
+    with lmdb.open(str(digits), subdir=False, readonly=True, lock=False) as env, env.begin() as transaction:
+        value = transaction.get(image_key(2, 11))  # an image of the last stage
+    content[content.index(value) + 100] ^= 1
+    path.write_bytes(content)
+    command = [f"--data={path}", f"--outdir={tmp_path / 'runs'}", *SHORT, f"--set=data.check={check}"]
+    assert saddle(monkeypatch, *command) == code
+    damaged = "image 11 at 16x16 in" in capsys.readouterr().err
+    assert damaged == (code == 2)

@@ -1,23 +1,34 @@
 """The step and its state: what saving, stopping and watching do not change, and what non-finite values do."""
 
+import ast
 import copy
+import inspect
+import itertools
 import json
 import math
-from dataclasses import replace
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from devices import DEVICES
-from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
+from tiny import broken_generator_loss, one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
+from torch.nn.functional import softplus
 
-from gan.checkpoint import load_snapshot, load_state, newest_state, save_state
+from gan.average import update_average
+from gan.checkpoint import load_snapshot, load_state, newest_state, save_snapshot, save_state
+from gan.draws import Draws
+from gan.methods.augment import augment
+from gan.parts import fade_weight, prepare_reals
 from gan.ranks.distributed import Ranks, find_strangers, fingerprint
 from gan.ranks.statistics import Statistics
-from gan.run import loop
+from gan.run import loop, report
 from gan.schedules import ema_beta, moment
-from gan.trainer import initial_state, prepare_reals, train_step, update_average
-from gan.undo import changing, kept, put_back
+from gan.state import initial_state
+from gan.trainer import train_step
+from gan.undo import changed_by_step, copy_before_step, frozen, undo_step, with_equal_buffers
 
 
 def advance(state, task, count: int, poison: range = range(0)) -> list[dict]:
@@ -52,7 +63,7 @@ def test_stopped_after_any_step_and_resumed_is_bit_equal(values, tmp_path):
         tensors, about = load_state(newest_state(tmp_path)[0])
         resumed = initial_state(task)
         with torch.no_grad():
-            for p in [*resumed.G.parameters(), *resumed.D.parameters(), *resumed.G_ema.parameters()]:
+            for p in itertools.chain(*(network.parameters() for network in resumed.networks.values())):
                 p.zero_()
         resumed.load_tensors(tensors, about["images_seen"])
     assert resumed.images_seen == whole.images_seen == 22 * 32
@@ -74,7 +85,7 @@ def test_saving_and_reporting_do_not_change_the_trajectory(tmp_path):
     weights = []
     for name, values in {"quiet": {"run.tick": 100.0}, "loud": {"run.tick": 32 / 1000, "run.snap": 1}}.items():
         (tmp_path / name).mkdir()
-        task = tiny_task(tiny_config(values))
+        task = tiny_task(tiny_config({"run.kimg": 32 * 12 / 1000, **values}))
         state = initial_state(task)
         assert loop.train(state, task, tiny_feed, tmp_path / name, {}) == 0
         weights.append(state.tensors())
@@ -89,7 +100,7 @@ def test_a_run_leaves_what_it_should(tmp_path):
     assert {"reals.png", "fakes_init.png", "log.txt", "stats.jsonl", "exit.json"} <= names
     assert {"fakes0000000960.png", "network-snapshot-0000000960.safetensors", "training-state-0000000960"} <= names
     assert len([n for n in names if n.startswith("training-state-")]) == 2  # run.keep
-    assert not [n for n in names if n.endswith(".part")]
+    assert not [n for n in names if ".part" in n]
     assert json.loads((tmp_path / "exit.json").read_text()) == {"code": 0, "reason": "finished", "images_seen": 960}
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     assert [line["images_seen"] for line in lines] == [320, 640, 960]
@@ -98,7 +109,18 @@ def test_a_run_leaves_what_it_should(tmp_path):
     snapshot = load_snapshot(tmp_path / "network-snapshot-0000000960.safetensors")
     assert (snapshot.stage, snapshot.alpha, snapshot.images_seen) == (2, 1.0, 960)
     z = torch.randn(3, 16)
-    assert torch.equal(snapshot.G(z, 2), state.G_ema(z, 2))
+    assert torch.equal(snapshot.G(z, 2), state.networks["G_ema"](z, 2))
+
+
+def test_a_snapshot_keeps_every_bit_of_float64(tmp_path):
+    task = tiny_task(tiny_config({"precision.dtype": "float64"}))
+    G = initial_state(task).networks["G_ema"]
+    for parameter in G.parameters():
+        parameter.mul_(1 + 1e-12)
+    save_snapshot(tmp_path / "a.safetensors", G, asdict(task.config), task.images, stage=1, alpha=0.25, images_seen=32)
+    snapshot = load_snapshot(tmp_path / "a.safetensors")
+    assert (snapshot.stage, snapshot.alpha, snapshot.images_seen) == (1, 0.25, 32)
+    assert equal(snapshot.G.state_dict(), G.state_dict())
 
 
 def test_statistics_are_means_of_what_was_added():
@@ -108,12 +130,73 @@ def test_statistics_are_means_of_what_was_added():
     assert stats.take() == {"a": 3.0, "b": 4.0} and stats.take() == {}
 
 
-def test_losses_reported_are_those_of_the_objective():
-    task = tiny_task(tiny_config())
-    (loss,) = advance(initial_state(task), task, 1)
-    assert loss["Loss/D/loss"] == pytest.approx(2 * math.log(2), abs=0.5)  # an untrained D knows nothing
-    assert loss["Loss/r1_penalty"] > 0
-    assert -1 <= loss["Loss/signs/real"] <= 1
+def images_of_the_first_step(task, G) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reals and fakes of D's update, and fakes of G's."""
+    real = torch.from_numpy(next(tiny_feed(iter([(0, 32, 0)])))[0]).permute(0, 3, 1, 2).double() / 127.5 - 1
+    d_fake, g_fake = (G(task.draws(0).latents(f"latents of the {net} step", 16).double(), 0) for net in "DG")
+    return real, d_fake, g_fake
+
+
+def test_the_first_step_reports_and_descends_the_losses_of_the_objective_with_half_of_gamma():
+    task = tiny_task(tiny_config({"precision.dtype": "float64", "regularizer.gamma": 3.0}))
+    state = initial_state(task)
+    G, D = (copy.deepcopy(state.networks[name]) for name in "GD")
+    (reported,) = advance(state, task, 1)
+    real, d_fake, g_fake = images_of_the_first_step(task, G)
+    real.requires_grad_()
+    for_real, for_fake = D(real, 0), D(d_fake, 0)
+    expected = {
+        "Loss/scores/real": for_real,
+        "Loss/scores/fake": for_fake,
+        "Loss/signs/real": for_real.sign(),
+        "Loss/signs/fake": for_fake.sign(),
+        "Loss/D/loss": softplus(-for_real) + softplus(for_fake),
+        "Loss/r1_penalty": torch.autograd.grad(for_real.sum(), real, create_graph=True)[0].square().flatten(1).sum(1),
+        "Loss/G/loss": softplus(-state.networks["D"](g_fake, 0)),  # shown to D after its update
+    }
+    assert reported == pytest.approx({name: values.mean().item() for name, values in expected.items()}, rel=1e-6)
+    assert all(abs(reported[name]) < 1 for name in ("Loss/signs/real", "Loss/signs/fake"))  # of both kinds
+    total = expected["Loss/D/loss"].mean() + 3.0 / 2 * 2 * expected["Loss/r1_penalty"].mean()  # due every other step
+    ours = {name: p.grad for name, p in state.networks["D"].named_parameters() if p.grad is not None}
+    wanted = torch.autograd.grad(total, [D.get_parameter(name) for name in ours])
+    for name, gradient in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(ours[name], gradient, msg=name)
+
+
+def noisy(images: torch.Tensor, draws: Draws, purpose: str) -> torch.Tensor:
+    return images + 0.5 * draws.noise(f"instance noise: {purpose}", images)
+
+
+@pytest.mark.parametrize(
+    "values,changed",
+    [
+        ({"data.aug": "diff"}, augment),
+        ({"regularizer.name": "instance_noise", "regularizer.gamma": 0.25}, noisy),  # its variance
+    ],
+    ids=["diff", "noise"],
+)
+def test_d_sees_reals_and_fakes_of_both_steps_changed(values, changed):
+    task = tiny_task(tiny_config({"precision.dtype": "float64", **values}))
+    state = initial_state(task)
+    G, D = (copy.deepcopy(state.networks[name]) for name in "GD")
+    (reported,) = advance(state, task, 1)
+    real, d_fake, g_fake = images_of_the_first_step(task, G)
+    draws = task.draws(0)
+    scores = D(changed(real, draws, "reals of the D step"), 0), D(changed(d_fake, draws, "fakes of the D step"), 0)
+    g_loss = softplus(-state.networks["D"](changed(g_fake, draws, "fakes of the G step"), 0))
+    assert reported["Loss/scores/real"] == pytest.approx(scores[0].mean().item(), rel=1e-9)
+    assert reported["Loss/scores/fake"] == pytest.approx(scores[1].mean().item(), rel=1e-9)
+    assert reported["Loss/G/loss"] == pytest.approx(g_loss.mean().item(), rel=1e-9)
+
+
+def test_clipping_keeps_the_weights_of_d_in_bounds_after_every_step():
+    task = tiny_task(tiny_config({"regularizer.name": "clip", "regularizer.gamma": 0.05}))
+    state = initial_state(task)
+    for _ in range(3):
+        advance(state, task, 1)
+        layers = [module for module in state.networks["D"].modules() if hasattr(module, "weight")]
+        assert layers and all((layer.weight * getattr(layer, "scale", 1)).abs().max() <= 0.0500001 for layer in layers)
+    assert max(p.abs().max() for p in state.networks["G"].parameters()) > 1
 
 
 def test_the_regularizer_is_due_every_other_step_and_weighs_as_much():
@@ -129,23 +212,35 @@ def test_the_regularizer_is_due_every_other_step_and_weighs_as_much():
         task = tiny_task(tiny_config(values))
         state = initial_state(task)
         advance(state, task, 1)
-        grads.append(torch.cat([p.grad.flatten() for p in state.D.parameters() if p.grad is not None]))
+        grads.append(torch.cat([p.grad.flatten() for p in state.networks["D"].parameters() if p.grad is not None]))
     torch.testing.assert_close(*grads)
+
+
+def test_learning_rates_of_both_networks_decay_with_the_schedule():
+    task = tiny_task(tiny_config({"optimizer.decay_from": 0.0, "optimizer.decay_to": 0.4, "optimizer.d_lr": 0.01}))
+    state = initial_state(task)
+    advance(state, task, 16)
+    now = moment(task.schedule, 15 * 32)
+    assert now.lr_scale == pytest.approx(0.7)
+    assert state.optimizers["g_optimizer"].param_groups[0]["lr"].item() == pytest.approx(0.005 * 0.7)
+    assert state.optimizers["d_optimizer"].param_groups[0]["lr"].item() == pytest.approx(0.01 * 0.7)
 
 
 def test_n_critic_counts_d_updates_per_g_update():
     task = tiny_task(tiny_config({"optimizer.n_critic": 3}))
     state = initial_state(task)
     assert ["Loss/G/loss" in loss for loss in advance(state, task, 7)] == [False, False, True] * 2 + [False]
-    steps = {int(s["step"]) for s in state.g_optimizer.state.values()}
-    assert max(steps) == 2 and max(int(s["step"]) for s in state.d_optimizer.state.values()) == 7
+    steps = {int(s["step"]) for s in state.optimizers["g_optimizer"].state.values()}
+    assert max(steps) == 2 and max(int(s["step"]) for s in state.optimizers["d_optimizer"].state.values()) == 7
 
 
 def test_parameters_of_later_stages_keep_their_own_step_count():
     task = tiny_task(tiny_config())
     state = initial_state(task)
     advance(state, task, 20)
-    counts = {n: int(state.g_optimizer.state[p]["step"]) for n, p in state.G.named_parameters()}
+    counts = {
+        n: int(state.optimizers["g_optimizer"].state[p]["step"]) for n, p in state.networks["G"].named_parameters()
+    }
     assert (
         counts["first.weight"] == 20 and counts["blocks.1.conv0.weight"] == 14 and counts["blocks.2.conv0.weight"] == 5
     )
@@ -157,9 +252,9 @@ def test_the_first_step_is_adams():
     """beta1 = 0 and bias correction: the first update is lr * g / (|g| + eps), whatever the gradient's size."""
     task = tiny_task(tiny_config({"precision.dtype": "float64"}))
     state = initial_state(task)
-    before = {n: p.detach().clone() for n, p in state.D.named_parameters()}
+    before = {n: p.detach().clone() for n, p in state.networks["D"].named_parameters()}
     advance(state, task, 1)
-    for name, p in state.D.named_parameters():
+    for name, p in state.networks["D"].named_parameters():
         if p.grad is not None:
             expected = before[name] - 0.005 * p.grad / (p.grad.abs() + 1e-8)
             torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=1e-9)
@@ -190,9 +285,9 @@ def test_a_generator_loss_that_is_not_finite_voids_the_update_of_d_too(values, s
     task = tiny_task(tiny_config(values))
     state = initial_state(task)
     advance(state, task, steps_before)
-    broken = replace(task, objective=replace(task.objective, generator=lambda real, fake: fake * math.nan))
     before = copy.deepcopy(state.tensors())
-    advance(state, broken, 1)
+    with broken_generator_loss():
+        advance(state, task, 1)
     after = state.tensors()
     assert after.pop("skipped").tolist() == [1, 1] and before.pop("skipped").tolist() == [0, 0]
     assert state.images_seen == (steps_before + 1) * 32
@@ -229,26 +324,27 @@ def test_many_such_steps_stop_the_run_with_the_layers_name(tmp_path, capsys):
 def test_the_average_ramps_up_from_the_beginning_of_each_stage():
     task = tiny_task(tiny_config())
     state = initial_state(task)
+    G = state.networks["G"]
+    average = state.networks["G_ema"]
     now = moment(task.schedule, 16 * 32)
     with torch.no_grad():
-        for p in state.G.parameters():
+        for p in G.parameters():
             p.fill_(1)
-        for p in state.G_ema.parameters():
+        for p in average.parameters():
             p.zero_()
-    update_average(state.G_ema, state.G, task, now, torch.zeros(()))
+    update_average(average, G, task.config, task.schedule, now, torch.zeros(()))
     for name, start in (("first.weight", 0), ("blocks.1.conv0.weight", 6 * 32), ("to_image.2.weight", 15 * 32)):
         weight = 1 - ema_beta(32, 17 * 32 - start, 10_000, 0.05)
-        torch.testing.assert_close(
-            state.G_ema.get_parameter(name), torch.full_like(state.G_ema.get_parameter(name), weight)
-        )
-    before = copy.deepcopy(state.G_ema.state_dict())
-    update_average(state.G_ema, state.G, task, now, torch.ones(()))  # a bad step leaves it alone
-    assert equal(before, state.G_ema.state_dict())
+        found = average.get_parameter(name)
+        torch.testing.assert_close(found, torch.full_like(found, weight))
+    before = copy.deepcopy(average.state_dict())
+    update_average(average, G, task.config, task.schedule, now, void=torch.ones(()))
+    assert equal(before, average.state_dict())
 
 
 def test_reals_are_scaled_flipped_and_faded():
     task = tiny_task(tiny_config({"data.mirror": 1, "network.filter": [1, 1]}))
-    G = initial_state(task).G
+    G = initial_state(task).networks["G"]
     images = torch.from_numpy(tiny_feed(iter([(0, 32, 1)])).__next__()[0])
     plain = prepare_reals(images, None, 1.0, G)
     torch.testing.assert_close(plain, images.permute(0, 3, 1, 2) / 127.5 - 1)
@@ -257,7 +353,7 @@ def test_reals_are_scaled_flipped_and_faded():
     for i in range(32):
         assert torch.equal(flipped[i], plain[i].flip(2) if coins[i] else plain[i])
     white = prepare_reals(
-        torch.full_like(images, 255), None, torch.tensor(0.25), initial_state(tiny_task(tiny_config())).G
+        torch.full_like(images, 255), None, torch.tensor(0.25), initial_state(tiny_task(tiny_config())).networks["G"]
     )
     torch.testing.assert_close(white, torch.ones_like(white))  # whatever the filter of the features, no dark borders
     faded = prepare_reals(images, None, torch.tensor(0.25), G)
@@ -281,7 +377,7 @@ def test_a_fingerprint_changes_with_any_bit_and_with_the_order():
     [(4.2, "4s"), (64, "1m 04s"), (7384, "2h 03m 04s"), (2 * 86400 + 3 * 3600 + 240, "2d 03h 04m"), (59.7, "1m 00s")],
 )
 def test_durations(seconds, text):
-    assert loop.duration(seconds) == text
+    assert report.duration(seconds) == text
 
 
 def test_what_became_infinite_is_put_back_too():
@@ -290,8 +386,75 @@ def test_what_became_infinite_is_put_back_too():
     state = initial_state(task)
     advance(state, task, 1)
     start = {name: tensor.clone() for name, tensor in state.tensors().items()}
-    before = kept(state.D, state.d_optimizer)
-    for tensor in changing(state.D, state.d_optimizer):
+    before = copy_before_step(state.networks["D"], state.optimizers["d_optimizer"])
+    for tensor in changed_by_step(state.networks["D"], state.optimizers["d_optimizer"]):
         tensor.detach().fill_(torch.inf)
-    put_back(before, state.D, state.d_optimizer, torch.ones(()))
+    undo_step(before, state.networks["D"], state.optimizers["d_optimizer"], torch.ones(()))
     assert all(torch.equal(tensor, start[name]) for name, tensor in state.tensors().items())
+
+
+def statement_lines(function) -> dict[int, int]:
+    """Line of the file -> number of the statement of `function` that it belongs to, blocks by their first line."""
+    lines, first = inspect.getsourcelines(function)
+    numbers = {}
+    nodes = [n for n in ast.walk(ast.parse("".join(lines)).body[0]) if isinstance(n, ast.stmt)]
+    for node in sorted(nodes, key=lambda n: (n.lineno, -n.end_lineno)):
+        last = node.body[0].lineno - 1 if hasattr(node, "body") else node.end_lineno
+        numbers |= dict.fromkeys(range(first + node.lineno - 1, first + last), node.lineno)
+    return numbers
+
+
+@pytest.mark.parametrize("values", [{}, {"distributed.exact": True}, {"regularizer.name": "bcr", "data.aug": "diff"}])
+def test_the_step_runs_in_the_order_in_which_it_is_written(values):
+    """Of one D and one G step: what the step calls is entered as the step names it, and nothing that it calls comes
+    back up into the trainer."""
+    task = tiny_task(tiny_config({"batch": 4, "regularizer.every": 1, **values}))
+    state = initial_state(task)
+    now = next(loop.steps(task, 0))
+    images, labels = loop.to_device(next(tiny_feed(iter([(0, 4, now.stage)]))), task)
+    statements = statement_lines(train_step)
+    stats = Statistics()
+    order, entered, climbed = [], set(), []
+
+    def watch(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if (
+            event != "call"
+            or path.parent.name not in ("gan", "methods", "ranks")
+            or frame.f_code is train_step.__code__
+        ):
+            return
+        above = [frame]
+        while above[-1].f_back and above[-1].f_code is not train_step.__code__:
+            above.append(above[-1].f_back)
+        # The head of a loop or a `with` is entered again after its body.
+        if frame.f_code not in (with_equal_buffers.__code__, inspect.unwrap(frozen).__code__):
+            order.append(statements[above[-1].f_lineno])
+        entered.add(path.stem)
+        own = [f.f_code.co_filename.endswith("gan/trainer.py") for f in above]
+        if own[0] and not all(own):  # the trainer, called by something that the trainer called
+            climbed.append(frame.f_code.co_name)
+
+    sys.setprofile(watch)
+    try:
+        train_step(state, task, now, images, labels, stats)
+    finally:
+        sys.setprofile(None)
+    assert order == sorted(order)
+    assert climbed == []
+    assert {"parts", "networks", "critic", "pairs", "gradients", "statistics", "average", "undo"} <= entered
+
+
+def test_in_float64_alpha_the_learning_rate_and_the_average_are_float64():
+    third = 1 / 3
+    values = {"precision.dtype": "float64", "optimizer.d_lr": third / 1000, "ema.kimg": 0.1, "ema.rampup": 0.0}
+    task = tiny_task(tiny_config(values))
+    state = initial_state(task)
+    fading = next(now for now in loop.steps(task, 0) if now.fading and now.alpha != round(now.alpha, 3))
+    assert fade_weight(fading, task).item() == fading.alpha
+    advance(state, task, 1)
+    assert state.optimizers["d_optimizer"].param_groups[0]["lr"].item() == third / 1000
+    start = initial_state(task).networks["G"].first.bias
+    beta = 0.5 ** (32 / 100)
+    wanted = beta * start + (1 - beta) * state.networks["G"].first.bias
+    torch.testing.assert_close(state.networks["G_ema"].first.bias, wanted.detach(), rtol=1e-15, atol=1e-18)

@@ -92,6 +92,15 @@ sys.exit('first line\\nno such encoder')"""
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize(("text", "said"), [("os.kill(os.getpid(), 9)", "was ended by SIGKILL"), ("", "code 1")])
+def test_an_encoder_that_is_killed_or_says_nothing_is_one_line(tmp_path, monkeypatch, text, said):
+    program_text = f"import os, sys\nsys.stdin.buffer.read(9)\n{text}\nsys.exit(1)"
+    monkeypatch.setenv("SADDLE_FFMPEG", program(tmp_path / "killed", program_text))
+    with pytest.raises(UserError, match=f"ffmpeg {'' if text else 'stopped with '}{said}: it said nothing$"):
+        write_video(tmp_path / "out" / "x.mp4", (plain(0, 480, 640) for _ in range(50)), fps=30)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_an_old_video_survives_a_failure(tmp_path, monkeypatch):
     path = tmp_path / "x.mp4"
     path.write_bytes(b"old")

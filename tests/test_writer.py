@@ -15,7 +15,7 @@ from gan import checkpoint
 from gan.checkpoint import load_state, newest_state, save_state, superseded
 from gan.run import loop
 from gan.run.writer import Writer, check_space, remove_parts
-from gan.trainer import initial_state
+from gan.state import initial_state
 
 
 def names(folder, kind: str = "training-state-*") -> list[int]:
@@ -72,7 +72,7 @@ def full_at(seen_full: int):
 def test_a_disk_that_is_full_leaves_the_state_before_and_the_run_alive(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "save_state", full_at(640))
     assert tiny_run(tmp_path) == 0
-    assert names(tmp_path) == [320, 960] and not list(tmp_path.glob(".*.part"))
+    assert names(tmp_path) == [320, 960] and not list(tmp_path.glob(".*.part*"))
     assert "NOT SAVED" in capsys.readouterr().out and "NOT SAVED" in (tmp_path / "log.txt").read_text()
     assert json.loads((tmp_path / "exit.json").read_text())["code"] == 0
 
@@ -106,7 +106,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, capsys):
     def spoil(state):
         if state.images_seen == 352:
             with torch.no_grad():
-                state.G_ema.first.bias[0] = math.nan
+                state.networks["G_ema"].first.bias[0] = math.nan
 
     assert tiny_run(tmp_path, meanwhile=spoil) == 3
     assert names(tmp_path) == [320]
@@ -178,10 +178,10 @@ def test_killed_at_any_moment_of_a_save_a_sound_state_is_there(tmp_path, monkeyp
 
 
 def test_what_a_killed_write_left_is_removed_at_the_start(tmp_path):
-    for part in (".training-state-0000000032.part", "stats.jsonl.part", ".fakes0000000032.png.part"):
+    for part in (".training-state-0000000032.part", "stats.jsonl.part", ".fakes0000000032.part.png"):
         (tmp_path / part).mkdir() if "training" in part else (tmp_path / part).write_text("half")
     assert tiny_run(tmp_path) == 0
-    assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    assert not [path.name for path in tmp_path.iterdir() if ".part" in path.name]
 
 
 def test_the_last_states_are_kept_and_the_first_of_every_milestone():

@@ -1,16 +1,24 @@
 """A training task small enough for a test: three stages, random images that are a function of their index."""
 
+import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
-from gan.checkpoint import ImageFormat
 from gan.config import TrainConfig, override
+from gan.families import build_task
+from gan.methods.objectives import Objective
+from gan.methods.pairs import configured
+from gan.methods.regularizers import Regularizer
+from gan.networks import ImageFormat
 from gan.ranks.distributed import Ranks
 from gan.schedules import build_schedule
-from gan.trainer import Task, build_task
+from gan.state import Task
 
 BASE = {
     "batch": 32,
@@ -32,9 +40,12 @@ def tiny_config(values: dict | None = None) -> TrainConfig:
     return override(TrainConfig(), BASE | (values or {}))
 
 
+def tiny_format(last: int = 2, channels: int = 2) -> ImageFormat:
+    return ImageFormat(channels=channels, base=(4, 4), last=last, class_names=CLASSES, dataset_hash="tiny")
+
+
 def tiny_task(config: TrainConfig, ranks: Ranks | None = None, last: int = 2, channels: int = 2) -> Task:
-    images = ImageFormat(channels=channels, base=(4, 4), last=last, class_names=CLASSES, dataset_hash="tiny")
-    return build_task(config, build_schedule(config, last), images, ranks or Ranks())
+    return build_task(config, build_schedule(config, last), tiny_format(last, channels), ranks or Ranks())
 
 
 def tiny_images(first: int, count: int, level: int, channels: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +58,16 @@ def tiny_images(first: int, count: int, level: int, channels: int = 2) -> tuple[
 def tiny_feed(requests: Iterator[tuple[int, int, int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for first, count, level in requests:
         yield tiny_images(first, count, level)
+
+
+def broken_generator_loss() -> AbstractContextManager:
+    """Inside, the loss of every G step is not finite."""
+
+    def broken(config: TrainConfig) -> tuple[Objective, Regularizer]:
+        objective, regularizer = configured(config)
+        return replace(objective, generator=lambda real, fake: fake * math.nan), regularizer
+
+    return patch("gan.trainer.configured", broken)
 
 
 @pytest.fixture(autouse=True)

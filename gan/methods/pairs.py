@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from gan.config import TrainConfig
-from gan.draws import Draws
 from gan.errors import UserError
+from gan.methods.critic import Critic
 from gan.methods.objectives import OBJECTIVES, Objective
 from gan.methods.regularizers import FAKE, REAL, REGULARIZERS, Regularizer, Scene
 from gan.methods.rows import look_up
@@ -18,12 +19,12 @@ from gan.methods.rows import look_up
 @cache  # the Dirac-GAN asks at every step
 def find_pair(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
     """The rows of two names. Raises UserError for what does not exist and for pairs that cannot be."""
-    first = look_up("--objective", objective, OBJECTIVES)
-    second = look_up("--regularizer", regularizer, REGULARIZERS, objective=first)
+    first = look_up("objective.name", objective, OBJECTIVES)
+    second = look_up("regularizer.name", regularizer, REGULARIZERS, objective=first)
     if first.discriminator is None and second.on_critic:
         raise UserError(
-            f"--objective={objective} has no critic that --regularizer={regularizer} could regularize; "
-            "give --regularizer=none"
+            f"objective.name={objective} has no critic that regularizer.name={regularizer} could regularize; "
+            "give regularizer.name=none"
         )
     return first, second
 
@@ -34,15 +35,25 @@ def configured(config: TrainConfig) -> tuple[Objective, Regularizer]:
     unit = math.lcm(config.distributed.group, objective.group)
     if config.batch % unit:
         raise UserError(
-            f"--batch={config.batch} is not made of whole blocks of {unit}, which --objective={config.objective.name} "
-            f"couples; try --batch={max(round(config.batch / unit), 1) * unit}, or another group"
+            f"batch={config.batch} is not made of whole blocks of {unit}, which objective.name={config.objective.name} "
+            f"couples; try batch={max(round(config.batch / unit), 1) * unit}, or another group"
         )
     if objective.discriminator is None and config.data.cond:
         raise UserError(
-            f"--objective={config.objective.name} compares sets of images without a critic and would not see which "
-            "class each belongs to; give --cond=0"
+            f"objective.name={config.objective.name} compares sets of images without a critic and would not see which "
+            "class each belongs to; give data.cond=0"
         )
     return objective, regularizer
+
+
+def coupled_samples(config: TrainConfig) -> int:
+    """How many samples in a row the objective couples."""
+    return configured(config)[0].group
+
+
+def method_names(config: TrainConfig) -> tuple[str, str]:
+    """What names a run: the objective and the regularizer."""
+    return config.objective.name, config.regularizer.name
 
 
 def remarks(config: TrainConfig) -> Iterator[str]:
@@ -51,7 +62,7 @@ def remarks(config: TrainConfig) -> Iterator[str]:
     if objective.lipschitz and not regularizer.on_critic:
         yield (
             f"nothing bounds the slope of D, and the loss of {config.objective.name} has no minimum without; "
-            "--regularizer=wgan_gp, clip or r1 would"
+            "regularizer.name=wgan_gp, clip or r1 would"
         )
     if objective.discriminator is None and config.optimizer.n_critic > 1:
         yield f"{config.objective.name} has no critic: {config.optimizer.n_critic - 1} batches in n_critic are unused"
@@ -75,7 +86,8 @@ def _remark_on_gamma(
         reason = f"bounds next to nothing in layers of {width} channels, and D may grow without end"
     else:
         return
-    yield f"--regularizer={config.regularizer.name} with --gamma={gamma:g} {reason}; try --gamma={high / 3:.1g}"
+    name = config.regularizer.name
+    yield f"regularizer.name={name} with regularizer.gamma={gamma:g} {reason}; try regularizer.gamma={high / 3:.1g}"
 
 
 @dataclass(frozen=True)
@@ -83,38 +95,106 @@ class CriticLoss:
     """What a D step minimizes, and what it saw."""
 
     loss: Tensor  # [N] or [blocks]
-    penalties: list[Tensor]  # [N] each, to be weighed by gamma / 2 * every
+    penalties: list[Tensor]  # [N] each
     real_outputs: Tensor  # [N] or [N, outputs]
     real_scores: Tensor  # [N]
     fake_scores: Tensor  # [N]
+
+    def total(self, weight: float) -> Tensor:
+        """The sum over samples, 0-dim; weight, of the penalties: gamma / 2 * every."""
+        return total_over_samples(self.loss, len(self.fake_scores)) + sum(
+            weight * penalty.sum() for penalty in self.penalties
+        )
+
+    def statistics(self, regularizer: str) -> dict[str, Tensor]:
+        """What a run reports of it, by name."""
+        found = {
+            "Loss/scores/real": self.real_scores,
+            "Loss/scores/fake": self.fake_scores,
+            "Loss/D/loss": self.loss,
+            "Loss/signs/real": self.real_scores.sign(),
+            "Loss/signs/fake": self.fake_scores.sign(),
+        }
+        if self.penalties:
+            found[f"Loss/{regularizer.partition(':')[0]}_penalty"] = torch.stack(self.penalties).sum(0)
+        return found
 
 
 def critic_loss(
     objective: Objective,
     regularizer: Regularizer,
-    critic: Callable[[Tensor, str], Tensor],
+    critic: Critic,
     real: Tensor,
     fake: Tensor,
-    draws: Draws,
     due: bool = True,
 ) -> CriticLoss:
     """The critic's loss at images [N, ...], and the penalties if they are `due`.
 
-    critic: (images, purpose of draws) -> outputs. Images get a gradient only where a penalty asks for it.
+    Images get a gradient only where a penalty asks for it; those of the caller are left as they were.
     """
     assert objective.discriminator is not None
     if due and (regularizer.on_real or REAL in regularizer.watch):
-        real.requires_grad_()
+        real = _with_gradient(real)
     if due and (regularizer.on_fake or FAKE in regularizer.watch):
-        fake.requires_grad_()
-    outputs = critic(real, REAL), critic(fake, FAKE)
-    scores = objective.score(outputs[0], *outputs), objective.score(outputs[1], *outputs)
+        fake = _with_gradient(fake)
+    real_outputs = critic(real, REAL)
+    fake_outputs = critic(fake, FAKE)
+
+    def score(outputs: Tensor) -> Tensor:
+        return objective.score(outputs, real_outputs, fake_outputs)
+
+    real_scores = score(real_outputs)
+    fake_scores = score(fake_outputs)
     penalties: list[Tensor] = []
     if due and regularizer.on_real:
-        penalties.append(regularizer.on_real(scores[0], real))
+        penalties.append(regularizer.on_real(real_scores, real))
     if due and regularizer.on_fake:
-        penalties.append(regularizer.on_fake(scores[1], fake))
+        penalties.append(regularizer.on_fake(fake_scores, fake))
     if due and regularizer.elsewhere:
-        scene = Scene(lambda x, purpose: objective.score(critic(x, purpose), *outputs), real, fake, *scores, draws)
+        scene = Scene(
+            critic=lambda x, purpose: score(critic(x, purpose)),
+            real=real,
+            fake=fake,
+            real_scores=real_scores,
+            fake_scores=fake_scores,
+            draws=critic.draws,
+            mirror=critic.mirror,
+        )
         penalties.append(regularizer.elsewhere(scene))
-    return CriticLoss(objective.discriminator(*outputs), penalties, outputs[0], *scores)
+    loss = objective.discriminator(real_outputs, fake_outputs)
+    return CriticLoss(loss, penalties, real_outputs, real_scores, fake_scores)
+
+
+def _with_gradient(images: Tensor) -> Tensor:
+    """The same images, so that a penalty can ask for their gradient; the caller's tensor is left as it was."""
+    return images if images.requires_grad else images.detach().requires_grad_()
+
+
+@dataclass(frozen=True)
+class GeneratorLoss:
+    """What a G step minimizes, over so many samples."""
+
+    loss: Tensor  # [N] or [blocks]
+    samples: int
+
+    def total(self) -> Tensor:
+        """The sum over samples, 0-dim."""
+        return total_over_samples(self.loss, self.samples)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """What a run reports of it, by name."""
+        return {"Loss/G/loss": self.loss}
+
+
+def generator_loss(objective: Objective, critic: Critic, real: Tensor, fake: Tensor) -> GeneratorLoss:
+    """The generator's loss at images [N, ...]. The critic is shown the reals again only where the loss pairs them."""
+    real_outputs = critic(real, "reals of the G step") if objective.paired else None
+    fake_outputs = critic(fake, "fakes of the G step")
+    # Where it does not pair them it looks at no reals, and fakes stand in their place.
+    loss = objective.generator(fake_outputs if real_outputs is None else real_outputs, fake_outputs)
+    return GeneratorLoss(loss, len(fake))
+
+
+def total_over_samples(loss: Tensor, samples: int) -> Tensor:
+    """Sum of a loss over samples, whether it comes as [samples] or as [blocks]."""
+    return loss.sum() * (samples / len(loss))

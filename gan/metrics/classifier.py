@@ -31,7 +31,8 @@ class Classifier:
     @torch.no_grad()
     def __call__(self, images: np.ndarray, batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [N, H, W, C] -> float32 (penultimate ReLU features [N, 64], class probabilities [N, K])."""
-        body, head = self.network[:-1], self.network[-1]
+        body = self.network[:-1]
+        head = self.network[-1]
         device = next(self.network.parameters()).device
         parts = [shrink(images[start : start + batch]) for start in range(0, len(images), batch)]
         features = torch.cat([body(to_input(part).to(device)) for part in parts])

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
-from gan.errors import UserError
+from gan.errors import EverywhereError, UserError
+from gan.ranks.selftest import interface
 
+LOOPBACK = "127.0.0.1"
 CPU = torch.device("cpu")
-MEETING = timedelta(minutes=10)  # for ranks to come: another host may still be compiling the ops
+MEETING = timedelta(minutes=10)  # the longest to wait for other ranks: their host may still be compiling the ops
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Ranks:
 
 
 def start(timeout: float = 300.0, check: Callable[[Any, int, int], Any] | None = None) -> Ranks:
-    """Join the group that torchrun's environment describes, or stand alone. NCCL on GPUs, gloo on CPUs.
+    """Join the ranks that torchrun's environment variables describe, by NCCL on GPUs and gloo on CPUs; without them,
+    be the only rank.
 
     timeout: the longest that a collective may take, in seconds, once all have met; they get MEETING to do so.
     check: called with (store, rank, world) before there are collectives.
@@ -45,14 +48,28 @@ def start(timeout: float = 300.0, check: Callable[[Any, int, int], Any] | None =
         torch.cuda.set_device(device)
     if "WORLD_SIZE" not in os.environ:
         return Ranks(device=device)
+    if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
+        os.environ["MASTER_ADDR"] = LOOPBACK  # torchrun says this host's name, which may not resolve
+        use_loopback()
     store, rank, world = next(rendezvous("env://", timeout=MEETING))
     if check:
         check(store, rank, world)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=MEETING)
-    sum_over_ranks(torch.zeros(1, device=device))  # all can reach all; from now on they must answer sooner
+    sum_over_ranks(torch.zeros(1, device=device))  # now all have met, and must answer sooner from here on
     _set_pg_timeout(timedelta(seconds=timeout))
     return Ranks(rank, world, device)
+
+
+def use_loopback() -> None:
+    """Let gloo and NCCL talk over the loopback interface, unless another is chosen: for ranks that are all on one host.
+    Else gloo looks up the host's name. Raises UserError where that interface is down."""
+    name = interface(LOOPBACK)
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+    elif sys.platform == "linux":  # elsewhere `interface` finds none
+        raise UserError(f"no network interface has the address {LOOPBACK}, by which ranks meet: ip link set lo up")
 
 
 def stop() -> None:
@@ -76,7 +93,7 @@ def check_devices(local_ranks: int) -> None:
     """Raises UserError where a host with GPUs has fewer of them than ranks; without GPUs ranks are processes."""
     count = torch.cuda.device_count()
     if 0 < count < local_ranks:
-        raise UserError(f"{local_ranks} ranks on this host but {count} GPUs; use --gpus={count}")
+        raise UserError(f"{local_ranks} ranks on this host but {count} GPUs; start {count} of them")
 
 
 def cores() -> int:
@@ -85,15 +102,17 @@ def cores() -> int:
 
 
 def set_threads(threads: int) -> int:
-    """Set the intra-op threads, 0 for an equal share of rank 0's cores; -> what was set. Sums depend on it, so it is
-    the same on all ranks, and saved."""
+    """Set the intra-op threads, 0 for an equal share of rank 0's cores; -> what was set.
+
+    Sums depend on the number, so all ranks have the same, and it is saved with the training state.
+    """
     threads = from_first(threads or max(cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
     torch.set_num_threads(threads)
     return threads
 
 
 def set_precision(ranks: Ranks, deterministic: bool) -> None:
-    """On CUDA: tf32 products, and deterministic algorithms if asked. On a CPU everything is so already."""
+    """On CUDA: tf32 products, and deterministic algorithms if asked. On a CPU there is nothing to choose."""
     if ranks.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -101,14 +120,14 @@ def set_precision(ranks: Ranks, deterministic: bool) -> None:
 
 
 def share(count: int, ranks: Ranks) -> range:
-    """The contiguous run of `count` blocks of a batch that this rank computes; runs differ by one at most.
+    """The contiguous share of a batch's `count` coupling groups that this rank computes; shares differ by one at most.
 
     Raises UserError when there are more ranks than groups.
     """
     if ranks.world > count:
         raise UserError(
-            f"{ranks.world} ranks but only {count} coupling groups in a batch; raise --batch, lower distributed.group "
-            f"or use at most {count} ranks"
+            f"{ranks.world} ranks but only {count} coupling groups in a batch; raise the batch, lower "
+            f"distributed.group or use at most {count} ranks"
         )
     return range(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
 
@@ -121,7 +140,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
-    """int64 [1]: a sum of the bits of all of them, which one changed bit changes. Stays on their device."""
+    """A sum of the bits of all tensors, int64 [1], on their device: one changed bit changes it."""
     total: Tensor | int = 0
     for weight, tensor in enumerate(tensors):
         bits = tensor.detach().view(torch.int64 if tensor.element_size() == 8 else torch.int32)
@@ -130,7 +149,8 @@ def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def find_strangers(value: Tensor, ranks: Ranks) -> list[int]:
-    """The ranks whose `value`, int64 [1], is not what most have; in a tie, what rank 0 has. The same on all ranks."""
+    """The ranks whose `value`, int64 [1], differs from that of most ranks, in a tie from that of rank 0. All ranks get
+    the same answer."""
     if ranks.world == 1:
         return []
     gathered = [torch.empty_like(value) for _ in range(ranks.world)]
@@ -141,7 +161,7 @@ def find_strangers(value: Tensor, ranks: Ranks) -> list[int]:
 
 
 def same_on_all(what: str, value: Any) -> Any:
-    """value, which every rank must have the same. Raises UserError on all ranks, naming the first that differs."""
+    """`value`, if every rank passes the same; else UserError on all ranks, which names the first that differs."""
     if dist.is_initialized():
         values: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(values, value)
@@ -152,9 +172,24 @@ def same_on_all(what: str, value: Any) -> Any:
 
 
 def from_first(value: Any) -> Any:
-    """What rank 0 passes, on every rank."""
+    """On every rank, the value that rank 0 passes."""
     if not dist.is_initialized():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_first(ranks: Ranks, function: Callable[[], Any]) -> Any:
+    """What a function returns on rank 0, on every rank. A UserError that it raises there becomes an EverywhereError on
+    every rank: they stop together or not at all."""
+    result = None
+    if ranks.first:
+        try:
+            result = function()
+        except UserError as error:
+            result = error
+    result = from_first(result)
+    if isinstance(result, UserError):
+        raise EverywhereError(str(result))
+    return result

@@ -5,7 +5,7 @@ backward: most gradients are whole only near its end, where the last of D's pass
 back, and buckets that were sent from there on won nothing on two ranks (docs/benchmarks.md).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,51 +15,101 @@ from gan.config import DistributedConfig
 from gan.ranks.distributed import Ranks, share
 
 Node = tuple[int, int, Tensor]  # (level, index, sum): of the leaves [index * 2**level, (index + 1) * 2**level)
+ALONE = Ranks()
+PLAIN = DistributedConfig()
 
 
-def sum_gradients(
-    parameters: Sequence[Tensor],
-    totals: Iterable[Tensor],
-    batch: int,
-    ranks: Ranks,
-    how: DistributedConfig,
-    blocks: int,
-    stopping: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Put the gradient of the sum of `totals` over all ranks / global batch into each .grad.
+class GradientSum:
+    """The gradient of one player's loss over the global batch: `add` the loss of each part, then `step`.
 
-    totals: the losses of this rank's parts, each computed when the graph of the one before is gone; in exact mode a
-    part is one of the `blocks` of the global batch. Parameters that no total depends on keep no gradient.
-    -> 0-dim float32 tensors, alike on all ranks because the sum carries them without a message of their own: 1 where a
-    gradient on any rank is not finite, else 0; and the sum over ranks of `stopping`.
+    parameters: of the network that the loss trains. batch: samples in the global batch.
+    blocks: how many blocks the global batch is made of. In exact mode every part is one of them.
+    stopping: a number of this rank's own that travels with the gradients; `stop` is then its sum over ranks.
+    Parameters that no loss depends on keep no gradient.
     """
-    for p in parameters:
-        p.grad = None
-    if how.exact:
-        flat = sum_in_tree(_each_alone(parameters, totals, stopping), blocks, ranks)
-    else:
-        for total in totals:
-            torch.autograd.backward(total, inputs=parameters)  # not into the images a penalty looked at
-        flat = _pack(parameters, stopping)
-        if ranks.world > 1:
-            SUMS[how.compress](flat, ranks)
-    flat, stop = flat[:-1] / batch, flat[-1].float()
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    pieces = flat.split([g.numel() for g in gradients])
-    torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
-    return 1 - torch.isfinite(flat).all().float(), stop
 
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        batch: int,
+        blocks: int = 1,
+        ranks: Ranks = ALONE,
+        how: DistributedConfig = PLAIN,
+        stopping: float = 0.0,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.batch = batch
+        self.ranks = ranks
+        self.how = how
+        self.blocks = blocks
+        self.stopping = stopping
+        self.stop = torch.zeros(())  # 0-dim float32, alike on all ranks once they have summed
+        self.leaves = iter(share(blocks, ranks))
+        self.nodes: list[Node] = []
+        self._clear()
 
-def _each_alone(parameters: Sequence[Tensor], totals: Iterable[Tensor], stopping: float) -> Iterator[Tensor]:
-    """The gradient of each total; the wish to stop goes with the first. The last one's stay in .grad."""
-    for index, total in enumerate(totals):
-        for p in parameters:
+    def add(self, loss: Tensor) -> None:
+        """Backward of a part's loss, 0-dim: a sum over its samples. Its graph is gone afterwards."""
+        if self.how.exact:
+            self._clear()
+        torch.autograd.backward(loss, inputs=self.parameters)  # not into the images that a penalty looked at
+        if self.how.exact:
+            self._add_leaf()
+
+    def finish(self) -> Tensor:
+        """Put the sum over all ranks / global batch into each .grad. -> 0-dim float32, alike on all ranks: 1 where a
+        gradient on any of them is not finite, else 0. It comes with the sum, without a message of its own."""
+        flat = self._sum_in_tree() if self.how.exact else self._sum_flat()
+        self.stop = flat[-1].float()
+        flat = flat[:-1] / self.batch
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        pieces = flat.split([g.numel() for g in gradients])
+        torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
+        return 1 - torch.isfinite(flat).all().float()
+
+    def step(self, optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> Tensor:
+        """`finish`, and `descend` unless a gradient is not finite or `void` is 1. -> 0-dim: is one of these so?"""
+        void = torch.maximum(self.finish(), void)
+        descend(optimizer, lr, void)
+        return void
+
+    def _clear(self) -> None:
+        for p in self.parameters:
             p.grad = None
-        torch.autograd.backward(total, inputs=parameters)
-        yield _pack(parameters, stopping if index == 0 else 0.0)
+
+    def _add_leaf(self) -> None:
+        index = next(self.leaves)
+        leaf = pack(self.parameters, self.stopping)
+        self.stopping = 0.0  # it goes with the first leaf
+        push(self.nodes, (0, index, leaf))
+
+    def _sum_flat(self) -> Tensor:
+        flat = pack(self.parameters, self.stopping)
+        if self.ranks.world > 1:
+            SUMS[self.how.compress](flat, self.ranks)
+        return flat
+
+    def _sum_in_tree(self) -> Tensor:
+        nodes = exchange(self.nodes, self.blocks, self.ranks) if self.ranks.world > 1 else self.nodes
+        total = nodes.pop()[2]
+        while nodes:  # the number of blocks is no power of two
+            total = nodes.pop()[2] + total
+        return total
 
 
-def _pack(parameters: Sequence[Tensor], extra: float) -> Tensor:
+def descend(optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> None:
+    """Update an optimizer's parameters at a learning rate, or change nothing where `void` is 1.
+
+    The fused Adam reads `found_inf` on the device, so nobody waits for the answer.
+    """
+    for group in optimizer.param_groups:
+        group["lr"].fill_(lr)
+    optimizer.found_inf = void  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def pack(parameters: Sequence[Tensor], extra: float) -> Tensor:
     """All gradients in a row, and one number behind them."""
     gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
     return torch.cat([*gradients, gradients[0].new_full((1,), extra)])
@@ -87,33 +137,21 @@ def _sum_bfloat16(flat: Tensor, ranks: Ranks) -> None:
 SUMS = {"none": _sum, "bf16": _sum_bfloat16}  # rows of distributed.compress
 
 
-def sum_in_tree(mine: Iterable[Tensor], count: int, ranks: Ranks) -> Tensor:
-    """The sum of `count` leaves, `mine` those of this rank's share, bit for bit the same for any number of ranks.
-
-    A node of the tree is the sum of its two children, whoever computes it: each rank as far as it has whole nodes, and
-    all of them the rest.
-    """
-    nodes: list[Node] = []
-    for index, leaf in zip(share(count, ranks), mine, strict=True):
-        push(nodes, (0, index, leaf))
-    if ranks.world > 1:
-        nodes = _exchange(nodes, count, ranks)
-    total = nodes.pop()[2]
-    while nodes:  # `count` is no power of two
-        total = nodes.pop()[2] + total
-    return total
-
-
 def push(nodes: list[Node], node: Node) -> None:
-    """Put a node to the right of those there are; a pair of siblings becomes their parent, and so on upward."""
+    """Put a node to the right of those there are; a pair of siblings becomes their parent, and so on upward.
+
+    A node of this tree is the sum of its two children, whoever computes it. So the sum of all leaves is bit for bit the
+    same for any number of ranks: each sums as far as it has whole nodes, and all of them sum the rest.
+    """
     level, index, total = node
     while index % 2 and nodes and nodes[-1][:2] == (level, index - 1):
         total = nodes.pop()[2] + total
-        level, index = level + 1, index // 2
+        level += 1
+        index //= 2
     nodes.append((level, index, total))
 
 
-def _exchange(mine: list[Node], count: int, ranks: Ranks) -> list[Node]:
+def exchange(mine: list[Node], count: int, ranks: Ranks) -> list[Node]:
     """The whole tree, on all ranks, from what each of them has of it."""
     whole: list[Node] = []
     for rank in range(ranks.world):

@@ -1,7 +1,7 @@
 """Before ranks train together: do they run the same code on the same task, and can they reach each other?
 
-Answers travel through the store at which the ranks meet, before there are collectives, which different versions of
-torch might understand differently.
+They tell each other through the store at which they meet, before there are collectives: those of different versions of
+torch might not understand each other.
 """
 
 import hashlib
@@ -22,11 +22,12 @@ import torch
 from gan.errors import EverywhereError, PeerError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES, SUFFIXES = ("gan", "ops", "data", "launch"), {".py", ".cpp", ".cu", ".h", ".cuh", ".toml"}
+PACKAGES = ("gan", "ops", "data", "launch")
+SUFFIXES = {".py", ".cpp", ".cu", ".h", ".cuh", ".toml"}
 
 
 def versions() -> dict[str, str]:
-    """What every rank must have the same, whatever it trains."""
+    """The versions that all ranks must have the same, whatever they train."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -46,11 +47,11 @@ def code_hash() -> str:
 
 
 def compare(store: Any, rank: int, world: int, mine: Mapping[str, Any], refusal: str, seconds: float) -> list[str]:
-    """Tell all ranks what this one has, and hear them. -> their hosts, by rank.
+    """Tell all ranks what this one has, and read what they have. -> their hosts, by rank.
 
-    mine: name -> plain value that all must have the same. refusal: why this rank cannot train, or nothing.
+    mine: name -> plain value that all must have the same. refusal: why this rank cannot train, or "".
     Raises EverywhereError with the first rank that refuses or differs, its host, and in what;
-    PeerError where a rank says nothing for `seconds`.
+    PeerError where a rank has not come after `seconds`.
     """
     host = socket.gethostname()
     store.set(f"selftest/{rank}", json.dumps({"host": host, "mine": dict(mine), "refusal": refusal}))
@@ -67,7 +68,7 @@ def compare(store: Any, rank: int, world: int, mine: Mapping[str, Any], refusal:
                 f"(came: {known}; {reason})"
             ) from error
     store.set(f"selftest/heard/{rank}", "")
-    if rank == 0:  # it may hold the store, and must not end before all have read
+    if rank == 0:  # its process may be the store's, and must not end before all have read
         with suppress(RuntimeError):
             store.wait([f"selftest/heard/{peer}" for peer in range(world)], timedelta(seconds=30))
     for peer, row in enumerate(rows):
@@ -75,7 +76,8 @@ def compare(store: Any, rank: int, world: int, mine: Mapping[str, Any], refusal:
             others = all(other["refusal"] == row["refusal"] for other in rows)
             raise EverywhereError(row["refusal"] if others else f"rank {peer} on {row['host']}: {row['refusal']}")
     for peer, row in enumerate(rows):
-        theirs, ours = row["mine"], rows[0]["mine"]
+        theirs = row["mine"]
+        ours = rows[0]["mine"]
         names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
         if names:
             told = ", ".join(f"{name} {theirs.get(name)} instead of {ours.get(name)}" for name in names[:4])
@@ -103,7 +105,7 @@ def check_address(world: int, local_world: int) -> None:
 
 
 def local_address(other: str) -> str:
-    """The IPv4 address under which this host would talk to another one; nothing where it would not. Sends nothing."""
+    """The IPv4 address of this host on the way to another one, "" if there is no way. Sends nothing."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((other, 9))
@@ -113,7 +115,7 @@ def local_address(other: str) -> str:
 
 
 def interface(address: str) -> str:
-    """The network interface that has an IPv4 address; nothing where none has. On Linux only."""
+    """The network interface that has an IPv4 address, "" if none has. On Linux only."""
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,4 @@
-"""Stopping on a signal: the first asks the run to finish its step and save, a second one ends the process at once."""
+"""Stopping on a signal: the first asks the run to finish its step and save, a later one ends the process at once."""
 
 import os
 import signal
@@ -6,18 +6,29 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 PREEMPTED = 75  # exit code: stopped before its end, the state saved; EX_TEMPFAIL, "try again"
-TOGETHER = 2.0  # seconds: a scheduler signals every process of a job and torchrun passes its own on, so one wish to
-# stop arrives at a rank twice
+# Seconds within which several signals are one request: a scheduler signals every process of a job, and torchrun passes
+# the signal it got on to its ranks, so a rank hears of one request twice.
+TOGETHER = 2.0
+
+
+def not_ignored() -> list[signal.Signals]:
+    """Those of SIGNALS that this process was not started to ignore.
+
+    `nohup` ignores SIGHUP so that a command outlives its terminal, and a shell script ignores SIGINT for what it runs
+    in the background: a handler of ours would undo that.
+    """
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @dataclass
 class StopRequest:
-    """The wish to stop. Set by the first signal, `by` its name."""
+    """The request to stop: set by the first signal, `by` its name, `when` it came in seconds of time.monotonic()."""
 
     by: str = ""
     when: float = field(default=0.0)
@@ -26,20 +37,21 @@ class StopRequest:
         return bool(self.by)
 
     def hear(self, number: int, now: float) -> bool:
-        """Take note of a signal at `now` seconds -> is it a second wish, and this process to end at once?"""
+        """Note a signal that came at `now` seconds -> is it a second request, on which this process ends at once?"""
         if self.by:
             return now - self.when >= TOGETHER
-        self.by, self.when = signal.Signals(number).name, now
+        self.when = now  # first: another thread may look as soon as `by` is set
+        self.by = signal.Signals(number).name
         return False
 
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Within the block, SIGTERM, SIGINT and SIGUSR1 set the request that is returned. Elsewhere than in the main thread
-    nothing is heard.
+    """Within the block, each of SIGNALS sets the request that is returned, unless the process was started to ignore it.
 
     A thread listens: Python runs a signal's handler between two lines of the main thread, which may be waiting inside
-    a collective for a rank that does not answer. Other threads and their reads go on undisturbed.
+    a collective for a rank that does not answer. Python sets handlers in the main thread only, so a block that runs in
+    another one hears nothing.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -49,7 +61,7 @@ def listening() -> Iterator[StopRequest]:
     os.set_blocking(writer, False)
     thread = threading.Thread(target=_listen, args=(reader, request), name="saddle-signals", daemon=True)
     thread.start()
-    handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    handlers = {number: signal.signal(number, lambda *_: None) for number in not_ignored()}
     old = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield request
@@ -64,7 +76,38 @@ def listening() -> Iterator[StopRequest]:
 
 def _listen(reader: int, request: StopRequest) -> None:
     while numbers := os.read(reader, 1):
-        if numbers[0] in SIGNALS and request.hear(numbers[0], time.monotonic()):
-            print(f"stopped at once by {signal.Signals(numbers[0]).name}: nothing more is saved", file=sys.stderr)
+        number = numbers[0]
+        if number not in SIGNALS:
+            continue
+        if number == signal.SIGHUP:
+            sys.stdout = LossyOutput(sys.stdout)
+            sys.stderr = LossyOutput(sys.stderr)
+        if request.hear(number, time.monotonic()):
+            print(f"stopped at once by {signal.Signals(number).name}: nothing more is saved", file=sys.stderr)
             sys.stderr.flush()
-            os._exit(128 + numbers[0])
+            os._exit(128 + number)
+
+
+class LossyOutput:
+    """A text stream that drops what cannot be written.
+
+    SIGHUP tells that the terminal is closed. A run that printed its next status line there, or to a `tee` that ended
+    with it, would fail before its state is saved.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the text if possible."""
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush if possible."""
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

@@ -1,8 +1,8 @@
-"""A thread beside each rank that ends it when no step completes, and says for which rank the others wait.
+"""Threads beside the training of each rank that end the rank when no step completes, and name the rank at fault.
 
-Every few seconds the thread writes down in the store of the process group that this rank is alive, its step and what
-its main thread does. It is the thread that writes, so a rank that hangs in a collective or in a read still answers,
-and one that does not answer is stopped, or its host or the link to it is gone.
+Every few seconds a thread writes into the store at which the ranks met that this rank is alive, its step, and where its
+main thread is. A rank that hangs in a collective or in a read still writes, since a thread of its own does; of one that
+does not write, the process is stopped, or its host or the link to it is gone.
 """
 
 import faulthandler
@@ -27,30 +27,37 @@ from gan.ranks.distributed import Ranks
 from gan.ranks.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST = 3  # times the limit is what the first step after a start may take
+FIRST = 3  # the first step after a start may take so many times the limit
 HUNG = 1  # exit code
 
 
 class Heartbeats:
-    """What the ranks say of themselves in the store they met at. Alone, nobody says anything.
+    """What the ranks write about themselves into the store at which they met. A rank that is alone writes nothing.
 
-    A client of its own: the one of the process group may be waiting for an answer itself.
+    The store is asked by a client of its own: that of the process group may be waiting for an answer itself.
     """
 
     def __init__(self, ranks: Ranks, name: str, wait: float) -> None:
-        self.ranks, self.beats, self.host, self.heard = ranks, 0, socket.gethostname(), time.monotonic()
+        self.ranks = ranks
+        self.host = socket.gethostname()
+        self.beats = 0  # how often this rank has written
+        self.heard = time.monotonic()  # when the store last answered
         self.seen: dict[int, tuple[int, float]] = {}  # rank -> (its count of beats, when that last grew)
-        self.last: dict[int, dict[str, Any]] = {}
+        self.last: dict[int, dict[str, Any]] = {}  # rank -> what it wrote last
         self.store: Any = None
         if ranks.world > 1:
-            self.address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            host = os.environ["MASTER_ADDR"]
+            port = int(os.environ["MASTER_PORT"])
+            self.address = f"{host}:{port}"
             client = dist.TCPStore(host, port, wait_for_workers=False, timeout=timedelta(seconds=max(wait, 1)))
             self.store = dist.PrefixStore(name, client)
 
     def say(self, step: int, doing: str, waiting: bool) -> None:
-        """Write down where this rank is. waiting: in a collective, for others? As all that asks a store whose host is
-        gone, it may fail or never return, whatever the client's timeout (seen in torch 2.13)."""
+        """Write where this rank is. waiting: is it in a collective, waiting for others?
+
+        As whatever asks a store whose host is gone, it may raise RuntimeError or never return, whatever the client's
+        timeout (seen in torch 2.13).
+        """
         if self.store:
             self.beats += 1
             row = {"beats": self.beats, "step": step, "host": self.host, "pid": os.getpid(), "doing": doing}
@@ -68,7 +75,7 @@ class Heartbeats:
         self.heard = now
 
     def suspects(self, now: float, silence: float) -> str:
-        """In words, for whom the others wait. silence: seconds after which a rank that says nothing is gone."""
+        """For which rank the others wait, in words. silence: seconds after which a rank that writes nothing is gone."""
         if self.ranks.world == 1:
             return "there are no other ranks"
         if now - self.heard > silence:
@@ -93,46 +100,56 @@ class Heartbeats:
 
 
 class Watchdog:
-    """Ends this process with HUNG if no step completes for `limit` seconds, or a wish to stop is not met in `grace`.
+    """Ends this process with exit code HUNG if no step completes for `limit` seconds, or if the run has not stopped
+    `grace` seconds after it was asked to.
 
-    run: where the stacks of all threads go then, as `hang-rank<rank>.txt`. timeout: after which collectives fail, and
-    `naming` wants to know who is to blame. limit counts the time this process ran: one that was stopped and goes on
-    is not to blame for the pause.
+    run: the directory into which the stacks of all threads are written then, as `hang-rank<rank>.txt`.
+    timeout: seconds after which a collective fails, by when it must be known which rank is at fault.
+    `limit` counts only time in which this process could run: after a SIGSTOP and SIGCONT it goes on.
     """
 
     def __init__(
         self, ranks: Ranks, run: Path, limit: float, stop: StopRequest, timeout: float = 300.0, grace: float = 110.0
     ) -> None:
-        self.ranks, self.run, self.limit, self.stop, self.grace = ranks, run, limit, stop, grace
-        self.step, self.age, self.main = -1, 0.0, threading.get_ident()
-        self.patience = min(limit, timeout) / 4  # after which it looks what the others do
-        self.pause = min(self.patience / 2, 5.0)
+        self.ranks = ranks
+        self.run = run
+        self.limit = limit
+        self.stop = stop
+        self.grace = grace
+        self.step = -1  # the last one that has completed
+        self.age = 0.0  # seconds since then
+        self.main = threading.get_ident()
+        self.patience = min(limit, timeout) / 4  # seconds without a step after which it looks what other ranks do
+        self.pause = min(self.patience / 2, 5.0)  # seconds between two looks
         self.heartbeats = Heartbeats(ranks, "heartbeat", self.pause)
         self.closed = threading.Event()
         self.heartbeats.say(self.step, "the start", False)
-        names = {"saddle-heartbeat": self._talk, "saddle-watchdog": self._watch}
-        self.threads = [threading.Thread(target=run, name=name, daemon=True) for name, run in names.items()]
+        self.threads = [
+            threading.Thread(target=self._write_heartbeats, name="saddle-heartbeat", daemon=True),
+            threading.Thread(target=self._watch, name="saddle-watchdog", daemon=True),
+        ]
         for thread in self.threads:
             thread.start()
 
     def beat(self, step: int) -> None:
         """A step has completed."""
-        self.step, self.age = step, 0.0
+        self.step = step
+        self.age = 0.0
 
     def close(self) -> None:
-        """Watch no longer. A thread that asks a store that is gone is left behind."""
+        """Stop watching. A thread that waits for a store that is gone is left behind."""
         self.closed.set()
         for thread in self.threads:
             thread.join(2 * self.pause)
 
     def suspects(self) -> str:
-        """For whom the others wait, by what was seen so far."""
+        """For which rank the others wait, by what was read so far."""
         return self.heartbeats.suspects(time.monotonic(), 4 * self.pause)
 
-    def _talk(self) -> None:
-        """Apart from `_watch`, since the store may not let it return."""
+    def _write_heartbeats(self) -> None:
+        """Runs in a thread apart from `_watch`, since a call of the store may never return."""
         while not self.closed.wait(self.pause):
-            with suppress(RuntimeError):  # all that the store raises is one
+            with suppress(RuntimeError):  # whatever the store raises is one
                 self.heartbeats.say(self.step, *doing(self.main))
                 if self.age > self.patience:
                     self.heartbeats.look(time.monotonic())
@@ -166,8 +183,8 @@ class Watchdog:
 
 
 def doing(thread: int) -> tuple[str, bool]:
-    """("function (file:line)" of ours that a thread is in and what it called, is it waiting in a collective?)."""
-    return describe(frames(sys._current_frames().get(thread)))
+    """Where in our code a thread is, and whether it waits in a collective: as `place` says it of the thread's stack."""
+    return place(frames(sys._current_frames().get(thread)))
 
 
 def frames(frame: FrameType | None) -> Iterator[tuple[str, str, int]]:
@@ -177,32 +194,37 @@ def frames(frame: FrameType | None) -> Iterator[tuple[str, str, int]]:
         frame = frame.f_back
 
 
-def describe(stack: Iterator[tuple[str, str, int]]) -> tuple[str, bool]:
-    """What `doing` says, of the (file, function, line) of a stack, innermost first."""
-    called, waiting = "", False
+def place(stack: Iterator[tuple[str, str, int]]) -> tuple[str, bool]:
+    """("all_reduce from sum_gradients (gan/ranks/gradients.py:67)", True): the innermost function of ours in a stack,
+    with the collective that it called, and whether there is one.
+
+    stack: (file, function, line) of each frame, innermost first.
+    """
+    called = ""  # the collective, once one is met
     for file, function, line in stack:
         path = Path(file)
         if path.name == "distributed_c10d.py":
-            called, waiting = function, True
+            called = function
         elif path.is_relative_to(ROOT) and "site-packages" not in path.parts:
             where = f"{function} ({path.relative_to(ROOT)}:{line})"
-            return f"{called} from {where}" if called else where, waiting
-    return called or "no code of ours", waiting
+            return (f"{called} from {where}", True) if called else (where, False)
+    return called or "no code of ours", bool(called)
 
 
 @contextmanager
 def naming(watchdog: Watchdog, when: Callable[[], str]) -> Iterator[None]:
-    """A collective that fails inside raises PeerError: this rank, its host, when, what it was at, who may be why."""
+    """A collective that fails inside the block raises PeerError, which says: this rank, its host, `when()` in words,
+    where in our code it was, and which rank may be at fault."""
     try:
         yield
     except RuntimeError as error:
-        where, in_collective = describe(reversed(list(_raised_at(error.__traceback__))))
+        where, in_collective = place(reversed(list(_raised_at(error.__traceback__))))
         if not in_collective:
             raise
-        ranks, reason = watchdog.ranks, " ".join(str(error).split())[:200]
-        raise PeerError(
-            f"rank {ranks.rank} on {watchdog.heartbeats.host}, {when()}, in {where}: {reason}; {watchdog.suspects()}"
-        ) from error
+        rank = watchdog.ranks.rank
+        host = watchdog.heartbeats.host
+        reason = " ".join(str(error).split())[:200]
+        raise PeerError(f"rank {rank} on {host}, {when()}, in {where}: {reason}; {watchdog.suspects()}") from error
 
 
 def _raised_at(trace: TracebackType | None) -> Iterator[tuple[str, str, int]]:

@@ -1,84 +1,133 @@
 """Run directories: `O/00000-<preset>-<dataset>-...`, found again by their trajectory, held by one process at a time."""
 
-import fcntl
-import hashlib
 import json
 import re
-import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from filelock import FileLock, Timeout
+
+from gan.checkpoint import initial_weights
 from gan.errors import UserError
+from gan.files import replacing, write_json
+from gan.ranks.distributed import Ranks
+from gan.run.plan import RunPlan, differences
+from gan.state import build_networks
 
-OPTIONS, EXIT, LOCK = "training_options.json", "exit.json", ".lock"
+OPTIONS = "training_options.json"
+EXIT = "exit.json"
+LOCK = ".lock"
 
 
-def fingerprint(values: Any) -> str:
-    """A hash of plain values; tuples and lists are alike."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def open_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path:
+    """The directory of the run to go on with, or a new one in `outdir`; a new one only if it can start.
+
+    resume: latest (the newest run like this one), none (a new one), or the directory of a run.
+    Raises UserError as `find_run` does, and where nothing can be written.
+    """
+    found = find_run(plan, outdir, resume)
+    if found:
+        return found
+    family = plan.task(Ranks()).family
+    if plan.config.init_from:
+        initial_weights(plan.config.init_from, build_networks(family, plan.config, plan.images))
+    return create(outdir, plan.name, plan.options)
 
 
-def find(outdir: Path, trajectory: str) -> Path | None:
-    """The newest run in `outdir` with this trajectory hash."""
-    for run in sorted(_runs(outdir), reverse=True):
-        try:
-            if json.loads((run / OPTIONS).read_text())["trajectory_hash"] == trajectory:
+def find_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path | None:
+    """The directory of the run to go on with, None for a new one.
+
+    Raises UserError for a path that is no such run, and where a run in `outdir` is this one but for its length or its
+    batch: whoever changes those may want to go on with it, which is then another run from the start.
+    """
+    if resume == "none":
+        return None
+    if resume == "latest":
+        runs = list(_runs_with_options(outdir))
+        for run, options in runs:
+            if options["trajectory_hash"] == plan.trajectory_hash:
                 return run
-        except (OSError, ValueError, KeyError):
-            continue  # not one of ours, or its creation was cut off: it holds nothing to go on with
-    return None
+        for run, options in runs:
+            refuse_if_nearly(plan, run, options)
+        return None
+    run = Path(resume)
+    theirs = _read_options(run)
+    if theirs is None:
+        raise UserError(f"resume={resume} is not the directory of a run of Saddlepoint")
+    if theirs["trajectory_hash"] != plan.trajectory_hash:
+        names = ", ".join(differences(theirs, plan.options))
+        raise UserError(f"resume={resume} is a run with another {names}; give the same, or use init_from={resume}")
+    return run
+
+
+def refuse_if_nearly(plan: RunPlan, run: Path, options: dict[str, Any]) -> None:
+    """Raises UserError where a run is this one but for its length or its batch: it would be trained from the start."""
+    differ = {key for key in differences(options, plan.options) if not key.startswith("schedule.")}
+    batch = options["config"]["batch"]
+    kimg = options["config"]["run"]["kimg"]
+    if differ == {"config.batch"}:
+        raise UserError(
+            f"{run} is this run with batch={batch}; give that to go on with it, or resume=none to train another"
+        )
+    if not differ and kimg != plan.config.run.kimg:
+        raise UserError(
+            f"{run} is this run with run.kimg={kimg:g}, and the schedule depends on that length; to train on from its "
+            f"weights give init_from={run} and --set growth.mode=none, to train another from the start resume=none"
+        )
 
 
 def create(outdir: Path, name: str, options: dict[str, Any]) -> Path:
     """Make `outdir/<next number>-<name>/` with its options file. Raises UserError where that is not possible."""
     try:
         outdir.mkdir(parents=True, exist_ok=True)
-        while True:
-            number = max((int(run.name[:5]) for run in _runs(outdir)), default=-1) + 1
-            run = outdir / f"{number:05d}-{name}"
-            try:
-                run.mkdir()
-                break
-            except FileExistsError:  # another run took the number meanwhile
-                continue
+        run = _new_directory(outdir, name)
         write_json(run / OPTIONS, options)
     except OSError as error:
-        raise UserError(f"--outdir={outdir} cannot be written: {error.strerror}; choose another") from error
+        raise UserError(f"outdir={outdir} cannot be written: {error.strerror}; choose another") from error
     return run
 
 
-def hold(run: Path, patience: float = 0.0) -> IO[str]:
-    """Lock a run for as long as the file that is returned stays open. Raises UserError if another process has it, and
-    for `patience` seconds does not let go.
+def _new_directory(outdir: Path, name: str) -> Path:
+    while True:
+        number = max((int(run.name[:5]) for run in _runs(outdir)), default=-1) + 1
+        run = outdir / f"{number:05d}-{name}"
+        try:
+            run.mkdir()
+            return run
+        except FileExistsError:  # another run took the number meanwhile
+            continue
+
+
+def hold(run: Path, patience: float = 0.0) -> AbstractContextManager[Any]:
+    """Lock a run until the context that is returned is left or this process ends. Raises UserError if another process
+    has it, and for `patience` seconds does not let go.
 
     Of another host's processes a lock knows where the file system passes it on, as NFS from version 4 does.
     """
-    file, deadline = (run / LOCK).open("w"), time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except OSError:
-            if time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
-        file.close()
-        raise UserError(f"{run} is in use by another run; wait for it, stop it, or choose another --outdir")
-
-
-def read_exit(run: Path) -> dict[str, Any] | None:
-    """What the last process of a run said of its end: {code, reason, images_seen}, or None if it did not get to it."""
     try:
-        return json.loads((run / EXIT).read_text())
-    except (OSError, ValueError):
+        return FileLock(run / LOCK, thread_local=False).acquire(timeout=patience, poll_interval=0.2)
+    except Timeout:
+        raise UserError(f"{run} is in use by another run; wait for it, stop it, or choose another outdir") from None
+
+
+def _runs_with_options(outdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The runs in a folder and their options, the newest first."""
+    for run in sorted(_runs(outdir), reverse=True):
+        options = _read_options(run)
+        if options:
+            yield run, options
+
+
+def _read_options(run: Path) -> dict[str, Any] | None:
+    """None for what is not one of ours, or whose creation was cut off: it holds nothing to go on with."""
+    try:
+        options = json.loads((run / OPTIONS).read_text())
+        _ = options["trajectory_hash"], options["config"], options["images"], options["schedule"]
+        return options
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def write_json(path: Path, values: Any) -> None:
-    """By a rename: never half-written."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(values, indent=2) + "\n")
-    part.replace(path)
 
 
 def drop_after(path: Path, images_seen: int) -> None:
@@ -86,9 +135,8 @@ def drop_after(path: Path, images_seen: int) -> None:
     if not path.exists():
         return
     lines = [line for line in path.read_text().splitlines() if _images(line) <= images_seen]
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(line + "\n" for line in lines))
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text("".join(line + "\n" for line in lines))
 
 
 def _images(line: str) -> float:

@@ -5,8 +5,10 @@ from collections import deque
 from itertools import pairwise
 from pathlib import Path
 
-SLOWER, SLOW_TICKS = 1.5, 3  # times the best sec/kimg of the stage, in so many ticks in a row
-GROWTH, GROWING_TICKS = 0.2, 10  # share by which memory has grown over so many ticks, in each of which it grew
+SLOWER = 1.5  # times the best sec/kimg of the stage ...
+SLOW_TICKS = 3  # ... in so many ticks in a row
+GROWTH = 0.2  # share by which memory has grown ...
+GROWING_TICKS = 10  # ... over so many ticks, in each of which it grew
 
 
 class Drift:
@@ -18,7 +20,9 @@ class Drift:
     def tick(self, stage: int, sec_per_kimg: float, memory: float) -> list[str]:
         """A tick's figures (memory: resident, GB) -> what to say of them, mostly nothing."""
         if stage != self.stage:
-            self.stage, self.slow, self.said = stage, 0, set[str]()
+            self.stage = stage
+            self.slow = 0
+            self.said = set[str]()
             self.best: float = sec_per_kimg
             self.sizes: deque[float] = deque(maxlen=GROWING_TICKS + 1)
         self.best = min(self.best, sec_per_kimg)

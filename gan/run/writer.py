@@ -18,7 +18,8 @@ class Writer:
     """Does one write at a time, in a thread. What fails is said; training goes on and what was there before stays."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.pool = say, ThreadPoolExecutor(1, thread_name_prefix="saddle-writer")
+        self.say = say
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="saddle-writer")
         self.last: Future[str | None] | None = None
 
     def start(self, write: Callable[[], object]) -> None:
@@ -46,14 +47,15 @@ class Writer:
 
 def check_space(folder: Path, tensors: Iterable[Tensor]) -> None:
     """Raises UserError where the disk has no room for them, before anything is written."""
-    needed, free = SLACK + sum(t.nbytes for t in tensors), shutil.disk_usage(folder).free
+    needed = SLACK + sum(t.nbytes for t in tensors)
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(f"{folder} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed; free some")
 
 
 def remove_parts(run: Path) -> None:
     """What a process that was killed in a write left behind. The run must be held."""
-    for part in list(run.glob("*.part")):
+    for part in [*run.glob("*.part"), *run.glob(".*.part.*")]:
         if part.is_dir():
             shutil.rmtree(part)
         else:

@@ -1,5 +1,6 @@
 """GANs small enough to compare by the dozen: clusters in the plane, and two networks of two hidden layers."""
 
+import copy
 import math
 from functools import partial
 
@@ -8,10 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from gan.draws import Draws
-from gan.methods.pairs import critic_loss, find_pair
-from gan.trainer import frozen, total_over_samples
+from gan.methods.critic import Critic, no_critic
+from gan.methods.pairs import critic_loss, find_pair, generator_loss
+from gan.ranks.gradients import GradientSum
+from gan.undo import frozen
 
-SPREAD, LATENT, WIDTH, BATCH = 0.1, 4, 64, 256
+SPREAD = 0.1  # standard deviation of a cluster
+LATENT = 4
+WIDTH = 64
+BATCH = 256
+GROUP = 16
 POINTS: dict[str, np.ndarray] = {
     "ring": 2 * np.stack([(math.cos(t), math.sin(t)) for t in 2 * math.pi * np.arange(8) / 8]),
     "grid": np.stack([(x, y) for x in range(-4, 5, 2) for y in range(-4, 5, 2)]).astype(float),
@@ -29,45 +36,34 @@ def train_points(
     """
     objective, regularizer = find_pair(objective_name, regularizer_name)
     scale = float(np.abs(centers).max())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        G, D = _net(LATENT, 2), _net(2, objective.outputs)
-        average = _net(LATENT, 2).requires_grad_(False)
-        average.load_state_dict(G.state_dict())
-        if regularizer.prepare:
-            regularizer.prepare(D)
+    G, D, average = _networks(seed, scale, objective.outputs)
+    if regularizer.prepare:
+        regularizer.prepare(D)
     adam = partial(torch.optim.Adam, lr=3e-3, betas=(0.0, 0.99))
-    g_optimizer, d_optimizer = adam(G.parameters()), adam(D.parameters())
-
-    def critic(x: Tensor, purpose: str) -> Tensor:
-        if objective.discriminator is None:
-            return x
-        if regularizer.noise:
-            x = x + math.sqrt(gamma) * draws.noise(f"instance noise: {purpose}", x)
-        return D(x / scale).squeeze(1) if objective.outputs == 1 else D(x / scale)
-
-    groups, largest = BATCH // 16, 0.0
+    g_optimizer = adam(G.parameters())
+    d_optimizer = adam(D.parameters())
+    noise = math.sqrt(gamma) if regularizer.noise else 0.0
+    groups = BATCH // GROUP
+    largest = 0.0
     for step in range(steps):
-        draws = Draws(seed, range(step * groups, (step + 1) * groups), 16)
-        real, z = clusters(centers, draws), draws.latents("latents", LATENT)
-        real_outputs = real
+        draws = Draws(seed, range(step * groups, (step + 1) * groups), GROUP)
+        critic = Critic(D if objective.discriminator else no_critic, draws, noise=noise)
+        real = clusters(centers, draws)
         if objective.discriminator:
-            d = critic_loss(objective, regularizer, critic, real, scale * G(z).detach(), draws)
-            loss = total_over_samples(d.loss, BATCH) + sum(gamma / 2 * p.sum() for p in d.penalties)
-            _descend(loss / BATCH, D, d_optimizer)
+            fake = G(draws.latents("latents", LATENT)).detach()
+            d_loss = critic_loss(objective, regularizer, critic, real, fake)
+            _descend(d_loss.total(gamma / 2), D, d_optimizer)
             if regularizer.constrain:
                 regularizer.constrain(D, gamma)
-            real_outputs, largest = d.real_outputs.detach(), d.fake_scores.abs().max().item()
+            largest = d_loss.fake_scores.abs().max().item()
         with frozen(D):
-            real_outputs = critic(real.detach(), "reals of the G step") if objective.paired else real_outputs
-            fake = scale * G(draws.latents("latents of the G step", LATENT))
-            loss = total_over_samples(objective.generator(real_outputs, critic(fake, "fakes of the G step")), BATCH)
-            _descend(loss / BATCH, G, g_optimizer)
+            fake = G(draws.latents("latents of the G step", LATENT))
+            _descend(generator_loss(objective, critic, real, fake).total(), G, g_optimizer)
         with torch.no_grad():
-            for a, p in zip(average.parameters(), G.parameters(), strict=True):
-                a.lerp_(p, 0.01)
+            for averaged, parameter in zip(average.parameters(), G.parameters(), strict=True):
+                averaged.lerp_(parameter, 0.01)
     with torch.no_grad():
-        made = scale * average(Draws(seed, range(157), 16).latents("samples", LATENT)[:2500])
+        made = average(Draws(seed, range(157), GROUP).latents("samples", LATENT)[:2500])
     return {**describe(made.numpy(), centers), "largest": largest if np.isfinite(made.numpy()).all() else math.nan}
 
 
@@ -76,7 +72,8 @@ def describe(points: np.ndarray, centers: np.ndarray) -> dict[str, float | int]:
     if not np.isfinite(points).all():
         return {"modes": 0, "near": math.nan, "mode_kl": math.nan}
     distance = np.linalg.norm(points[:, None] - centers[None], axis=2)
-    nearest, near = distance.argmin(1), distance.min(1) < 3 * SPREAD
+    nearest = distance.argmin(1)
+    near = distance.min(1) < 3 * SPREAD
     counts = np.bincount(nearest, minlength=len(centers)) / len(points)
     kept = counts[counts > 0]
     good = np.bincount(nearest[near], minlength=len(centers))
@@ -93,12 +90,47 @@ def clusters(centers: np.ndarray, draws: Draws) -> Tensor:
     return torch.from_numpy(centers.astype(np.float32))[pick] + SPREAD * draws.latents("reals", 2)
 
 
-def _net(inputs: int, outputs: int) -> nn.Module:
+class PointGenerator(nn.Module):
+    """Latents [n, LATENT] -> points [n, 2], `scale` times what the network puts out."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.network = _network(LATENT, 2)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.scale * self.network(z)
+
+
+class PointDiscriminator(nn.Module):
+    """Points [n, 2] -> [n], or [n, outputs] where there are more than one."""
+
+    def __init__(self, scale: float, outputs: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.network = _network(2, outputs)
+
+    def forward(self, points: Tensor) -> Tensor:
+        logits = self.network(points / self.scale)
+        return logits.squeeze(1) if logits.shape[1] == 1 else logits
+
+
+def _networks(seed: int, scale: float, outputs: int) -> tuple[PointGenerator, PointDiscriminator, PointGenerator]:
+    """G, D and G's average at their random start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        G = PointGenerator(scale)
+        D = PointDiscriminator(scale, outputs)
+    return G, D, copy.deepcopy(G).requires_grad_(False)
+
+
+def _network(inputs: int, outputs: int) -> nn.Module:
     hidden = [nn.Linear(inputs, WIDTH), nn.LeakyReLU(0.2), nn.Linear(WIDTH, WIDTH), nn.LeakyReLU(0.2)]
     return nn.Sequential(*hidden, nn.Linear(WIDTH, outputs))
 
 
 def _descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss, inputs=list(module.parameters()))
+    gradients = GradientSum(module.parameters(), BATCH)
+    gradients.add(loss)
+    gradients.finish()  # not `step`, which would pass over values that are not finite
     optimizer.step()

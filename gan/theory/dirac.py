@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gan.draws import Draws
 from gan.errors import UserError
+from gan.methods.critic import Critic
 from gan.methods.objectives import Objective
 from gan.methods.pairs import critic_loss, find_pair
 from gan.methods.regularizers import Regularizer
@@ -40,15 +41,15 @@ class Game:
 def find_rows(game: Game) -> tuple[Objective, Regularizer]:
     """The rows of a game's two names. Raises UserError for what the Dirac-GAN cannot show."""
     objective, regularizer = find_pair(game.objective, game.regularizer)
-    name = f"--regularizer={game.regularizer}"
+    name = f"regularizer.name={game.regularizer}"
     if objective.group > 1:
-        raise UserError(f"--objective={game.objective} couples samples, and the Dirac-GAN has one of each")
+        raise UserError(f"objective.name={game.objective} couples samples, and the Dirac-GAN has one of each")
     if regularizer.pictures:
         raise UserError(f"{name} changes pictures, and the Dirac-GAN has points; try another")
     if regularizer.prepare:
         raise UserError(f"{name} changes D's layers, and the Dirac-GAN's D is a single number; try another")
     if regularizer.constrain and not game.gamma > 0:
-        raise UserError(f"{name} at --gamma={game.gamma:g} leaves no D; give a positive gamma")
+        raise UserError(f"{name} at regularizer.gamma={game.gamma:g} leaves no D; give a positive gamma")
     return objective, regularizer
 
 
@@ -88,12 +89,9 @@ def losses(game: Game, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     real = torch.zeros_like(nodes.reals)
     fake = theta + torch.zeros_like(nodes.fakes)
 
-    def critic(images: Tensor, purpose: str) -> Tensor:
-        if regularizer.noise:
-            images = images + math.sqrt(game.gamma) * nodes.noise(purpose, images)
-        return (-psi * images).squeeze(1)
-
-    d = critic_loss(objective, regularizer, critic, real, fake, nodes)
+    noise = math.sqrt(game.gamma) if regularizer.noise else 0.0
+    critic = Critic(lambda images: (-psi * images).squeeze(1), nodes, noise=noise)
+    d = critic_loss(objective, regularizer, critic, real, fake)
     d_loss = d.loss + sum(game.gamma / 2 * penalty for penalty in d.penalties)
     g_loss = objective.generator(d.real_outputs, critic(fake, "fakes of the G step"))
     return nodes.weights @ g_loss, nodes.weights @ d_loss

@@ -5,7 +5,7 @@ very objective that images train by. One dimension, float64 where it is exact.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from gan.draws import Draws
 from gan.errors import UserError
+from gan.methods.critic import Critic
 from gan.methods.divergences import Divergence
-from gan.methods.pairs import critic_loss, find_pair
+from gan.methods.pairs import critic_loss, find_pair, generator_loss
+from gan.ranks.gradients import GradientSum
 
 WIDE = 14.0  # standard deviations to either side that are integrated over
 
@@ -76,25 +78,30 @@ def nodes(mixture: Mixture, mean: float, deviation: float, coarse: bool = False)
     if not coarse:
         edges = np.unique(np.concatenate([edges, _crossings(mixture, mean, deviation, edges)]))
     points, weights = np.polynomial.legendre.leggauss(3 if coarse else 12)
-    half, middle = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
+    half = np.diff(edges)[:, None] / 2
+    middle = (edges[1:] + edges[:-1])[:, None] / 2
     return torch.from_numpy((middle + half * points).ravel()), torch.from_numpy((half * weights).ravel())
 
 
 def _crossings(mixture: Mixture, mean: float, deviation: float, edges: np.ndarray) -> np.ndarray:
     """Where p = q, to rounding, by bisection between neighbors of a fine grid."""
     grid = torch.from_numpy(np.interp(np.arange(0, len(edges) - 1, 0.125), np.arange(len(edges)), edges))
-    location, log_deviation = torch.tensor(mean), torch.tensor(math.log(deviation))
+    location = torch.tensor(mean)
+    log_deviation = torch.tensor(math.log(deviation))
 
     def above(x: Tensor) -> Tensor:
         return mixture.log_density(x) > log_normal(x, location, log_deviation)
 
     sign = above(grid)
     flips = (sign[1:] != sign[:-1]).nonzero().squeeze(1)
-    low, high, left = grid[flips], grid[flips + 1], sign[flips]
+    low = grid[flips]
+    high = grid[flips + 1]
+    left = sign[flips]
     for _ in range(50):
         middle = (low + high) / 2
         same = above(middle) == left
-        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+        low = torch.where(same, middle, low)
+        high = torch.where(same, high, middle)
     return low.numpy()
 
 
@@ -103,7 +110,8 @@ def exact_divergence(
 ) -> Tensor:
     """D_f(P || N(mean, deviation^2)) by quadrature, 0-dim and differentiable; infinite where it does not converge."""
     x, weight = nodes(mixture, mean.item(), log_deviation.exp().item(), coarse)
-    log_p, log_q = mixture.log_density(x), log_normal(x, mean, log_deviation)
+    log_p = mixture.log_density(x)
+    log_q = log_normal(x, mean, log_deviation)
     ratio = (log_p - log_q).clamp(-300, 300)
     # q f(u) where u < 1 and p f(u) / u where it is not: either density may be too small for a number.
     u = ratio.exp()
@@ -191,27 +199,33 @@ def fit(
         net = nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
     at = torch.tensor([center, math.log(spread)], requires_grad=True)
 
-    def critic(x: Tensor, purpose: str) -> Tensor:
+    def D(x: Tensor) -> Tensor:
         return net((x - center) / spread).squeeze(1)
 
-    parameters, rates = [at, *net.parameters()], (lr / 4, lr)
-    optimizer = torch.optim.Adam([{"params": parameters[:1]}, {"params": parameters[1:]}])
+    players: list[dict[str, Any]] = [{"params": [at]}, {"params": list(net.parameters())}]
+    optimizer = torch.optim.Adam(players)
+    rates = (lr / 4, lr)
     for step in range(steps):
         draws = Draws(seed, range(step, step + 1), batch)
-        real, z = mixture.sample(draws, "reals"), draws.latents("latents", 1)
-        fake = at[0] + at[1].exp() * z
-        d = critic_loss(objective, regularizer, critic, real, fake.detach(), draws)
-        g_loss = objective.generator(d.real_outputs.detach(), critic(fake, "fakes of the G step")).mean()
+        critic = Critic(D, draws)
+        real = mixture.sample(draws, "reals")
+        fake = at[0] + at[1].exp() * draws.latents("latents", 1)
+        d_loss = critic_loss(objective, regularizer, critic, real, fake)
+        g_loss = generator_loss(objective, critic, real, fake)
         weight = gamma / 2 * 0.01 ** (step / steps)
-        total = d.loss.mean() + sum(weight * penalty.mean() for penalty in d.penalties)
-        gradients = torch.autograd.grad(total, parameters[1:])
-        for parameter, gradient in zip(parameters, (*torch.autograd.grad(g_loss, [at]), *gradients), strict=True):
-            parameter.grad = gradient
+        _set_gradient([at], g_loss.total(), batch)
+        _set_gradient(net.parameters(), d_loss.total(weight), batch)
         progress = max(2 * step / steps - 1, 0.0)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
         optimizer.step()
-        yield Optimum(-d.loss.mean().item(), at[0].item(), at[1].exp().item())
+        yield Optimum(-d_loss.loss.mean().item(), at[0].item(), at[1].exp().item())
+
+
+def _set_gradient(parameters: Iterable[Tensor], loss: Tensor, batch: int) -> None:
+    gradients = GradientSum(parameters, batch)
+    gradients.add(loss)
+    gradients.finish()
 
 
 def learned(objective_name: str, mixture: Mixture, steps: int = 6000, seed: int = 0, **options: Any) -> Optimum:

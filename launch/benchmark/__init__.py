@@ -1,24 +1,34 @@
 """`saddle benchmark NAME`: one module per subject, imported when it is called."""
 
+import ast
+import re
+from pathlib import Path
+
 import click
 
 from launch.cli import Saddle
 
-BENCHMARKS = {
-    "ops": "Fused ops beside their reference, the best of stock PyTorch, and a copy of the same bytes.",
-    "data": "Building and reading datasets beside Pillow on the folder, a copy of the bytes, and litdata.",
-    "step": "The training step on several ranks, per stage, and what it would be on many.",
-    "dirac": "The smallest GAN: trajectories, eigenvalues, step sizes, phase portraits.",
-    "regularizers": "What each regularizer adds to the cost of a D step.",
-    "divergences": "A Gaussian fitted to a mixture by each divergence, learned beside exact.",
-}
+SUFFIX = "_benchmark"
+
+
+def find_benchmarks(folder: Path) -> dict[str, str]:
+    """{NAME: the first sentence of its docstring} of every file NAME_benchmark.py of a folder, in alphabetical order.
+
+    The files are read and not run: `saddle benchmark --help` must not wait for torch.
+    """
+    found = {}
+    for path in sorted(folder.glob(f"*{SUFFIX}.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        sentence = re.split(r"(?<=\.)\s", docstring, maxsplit=1)[0]
+        found[path.stem.removesuffix(SUFFIX)] = " ".join(sentence.split())
+    return found
 
 
 class Benchmarks(Saddle):
-    """The group of benchmarks: NAME is the command `main` of launch/benchmark/NAME_benchmark.py."""
+    """NAME is the command `main` of launch/benchmark/NAME_benchmark.py. A new benchmark is one file."""
 
-    table = BENCHMARKS
-    module = "launch.benchmark.{}_benchmark"
+    table = find_benchmarks(Path(__file__).parent)
+    module = "launch.benchmark.{}" + SUFFIX
 
 
 @click.group(cls=Benchmarks, invoke_without_command=True)

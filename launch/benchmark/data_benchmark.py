@@ -1,4 +1,4 @@
-"""`saddle benchmark data`: building and reading datasets beside Pillow on the folder, a copy, and litdata."""
+"""Build and read datasets beside Pillow on the folder, a copy of the bytes, and litdata."""
 
 import os
 import time
@@ -18,11 +18,10 @@ from data.prepare import prepare
 from data.store import ENCODINGS
 from gan.errors import UserError
 from launch.benchmark import readers
-from launch.benchmark.ops_benchmark import check_writable
 from launch.benchmark.readers import FORMATS
 from launch.benchmark.timing import HostClock, contest, describe_machine, machine_line
 from launch.cli import run
-from launch.tables import aligned, write_json
+from launch.tables import aligned, json_option, save_rows
 
 SIDES = (32, 256)  # of synthetic images
 BATCHES = {64: 64, 2**30: 16}  # side up to which a batch holds so many
@@ -44,7 +43,7 @@ WANTED = (
 
 
 @dataclass(frozen=True)
-class Row:
+class Rate:
     """One figure: how many images a second, over how long, and their bytes on disk where something was built."""
 
     doing: str  # build | read
@@ -66,7 +65,7 @@ class Row:
 @click.option("--count", type=click.IntRange(16), help="Images.  [default: what 200 MB hold, at most 10000]")
 @click.option("--repeats", type=click.IntRange(1), help=f"Samples of each.  [default: {REPEATS}]")
 @click.option("--quick", is_flag=True, help="A few small images: whether all runs. The figures mean nothing.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(
     data: Path | None,
     source: str | None,
@@ -82,26 +81,22 @@ def main(
     (taskset -c 0) and that is what one core does. Building is timed by the clock. Everything is read from the page
     cache. Without --data the images are smooth noise of each --resolution (default 32 and 256).
     """
-    if json_path:
-        check_writable(json_path)
     torch.set_num_threads(1)
     machine = describe_machine(torch.device("cpu"))
     click.echo(machine_line(machine))
-    rows: list[Row] = []
+    rows: list[Rate] = []
     skipped: list[str] = []
     limit = count or (QUICK_IMAGES if quick else MOST_IMAGES)
     with TemporaryDirectory(prefix="saddle-data-") as folder:
         for name, images in subjects(data, sides or ((16,) if quick else SIDES), limit, count is None):
             place = Path(folder) / name
             place.mkdir()
-            rows += measure(images, place, source, repeats or (QUICK_REPEATS if quick else REPEATS), skipped)
-    ratios = summarize(rows)
-    for line in (*table(rows), "", *summary_table(ratios), *skipped):
+            rows += time_images(images, place, source, repeats or (QUICK_REPEATS if quick else REPEATS), skipped)
+    ratios = compare_rates(rows)
+    for line in (*rates_table(rows), "", *ratios_table(ratios), *skipped):
         click.echo(line)
-    if json_path:
-        values = {"machine": machine, "rows": [asdict(row) for row in rows], "summary": ratios, "skipped": skipped}
-        write_json(json_path, values)
-        click.echo(f"wrote {json_path}")
+    values = {"machine": machine, "rows": [asdict(row) for row in rows], "summary": ratios, "skipped": skipped}
+    save_rows(json_path, values)
     return 0
 
 
@@ -126,7 +121,8 @@ def _fitting(limit: int, shape: tuple[int, int, int], capped: bool) -> int:
 
 def synthetic(count: int, side: int) -> np.ndarray:
     """Smooth noise with a little grain, so that encoders find about as much to do as in photographs."""
-    random, images = np.random.default_rng(0), np.empty((count, side, side, 3), np.uint8)
+    random = np.random.default_rng(0)
+    images = np.empty((count, side, side, 3), np.uint8)
     coarse = max(side // 10, 2)
     for image in images:
         small = Image.fromarray(random.integers(0, 256, (coarse, coarse, 3), np.uint8))
@@ -135,7 +131,7 @@ def synthetic(count: int, side: int) -> np.ndarray:
     return images
 
 
-def measure(images: np.ndarray, place: Path, source: str | None, repeats: int, skipped: list[str]) -> list[Row]:
+def time_images(images: np.ndarray, place: Path, source: str | None, repeats: int, skipped: list[str]) -> list[Rate]:
     """All rows of one set of images."""
     batch = min(next(n for side, n in BATCHES.items() if max(images.shape[1:3]) <= side), len(images))
     folders = {kind: readers.write_folder(images, place / kind, kind) for kind in FORMATS}
@@ -165,30 +161,32 @@ def measure(images: np.ndarray, place: Path, source: str | None, repeats: int, s
         many[f"loader{name}, {workers} thread{'s' * (workers > 1)}"] = call, batches, workers
     everything = {name: (call, 1, 0) for name, call in one.items()} | many
     clock = HostClock(1)
-    clock.sample_seconds, clock.budget = SAMPLE_SECONDS, BUDGET
+    clock.sample_seconds = SAMPLE_SECONDS
+    clock.budget = BUDGET
     times, _ = contest({name: call for name, (call, *_) in everything.items()}, clock, repeats)
     for name, taken in times.items():
         _, batches, workers = everything[name]
-        rate, spread = 1e3 * batches * batch / taken.median, (taken.p90 - taken.p10) / taken.median
-        rows.append(_row("read", name, images.shape[1:], batch, workers, rate, rate, spread))
+        rate = 1e3 * batches * batch / taken.median
+        spread = (taken.p90 - taken.p10) / taken.median
+        rows.append(_rate("read", name, images.shape[1:], batch, workers, rate, rate, spread))
     return rows
 
 
 def build_all(
     source: str, images: np.ndarray, place: Path, skipped: list[str]
-) -> tuple[list[Row], dict[tuple[str, int], ImageDataset]]:
+) -> tuple[list[Rate], dict[tuple[str, int], ImageDataset]]:
     """Build with every encoding and number of workers that there is."""
-    rows, datasets = [], {}
+    rows = []
+    datasets = {}
     height, width, channels = images.shape[1:]
-    began = _cpu_seconds(), time.perf_counter()
+    cpu_began = _cpu_seconds()
+    began = time.perf_counter()
     for path in sorted((place / "PNG").iterdir()):
         with Image.open(path) as image:
             np.asarray(image)
-    cpu, clock = (
-        len(images) / max(now - then, 1e-3)
-        for now, then in zip((_cpu_seconds(), time.perf_counter()), began, strict=True)
-    )
-    rows.append(_row("build", "decode PNG alone", images.shape[1:], 0, 1, clock, cpu))
+    by_clock = len(images) / max(time.perf_counter() - began, 1e-3)
+    by_cpu = len(images) / max(_cpu_seconds() - cpu_began, 1e-3)
+    rows.append(_rate("build", "decode PNG alone", images.shape[1:], 0, 1, by_clock, by_cpu))
     for encoding in ENCODINGS:
         for workers in WORKERS:
             path = place / f"{encoding}-{workers}.lmdb"
@@ -205,7 +203,7 @@ def build_all(
             )
             stored = report.manifest.count
             rates = stored / report.seconds, stored / max(_cpu_seconds() - before, 1e-3)
-            rows.append(_row("build", encoding, images.shape[1:], 0, workers, *rates, disk=report.bytes / stored))
+            rows.append(_rate("build", encoding, images.shape[1:], 0, workers, *rates, disk=report.bytes / stored))
             datasets[encoding, workers] = ImageDataset(path)
     return rows, datasets
 
@@ -222,7 +220,7 @@ def _base(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def _row(
+def _rate(
     doing: str,
     what: str,
     shape: tuple[int, ...],
@@ -232,18 +230,18 @@ def _row(
     cpu_rate: float,
     spread: float = 0.0,
     disk: float | None = None,
-) -> Row:
+) -> Rate:
     megabytes = rate * int(np.prod(shape)) / 1e6
-    return Row(doing, what, f"{shape[0]}x{shape[1]}", batch, workers, rate, cpu_rate, megabytes, spread, disk)
+    return Rate(doing, what, f"{shape[0]}x{shape[1]}", batch, workers, rate, cpu_rate, megabytes, spread, disk)
 
 
-def table(rows: list[Row]) -> Iterator[str]:
+def rates_table(rows: list[Rate]) -> Iterator[str]:
     """The rows for people."""
     head = ["", "what", "size", "batch", "threads", "images/s", "per CPU s", "MB/s", "spread", "bytes/image"]
     yield from aligned([head, *map(_cells, rows)], right=range(3, 10))
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Rate) -> list[str]:
     numbers = [f"{row.batch or '-'}", f"{row.workers or '-'}", f"{row.images_per_second:.0f}"]
     numbers.append(f"{row.images_per_cpu_second:.0f}")
     spread = f"{row.spread:.0%}" if row.spread else "-"
@@ -251,7 +249,7 @@ def _cells(row: Row) -> list[str]:
     return [row.doing, row.what, row.size, *numbers, f"{row.megabytes_per_second:.0f}", spread, disk]
 
 
-def summarize(rows: list[Row]) -> list[dict[str, Any]]:
+def compare_rates(rows: list[Rate]) -> list[dict[str, Any]]:
     """Ratios of rates within each size: of reading to each reference, with the figure wanted where there is one."""
     found = []
     for size in dict.fromkeys(row.size for row in rows):
@@ -279,7 +277,7 @@ def _wanted(what: str, of: str, size: str) -> float | None:
     return next((ratio for *_, ratio in known), None)
 
 
-def summary_table(ratios: list[dict[str, Any]]) -> Iterator[str]:
+def ratios_table(ratios: list[dict[str, Any]]) -> Iterator[str]:
     """The ratios for people."""
     head = ["size", "what", "of", "ratio", "wanted"]
     cells = [

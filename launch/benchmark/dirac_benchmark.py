@@ -1,4 +1,4 @@
-"""`saddle benchmark dirac`: what an objective and a regularizer do to the smallest GAN."""
+"""Show what an objective and a regularizer do to the smallest GAN: eigenvalues, step sizes, phase portraits."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import run
-from launch.tables import text_table, write_json
+from launch.tables import json_option, save_rows, text_table
 
 if TYPE_CHECKING:
     from gan.theory.dirac import Game
@@ -28,7 +28,7 @@ SIDE, REACH = 360, 2.0  # pixels of a portrait, and the largest |theta| and |psi
 @click.option("--step", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True, help="Step size.")
 @click.option("--count", type=click.IntRange(1), default=500, show_default=True, help="Steps of both players.")
 @click.option("--portraits", type=click.Path(path_type=Path, dir_okay=False), help="Draw phase portraits to this PNG.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(
     objectives: tuple[str, ...],
     regularizers: tuple[str, ...],
@@ -47,9 +47,7 @@ def main(
     paths = {name: {a: list(walk(game, step, count, a)) for a in (False, True)} for name, game in games.items()}
     rows = [row(name, game, {a: path[-1] for a, path in paths[name].items()}) for name, game in games.items()]
     click.echo(text_table(rows))
-    if json_path:
-        write_json(json_path, rows)
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, rows)
     if portraits:
         draw(portraits, games, {name: path[True] for name, path in paths.items()})
         click.echo(f"wrote {portraits}: alternating steps in red, from (1, 1)")
@@ -115,7 +113,7 @@ def draw(path: Path, games: "dict[str, Game]", walks: dict[str, list[tuple[float
     """A PNG of phase portraits side by side: the field as short gray lines, the walk in red, theta to the right."""
     from PIL import Image, ImageDraw
 
-    from launch.video import replacing
+    from launch.outputs import output_file
 
     columns = math.ceil(math.sqrt(len(games)))
     sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(games) / columns) * SIDE), "white")
@@ -124,8 +122,7 @@ def draw(path: Path, games: "dict[str, Game]", walks: dict[str, list[tuple[float
         portrait(ImageDraw.Draw(tile), game, walks[name])
         ImageDraw.Draw(tile).text((6, 4), name, fill="black")
         sheet.paste(tile, (i % columns * SIDE, i // columns * SIDE))
-    part = path.with_name(path.name + ".part")
-    with replacing(path, part):
+    with output_file(path) as part:
         sheet.save(part, "PNG")
 
 

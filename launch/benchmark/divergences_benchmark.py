@@ -1,4 +1,4 @@
-"""`saddle benchmark divergences`: f-GAN's Gaussian experiment for any mixture, and which f-GANs train on points."""
+"""Fit a Gaussian to any mixture by each divergence, learned beside exact, and see which f-GANs train on points."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import run
-from launch.tables import text_table, write_json
+from launch.tables import json_option, save_rows, text_table
 
 if TYPE_CHECKING:
     from gan.theory.gaussian import Mixture
@@ -49,7 +49,7 @@ class Divergences(click.Command):
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first; each next one's is 1 more."
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(
     mixture: str, divergences: str | None, exact: bool, points: str | None, json_path: Path | None, **options: Any
 ) -> None:
@@ -86,9 +86,7 @@ def main(
                 "  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), err=True
             )
     click.echo(text_table(table))
-    if json_path:
-        write_json(json_path, table)
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, table)
 
 
 def parse_mixture(text: str) -> "Mixture":

@@ -43,7 +43,6 @@ class Contest:
     stock: Mapping[str, Function]
     moved: tuple[tuple[Moved, ...], ...]  # by the forward, by the backward, and by the backward of that
     others: tuple[Tensor, ...] = ()
-    plain: Function | None = None  # the op that a fused one should cost no more than
     any_layout: bool = False  # stock may choose its memory order
     curved: bool = False  # the gradient depends on x too: it is differentiated by both
     wide_output: bool = False  # numbers per sample
@@ -62,10 +61,10 @@ class Op:
 
 @dataclass(frozen=True)
 class Resampling:
-    """A case of upfirdn2d with TAPS, and convolutions (x, weight, bias) that do the same."""
+    """A case of upfirdn2d with TAPS, and depthwise convolutions (x, weight [C, 1, 4, 4]) that do the same."""
 
     padding: list[int]
-    stock: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]]
+    stock: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
     up: int = 1
     down: int = 1
 
@@ -75,20 +74,20 @@ class Resampling:
         return n, c, h * self.up // self.down, w * self.up // self.down
 
 
-def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.conv_transpose2d(x, weight, bias, stride=2, padding=1, groups=x.shape[1])
+def _transposed(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
-def _strided(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.conv2d(x, weight, bias, stride=2, padding=1, groups=x.shape[1])
+def _strided(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
-def _padded(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.conv2d(F.pad(x, (2, 1, 2, 1)), weight, bias, groups=x.shape[1])
+def _padded(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(F.pad(x, (2, 1, 2, 1)), weight, groups=x.shape[1])
 
 
-def _cropped(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.conv2d(x, weight, bias, padding=2, groups=x.shape[1])[:, :, :-1, :-1]
+def _cropped(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, padding=2, groups=x.shape[1])[:, :, :-1, :-1]
 
 
 RESAMPLINGS = {
@@ -105,30 +104,23 @@ def _filters(device: torch.device) -> dict[str, Tensor]:
 
 
 def _reference(case: Resampling, taps: Tensor) -> Function:
-    up, down, gain = [case.up] * 2, [case.down] * 2, float(case.up**2)
-    return lambda x, *_: upfirdn2d_reference(x, taps, up, down, case.padding, False, gain)
-
-
-def _ours(case: Resampling, taps: Tensor) -> Function:
     gain = float(case.up**2)
-    return lambda x, *_: ops.upfirdn2d(x, taps, case.up, case.down, case.padding, gain)
-
-
-def _weight(case: Resampling, channels: int, dtype: torch.dtype, taps: Tensor) -> Tensor:
-    return (torch.outer(taps, taps) * case.up**2).to(dtype).expand(channels, 1, -1, -1).contiguous()
+    return lambda x: upfirdn2d_reference(x, taps, [case.up] * 2, [case.down] * 2, case.padding, False, gain)
 
 
 def _upfirdn2d(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Contest:
-    case, filters = RESAMPLINGS[name], _filters(device)
+    case = RESAMPLINGS[name]
+    filters = _filters(device)
     taps = filters["separable"]
-    weight = _weight(case, shape[1], dtype, taps)
+    gain = float(case.up**2)
+    weight = (filters["full"] * gain).to(dtype).expand(shape[1], 1, -1, -1).contiguous()
     output = case.size(shape)
     moved: tuple[Moved, ...] = ((math.prod(shape) + math.prod(output), 0),)
     return Contest(
         output,
-        _ours(case, taps),
+        lambda x: ops.upfirdn2d(x, taps, case.up, case.down, case.padding, gain),
         {how: _reference(case, filter) for how, filter in filters.items()},
-        {how: lambda x, f=convolve: f(x, weight, None) for how, convolve in case.stock.items()},
+        {how: lambda x, f=convolve: f(x, weight) for how, convolve in case.stock.items()},
         moved=(moved, moved, moved),
         any_layout=True,
     )
@@ -142,39 +134,6 @@ def _in_place(x: Tensor) -> Tensor:
 
 def _per_channel(bias: Tensor) -> Tensor:
     return bias.view(-1, 1, 1)
-
-
-def _fused(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Contest:
-    case, filters = RESAMPLINGS[name], _filters(device)
-    taps = filters["separable"]
-    weight = _weight(case, shape[1], dtype, taps)
-    output, gain = case.size(shape), float(case.up**2)
-    count = math.prod(output)
-    filtering, activation = (math.prod(shape) + count, 0), (2 * count, count)
-
-    def ours(x: Tensor, bias: Tensor) -> Tensor:
-        return ops.upfirdn2d_bias_leaky_relu(
-            x, taps, bias, case.up, case.down, case.padding, gain, slope=SLOPE, gain=GAIN
-        )
-
-    def both(filter: Tensor) -> Function:
-        resample = _reference(case, filter)
-        return lambda x, bias: bias_leaky_relu_reference(resample(x), bias, SLOPE, GAIN)
-
-    stock: dict[str, Function] = {}
-    for how, convolve in case.stock.items():  # convolutions that add the bias themselves may take a slower path
-        stock[how] = lambda x, bias, f=convolve: _in_place(f(x, weight, bias))
-        stock[f"{how}, + b"] = lambda x, bias, f=convolve: _in_place(f(x, weight, None) + _per_channel(bias))
-    return Contest(
-        output,
-        ours,
-        {how: both(filter) for how, filter in filters.items()},
-        stock,
-        moved=((filtering,), (activation, filtering), (filtering, activation)),
-        others=(torch.randn(shape[1], dtype=dtype, device=device, requires_grad=True),),
-        plain=_ours(case, taps),
-        any_layout=True,
-    )
 
 
 def _bias_leaky_relu(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Contest:
@@ -228,7 +187,6 @@ def _interpolate(name: str, shape: Shape, dtype: torch.dtype, device: torch.devi
 ACTIVATED = (*PLANES, (8, 64, 128, 128), (16, 64, 128, 128))
 OPS = {
     "upfirdn2d": Op(_upfirdn2d, PLANES, LARGE_PLANES, cases=tuple(RESAMPLINGS)),
-    "upfirdn2d_bias_leaky_relu": Op(_fused, PLANES, LARGE_PLANES, cases=tuple(RESAMPLINGS)),
     "bias_leaky_relu": Op(_bias_leaky_relu, ACTIVATED, LARGE_PLANES, clone=True),
     "gradient_penalty": Op(_squared_norm, IMAGES, LARGE_IMAGES),
     "interpolate_samples": Op(_interpolate, IMAGES, LARGE_IMAGES),
@@ -270,7 +228,7 @@ def forward_backward(contest: Contest, function: Function, on: Tensors) -> tuple
     """The values, and the gradients by x and the bias, if there is one."""
     by = [on.x, *(o for o in on.others if o.requires_grad)]
     y = function(on.x, *on.others)
-    return torch.autograd.grad(y, by, on.dy.detach(), allow_unused=True)  # the plain op has no bias
+    return torch.autograd.grad(y, by, on.dy.detach())
 
 
 def double_backward(contest: Contest, function: Function, on: Tensors) -> tuple[Tensor, ...]:

@@ -19,12 +19,10 @@ COLUMNS = {  # figure of a row -> its heading and format; times in milliseconds
     "stock": ("stock", ".4f"),
     "copy": ("copy", ".4f"),
     "clone": ("clone", ".4f"),
-    "plain": ("upfirdn2d", ".4f"),
     "x_reference": ("x reference", ".2f"),
     "x_stock": ("x stock", ".2f"),
     "of_copy": ("of copy", ".1%"),
     "of_clone": ("of clone", ".1%"),
-    "of_plain": ("of upfirdn2d", ".1%"),
     "gb_per_s": ("GB/s", ".1f"),
 }
 RATIOS = {  # figure -> (the time above, the time below)
@@ -32,7 +30,6 @@ RATIOS = {  # figure -> (the time above, the time below)
     "x_stock": ("stock", "ours"),
     "of_copy": ("copy", "ours"),
     "of_clone": ("clone", "ours"),
-    "of_plain": ("ours", "plain"),
 }
 
 
@@ -42,8 +39,8 @@ def show(shape: Shape) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One op in one case, and what was measured of it: `figures` by the names of COLUMNS, null where there is none."""
+class OpTimes:
+    """Times of one op in one case, layout and pass, and `figures` by the names of COLUMNS, None where it has none."""
 
     op: str
     case: str
@@ -52,12 +49,12 @@ class Row:
     layout: str
     device: str
     passes: str  # one of PASSES
-    bytes: int
+    bytes: int  # that the pass must read and write at the least
     figures: dict[str, float | None]
-    reference_is: str
-    stock_is: str
-    times: dict[str, Times] = field(repr=False)
-    left_out: dict[str, str] = field(repr=False)
+    reference_is: str  # the fastest variant of the reference, which `figures` compare with
+    stock_is: str  # the fastest of what stock PyTorch has
+    times: dict[str, Times] = field(repr=False)  # of every contestant
+    left_out: dict[str, str] = field(repr=False)  # contestant -> why it could not take part
 
     @property
     def tensor_bytes(self) -> int:
@@ -77,21 +74,20 @@ class Figure:
     label: str
     figure: str
     wanted: float
-    rows: Callable[[Row], bool]
-    at_most: bool = False  # else `wanted` is the least
+    rows: Callable[[OpTimes], bool]
 
 
-def _is(passes: str, *cases: str, side: Callable[[int], bool] = lambda side: True) -> Callable[[Row], bool]:
+def _is(passes: str, *cases: str, side: Callable[[int], bool] = lambda side: True) -> Callable[[OpTimes], bool]:
     return lambda row: (
         row.op == "upfirdn2d" and row.passes == passes and row.case in (cases or row.case) and side(row.shape[2])
     )
 
 
-def _activates(passes: str) -> Callable[[Row], bool]:
+def _activates(passes: str) -> Callable[[OpTimes], bool]:
     return lambda row: row.op == "bias_leaky_relu" and row.passes == passes and row.tensor_bytes >= 4e6
 
 
-def _on_cuda(passes: str) -> Callable[[Row], bool]:
+def _on_cuda(passes: str) -> Callable[[OpTimes], bool]:
     return lambda row: row.device == "cuda" and row.passes == passes and row.bytes >= 64e6
 
 
@@ -114,13 +110,6 @@ SUMMARY = (
     *(Figure(f"upfirdn2d against stock: {passes}", "x_stock", 1, _is(passes)) for passes in PASSES),
     Figure("bias_leaky_relu, >= 4 MB: forward", "of_clone", 0.85, _activates("forward")),
     Figure("bias_leaky_relu, >= 4 MB: forward+backward", "x_reference", 1.8, _activates("forward+backward")),
-    Figure(
-        "fused with bias and leaky ReLU: forward",
-        "of_plain",
-        1.1,
-        lambda row: row.op == "upfirdn2d_bias_leaky_relu" and row.passes == "forward",
-        at_most=True,
-    ),
     *(Figure(f"every op on CUDA, >= 64 MB: {passes}", "of_copy", 0.85, _on_cuda(passes)) for passes in PASSES),
 )
 
@@ -128,14 +117,15 @@ SUMMARY = (
 def figures_of(medians: Mapping[str, float], ours: Times | None, moved: int) -> dict[str, float | None]:
     """Every figure of COLUMNS, from the median times of the contestants in milliseconds."""
     figures: dict[str, float | None] = {name: medians.get(name) for name in COLUMNS}
-    figures |= {"p10": ours.p10 if ours else None, "p90": ours.p90 if ours else None}
+    if ours:
+        figures |= {"p10": ours.p10, "p90": ours.p90}
     for name, (above, below) in RATIOS.items():
         figures[name] = medians[above] / medians[below] if above in medians and below in medians else None
     figures["gb_per_s"] = moved / medians["ours"] / 1e6 if "ours" in medians else None
     return figures
 
 
-def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def summarize_classes(rows: Sequence[OpTimes]) -> list[dict[str, Any]]:
     """Each Figure of SUMMARY over the rows there are, by dtype and layout."""
     lines = []
     for line, dtype, layout in product(SUMMARY, DTYPES, LAYOUTS):
@@ -143,7 +133,7 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
         found = [(row.figures[line.figure], row) for row in of_class]
         values = [(value, row) for value, row in found if value is not None]
         if values:
-            worst = (max if line.at_most else min)(values, key=lambda pair: pair[0])
+            worst = min(values, key=lambda pair: pair[0])
             lines.append(
                 {
                     "class": line.label,
@@ -152,7 +142,6 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
                     "figure": line.figure,
                     "rows": len(values),
                     "wanted": line.wanted,
-                    "at_most": line.at_most,
                     "worst": worst[0],
                     "median": statistics.median(value for value, _ in values),
                     "worst_at": worst[1].name,
@@ -161,7 +150,7 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return lines
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
+def op_tables(rows: Sequence[OpTimes]) -> Iterator[str]:
     """Lines for people: a table for each op, with the columns that it has."""
     for op in dict.fromkeys(row.op for row in rows):
         of_op = [row for row in rows if row.op == op]
@@ -179,14 +168,14 @@ def summary_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     cells = [["summary", "dtype", "layout", "figure", "rows", "wanted", "worst", "median", "worst at"]]
     for line in lines:
         heading, form = COLUMNS[line["figure"]]
-        wanted = f"{'<=' if line['at_most'] else '>='} {format(line['wanted'], form)}"
+        wanted = f">= {format(line['wanted'], form)}"
         values = [format(line["worst"], form), format(line["median"], form)]
         about = [line["class"], line["dtype"], line["layout"], heading, str(line["rows"]), wanted]
         cells.append([*about, *values, line["worst_at"]])
     yield from aligned(cells if lines else [], range(4, 8))
 
 
-def left_out(rows: Sequence[Row], skipped: Sequence[str]) -> Iterator[str]:
+def left_out(rows: Sequence[OpTimes], skipped: Sequence[str]) -> Iterator[str]:
     """What could not be measured, and why."""
     for row in rows:
         for name, why in row.left_out.items():

@@ -1,4 +1,4 @@
-"""`saddle benchmark ops`: the fused ops beside their reference, the best of stock PyTorch, and a copy."""
+"""Time the fused ops beside their reference, the best of stock PyTorch, and a copy of the same bytes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from launch.benchmark.op_contestants import (
     bytes_moved,
     make_tensors,
 )
-from launch.benchmark.op_figures import Row, figures_of, left_out, show, summarize, summary_table, table
+from launch.benchmark.op_figures import OpTimes, figures_of, left_out, op_tables, show, summarize_classes, summary_table
 from launch.benchmark.timing import (
     Call,
     Clock,
@@ -38,8 +38,8 @@ from launch.benchmark.timing import (
     machine_line,
 )
 from launch.cli import run
-from launch.prepare import track
-from launch.tables import write_json
+from launch.progress import track
+from launch.tables import json_option, save_rows
 
 DEVICES = ("cpu", "cuda")
 QUICK_SHAPES, QUICK_REPEATS = ((2, 8, 16, 16),), 3
@@ -66,7 +66,7 @@ def _names(what: str, text: str, known: Sequence[str]) -> list[str]:
     "--repeats", type=click.IntRange(1), help=f"Samples of each.  [default: {REPEATS}, quick: {QUICK_REPEATS}]"
 )
 @click.option("--quick", is_flag=True, help="One tiny shape: whether all runs. The figures mean nothing.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(
     ops_: str,
     dtype: str,
@@ -84,21 +84,20 @@ def main(
     stops and shows what has been measured.
     """
     names = _names("--op", ops_, list(OPS))
-    dtypes, layouts = _names("--dtype", dtype, list(DTYPES)), _names("--layout", layout, list(LAYOUTS))
+    dtypes = _names("--dtype", dtype, list(DTYPES))
+    layouts = _names("--layout", layout, list(LAYOUTS))
     good, message = choice("--device", device, DEVICES)
     if not good:
         raise UserError(message)
     target = find_device(device)
-    if json_path:
-        check_writable(json_path)
     torch.set_num_threads(threads)
     machine = describe_machine(target)
     click.echo(machine_line(machine))
     shapes = {name: QUICK_SHAPES if quick else _shapes(OPS[name], device) for name in names}
     cells = [cell for name in names for cell in product([name], OPS[name].cases, shapes[name], dtypes)]
-    rows: list[Row] = []
+    rows: list[OpTimes] = []
     skipped: list[str] = []
-    measured = measure(cells, layouts, target, threads, repeats or (QUICK_REPEATS if quick else REPEATS), skipped)
+    measured = time_ops(cells, layouts, target, threads, repeats or (QUICK_REPEATS if quick else REPEATS), skipped)
     complete = False
     try:
         for row in track(measured, len(cells) * len(layouts) * len(PASSES), "ops"):
@@ -106,11 +105,9 @@ def main(
         complete = True
     except KeyboardInterrupt:
         click.echo("stopped: this is what has been measured", err=True)
-    for line in (*table(rows), "", *summary_table(summarize(rows)), *left_out(rows, skipped)):
+    for line in (*op_tables(rows), "", *summary_table(summarize_classes(rows)), *left_out(rows, skipped)):
         click.echo(line)
-    if json_path:
-        write_json(json_path, report(machine, complete, rows, skipped))
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, report(machine, complete, rows, skipped))
     return 0 if complete else 130
 
 
@@ -118,25 +115,15 @@ def _shapes(op: Op, device: str) -> tuple[Shape, ...]:
     return (*op.shapes, *op.large) if device == "cuda" else op.shapes
 
 
-def check_writable(path: Path) -> None:
-    """UserError before minutes are spent on figures that cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name(path.name + ".part").touch()
-        path.with_name(path.name + ".part").unlink()
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-
-
-def measure(
+def time_ops(
     cells: Sequence[tuple[str, str, Shape, str]],
     layouts: Sequence[str],
     device: torch.device,
     threads: int,
     repeats: int,
     skipped: list[str],
-) -> Iterator[Row]:
-    """A row for each (op, case, shape, dtype), layout and pass; cells that do not fit into memory go to `skipped`."""
+) -> Iterator[OpTimes]:
+    """Times of each (op, case, shape, dtype), layout and pass; what does not fit into memory goes to `skipped`."""
     for op, case, shape, kind in cells:
         dtype = DTYPES[kind]
         try:
@@ -150,7 +137,7 @@ def measure(
             }
             clock = DeviceClock(copies - 1) if device.type == "cuda" else HostClock(threads)
             for layout, passes in product(layouts, PASSES):
-                yield measure_row(one, (op, case, shape, kind), layout, passes, sets, clock, repeats)
+                yield time_op(one, (op, case, shape, kind), layout, passes, sets, clock, repeats)
         except torch.OutOfMemoryError:
             skipped.append(f"{op} {case} {show(shape)} {kind}: out of memory")
         sets = {}
@@ -166,7 +153,7 @@ def sets_needed(moved: int, device: torch.device) -> int:
     return min(max(math.ceil(3 * cache / moved), 1), 1024)
 
 
-def measure_row(
+def time_op(
     one: Contest,
     cell: tuple[str, str, Shape, str],
     layout: str,
@@ -174,20 +161,36 @@ def measure_row(
     sets: dict[str, list[Tensors]],
     clock: Clock,
     repeats: int,
-) -> Row:
-    """Hold one contest."""
+) -> OpTimes:
+    """One contest: every contestant of an op in one case, layout and pass."""
     op, case, shape, dtype = cell
     kernels = bytes_moved(one, DTYPES[dtype], passes)
     calls = contestants(one, OPS[op].clone and passes == "forward", layout, passes, sets, kernels)
     times, left = contest(calls, clock, repeats)
-    reference, stock = fastest(times, "reference"), fastest(times, "stock")
+    reference = fastest(times, "reference")
+    stock = fastest(times, "stock")
     medians = {name: times[name].median for name in times if ":" not in name}
     medians |= {"reference": reference[1].median} if reference else {}
     medians |= {"stock": stock[1].median} if stock else {}
     device = sets[layout][0].x.device.type
     figures = figures_of(medians, times.get("ours"), sum(kernels))
-    names = reference[0] if reference else "", stock[0] if stock else ""
-    return Row(op, case, shape, dtype, layout, device, passes, sum(kernels), figures, *names, times, left)
+    reference_is = reference[0] if reference else ""
+    stock_is = stock[0] if stock else ""
+    return OpTimes(
+        op=op,
+        case=case,
+        shape=shape,
+        dtype=dtype,
+        layout=layout,
+        device=device,
+        passes=passes,
+        bytes=sum(kernels),
+        figures=figures,
+        reference_is=reference_is,
+        stock_is=stock_is,
+        times=times,
+        left_out=left,
+    )
 
 
 def contestants(
@@ -204,8 +207,6 @@ def contestants(
     for name, function in one.stock.items():
         for order in sets if one.any_layout else [layout]:
             calls[f"stock: {name} {order}" if one.any_layout else f"stock: {name}"] = called(function, order)
-    if one.plain:
-        calls["plain"] = called(one.plain, layout)
     if clone:
         turn = cycle(sets[layout])
         calls["clone"] = lambda: next(turn).x.detach().clone()
@@ -225,19 +226,19 @@ def copier(kernels: list[int], copies: int, device: torch.device) -> Call:
     return copy
 
 
-def report(machine: dict[str, Any], complete: bool, rows: Sequence[Row], skipped: Sequence[str]) -> dict[str, Any]:
-    """The same for programs."""
+def report(machine: dict[str, Any], complete: bool, rows: Sequence[OpTimes], skipped: Sequence[str]) -> dict[str, Any]:
+    """What --json writes."""
     return {
         "machine": machine,
         "complete": complete,
         "rows": [row_values(row) for row in rows],
-        "summary": summarize(rows),
+        "summary": summarize_classes(rows),
         "skipped": list(skipped),
     }
 
 
-def row_values(row: Row) -> dict[str, Any]:
-    """Flat, its figures beside what they are of."""
+def row_values(row: OpTimes) -> dict[str, Any]:
+    """One flat JSON object of an op's times: what was measured, and its figures beside it."""
     values = asdict(row)
     return {"pass": values.pop("passes"), **values.pop("figures"), **values}
 

@@ -28,7 +28,8 @@ def orders(length: int, batch: int) -> Iterator[np.ndarray]:
 
 def direct(dataset: ImageDataset, level: int, batch: int, check: bool = False) -> Call:
     """Shuffled records into one buffer."""
-    turns, out = orders(len(dataset), batch), np.empty((batch, *dataset.shape(level)), np.uint8)
+    turns = orders(len(dataset), batch)
+    out = np.empty((batch, *dataset.shape(level)), np.uint8)
     return lambda: dataset.read(next(turns), level, check, out)
 
 

@@ -1,4 +1,4 @@
-"""`saddle benchmark regularizers`: what each adds to the cost of a D step."""
+"""Time what each regularizer adds to a D step."""
 
 import math
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import run
-from launch.tables import text_table, write_json
+from launch.tables import json_option, save_rows, text_table
 
 if TYPE_CHECKING:
     import torch
 
-    from gan.trainer import Task
+    from gan.state import Task
     from launch.benchmark.timing import Call, Times
 
 BASELINES = ("none", "r1")
@@ -28,7 +28,7 @@ BASELINES = ("none", "r1")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 4096), default=1, show_default=True, help="CPU time is taken of one.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Samples of each.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 def main(
     regularizers: str | None, device: str, threads: int, repeats: int, json_path: Path | None, **options: Any
 ) -> None:
@@ -52,23 +52,22 @@ def main(
     clock = DeviceClock(keep=0) if device == "cuda" else HostClock(threads)
     clock.budget = math.inf  # --repeats decides
     times, left_out = contest(steps, clock, repeats)
-    rows = table(times)
+    rows = regularizer_rows(times)
     click.echo(text_table(rows))
     for name, reason in left_out.items():
         click.echo(f"{name} left out: {reason}")
-    if json_path:
-        write_json(json_path, {"machine": machine, **options, "rows": rows, "left_out": left_out})
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, {"machine": machine, **options, "rows": rows, "left_out": left_out})
 
 
 def task(name: str, device: "torch.device", resolution: int, batch: int, channels: int, objective: str) -> "Task":
     """Training of a whole network at one resolution. Raises UserError for what cannot be, as training does."""
-    from gan.checkpoint import ImageFormat
     from gan.config import TrainConfig, override
     from gan.errors import UserError
+    from gan.families import build_task
+    from gan.methods.pairs import configured
+    from gan.networks import ImageFormat
     from gan.ranks.distributed import Ranks, set_precision
     from gan.schedules import build_schedule
-    from gan.trainer import build_task
 
     last = resolution.bit_length() - 3
     if resolution != 4 << last:
@@ -78,43 +77,45 @@ def task(name: str, device: "torch.device", resolution: int, batch: int, channel
     ranks = Ranks(device=device)
     set_precision(ranks, config.distributed.deterministic)
     images = ImageFormat(channels=3, base=(4, 4), last=last, class_names=(), dataset_hash="")
-    built = build_task(config, build_schedule(config, last), images, ranks)
-    if built.objective.discriminator is None:
+    if configured(config)[0].discriminator is None:
         raise UserError(f"--objective={objective} has no critic, and so no D step")
-    return built
+    return build_task(config, build_schedule(config, last), images, ranks)
 
 
 def d_step(task: "Task") -> "Call":
     """D's part of `train_step`, at a learning rate of 0: every call does the same work on the same images."""
     import torch
 
-    from gan.methods.pairs import critic_loss
+    from gan.methods.pairs import configured, critic_loss
+    from gan.parts import Part
+    from gan.ranks.gradients import GradientSum
     from gan.schedules import moment
-    from gan.trainer import build_critic, initial_state, total_over_samples, update
+    from gan.state import initial_state
+    from gan.trainer import show
 
-    state, now, draws, gamma = initial_state(task), moment(task.schedule, 0), task.draws(0), task.gamma(0)
-    D, optimizer, batch, sound = (
-        state.D,
-        state.d_optimizer,
-        task.config.batch,
-        torch.zeros((), device=task.ranks.device),
-    )
-    critic = build_critic(D, task, now, 1.0, None, draws, gamma)
-    side = 4 << task.images.last
+    objective, regularizer = configured(task.config)
+    state = initial_state(task)
+    D = state.networks["D"]
+    gamma = task.gamma(0)
+    batch = task.config.batch
+    height, width = task.images.size(task.images.last)
     generator = torch.Generator().manual_seed(0)
-    real, fake = (2 * torch.rand(2, batch, 3, side, side, generator=generator) - 1).to(task.ranks.device)
+    real, fake = (2 * torch.rand(2, batch, 3, height, width, generator=generator) - 1).to(task.ranks.device)
+    part = Part(real, None, task.draws(0))
+    critic = show(D, part, task, moment(task.schedule, 0), 1.0, gamma)
 
     def step() -> None:
-        d = critic_loss(task.objective, task.regularizer, critic, real.detach(), fake.detach(), draws)
-        total = total_over_samples(d.loss, batch) + sum(gamma / 2 * penalty.sum() for penalty in d.penalties)
-        update(D, optimizer, 0.0, iter([total]), task, sound, stopping=0.0)
-        if task.regularizer.constrain:
-            task.regularizer.constrain(D, gamma)
+        loss = critic_loss(objective, regularizer, critic, real, fake)
+        gradients = GradientSum(D.parameters(), batch)
+        gradients.add(loss.total(gamma / 2))
+        gradients.step(state.optimizers["d_optimizer"], lr=0.0, void=torch.zeros_like(state.skipped[0]))
+        if regularizer.constrain:
+            regularizer.constrain(D, gamma)
 
     return step
 
 
-def table(times: Mapping[str, "Times"]) -> list[dict[str, Any]]:
+def regularizer_rows(times: Mapping[str, "Times"]) -> list[dict[str, Any]]:
     """Milliseconds of a step, and what they are of the baselines' where those took part."""
     none, r1 = (times[name].median if name in times else math.nan for name in BASELINES)
     return [

@@ -1,4 +1,4 @@
-"""`saddle benchmark step`: the training step on one rank and on several, and what it would be on many."""
+"""Time the training step on one rank and on several, per stage, and predict it on many."""
 
 import math
 import os
@@ -16,17 +16,16 @@ from gan.config import TrainConfig, override, parse_assignment
 from gan.errors import UserError
 from gan.methods.pairs import configured
 from gan.ranks import distributed
-from launch.benchmark.ops_benchmark import check_writable
-from launch.benchmark.step_contest import ALSO, measure, noise_format
+from launch.benchmark.step_contest import ALSO, measure_stages, noise_format
 from launch.benchmark.step_model import ASSUMPTIONS, Link, StepCost, line, measure_link, predict
 from launch.benchmark.timing import describe_machine, machine_line
 from launch.cli import run
 from launch.ranks import call, end_with_parent, torchrun
-from launch.tables import text_table, write_json
-from launch.train import image_format, read_preset
+from launch.settings import image_format, read_preset
+from launch.tables import json_option, save_rows, text_table
 
 NARROW = 64  # channels at most where there is no GPU and nobody says otherwise
-Row = dict[str, Any]
+StageTimes = dict[str, Any]  # what `step_contest.stage_row` makes of one stage on one number of ranks
 
 
 @click.command()
@@ -44,7 +43,7 @@ Row = dict[str, Any]
 @click.option("--latency", type=float, default=10.0, show_default=True, help="Microseconds between GPUs.")
 @click.option("--bandwidth", type=float, default=25.0, show_default=True, help="GB/s that a GPU sends.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any key of gan/config.py; repeatable.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows here too.")
+@json_option
 @click.option("--rows", type=click.Path(path_type=Path), hidden=True)
 def main(**flags: Any) -> int:
     """Measure the step per stage: compute, exposed communication, wait for data; and predict many GPUs.
@@ -67,32 +66,28 @@ def main(**flags: Any) -> int:
     if max(stages) > images.last:
         raise UserError(f"--stages={flags['stages']}: the last one is {images.last}")
     if "WORLD_SIZE" in os.environ:
-        ranks, rows = measure(config, images, dataset, stages, also, flags["rounds"], flags["threads"])
+        ranks, rows = measure_stages(config, images, dataset, stages, also, flags["rounds"], flags["threads"])
         if ranks.first:
             leave_rows(rows, also, flags)
         distributed.stop()
         distributed.end_rank()
     distributed.check_devices(max(worlds))
     predicted = numbers("--predict", flags["worlds"])
-    if flags["json_path"]:
-        check_writable(flags["json_path"])
     torch.set_num_threads(flags["threads"])
     machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")) | {"clock": "wall time"}
     click.echo(machine_line(machine))
     measured = [row for world in worlds for row in start_ranks(world, flags)]
-    click.echo(text_table([shown(row, also) for row in measured]) + "\n")
+    click.echo(text_table([table_row(row, also) for row in measured]) + "\n")
     slots = math.inf if machine["device"] == "cuda" else machine["cores"] / flags["threads"]
     report: dict[str, Any] = {"machine": machine, "config": asdict(config), "measured": measured}
     costs = {row["stage"]: step_cost(row) for row in measured if row["gpus"] == 1}
     if costs:
-        report |= {"assumptions": ASSUMPTIONS, "slots": slots, "checks": check(measured, costs, slots)}
+        report |= {"assumptions": ASSUMPTIONS, "slots": slots, "checks": check_model(measured, costs, slots)}
         link = Link(flags["latency"] / 1e6, flags["bandwidth"] * 1e9)
         ones = [row for row in measured if row["gpus"] == 1]
         report["predictions"] = list(extrapolate(ones, predicted, flags, link))
         show_model(report, flags)
-    if flags["json_path"]:
-        write_json(flags["json_path"], report)
-        click.echo(f"wrote {flags['json_path']}")
+    save_rows(flags["json_path"], report)
     return 0
 
 
@@ -116,7 +111,7 @@ def read_config(flags: Mapping[str, Any]) -> TrainConfig:
     return override(override(TrainConfig(), read_preset(flags["preset"]) | wanted), values)
 
 
-def start_ranks(world: int, flags: Mapping[str, Any]) -> list[Row]:
+def start_ranks(world: int, flags: Mapping[str, Any]) -> list[StageTimes]:
     """Measure on so many ranks of this host -> a row per stage."""
     passed = ("preset", "resolution", "batch", "data", "stages", "also", "rounds", "threads")
     arguments = [f"--{name}={flags[name]}" for name in passed if flags[name] not in (None, "")]
@@ -128,19 +123,19 @@ def start_ranks(world: int, flags: Mapping[str, Any]) -> list[Row]:
         return torch.load(rows, weights_only=True)
 
 
-def leave_rows(rows: Sequence[Row], also: Sequence[str], flags: Mapping[str, Any]) -> None:
+def leave_rows(rows: Sequence[StageTimes], also: Sequence[str], flags: Mapping[str, Any]) -> None:
     """Of rank 0: for the command that started it, or as the table where torchrun was called by hand."""
     if flags["rows"]:
         torch.save(rows, flags["rows"])
         return
-    click.echo(text_table([shown(row, also) for row in rows]))
-    if flags["json_path"]:
-        write_json(flags["json_path"], {"measured": rows})
+    click.echo(text_table([table_row(row, also) for row in rows]))
+    save_rows(flags["json_path"], {"measured": rows})
 
 
-def shown(row: Row, also: Sequence[str]) -> Row:
-    """A measured row for people."""
-    joined, alone = row["ms"]["joined"], row["ms"]["alone"]
+def table_row(row: StageTimes, also: Sequence[str]) -> dict[str, Any]:
+    """A stage's times for people."""
+    joined = row["ms"]["joined"]
+    alone = row["ms"]["alone"]
     cells = {
         "gpus": row["gpus"],
         "stage": row["size"],
@@ -155,14 +150,14 @@ def shown(row: Row, also: Sequence[str]) -> Row:
     return cells | {f"{name} / joined": f"{row['over_joined'][name]:.2f}" for name in also}
 
 
-def step_cost(row: Row) -> StepCost:
+def step_cost(row: StageTimes) -> StepCost:
     """What one rank alone takes, from its whole batch and half of it."""
     points = [(row["shares"][name], row["ms"][name] / 1e3) for name in ("half", "alone")]
     fixed, per_sample = line(*points) if points[0][0] < points[1][0] else (0.0, points[1][1] / points[1][0])
     return StepCost(fixed, per_sample, tuple(row["messages"]))
 
 
-def check(measured: Sequence[Row], costs: Mapping[int, StepCost], slots: float) -> list[Row]:
+def check_model(measured: Sequence[StageTimes], costs: Mapping[int, StepCost], slots: float) -> list[dict[str, Any]]:
     """Steps of several local ranks, predicted from one rank's, beside what they took."""
     rows = []
     for row in measured:
@@ -171,14 +166,17 @@ def check(measured: Sequence[Row], costs: Mapping[int, StepCost], slots: float) 
         small, large, size = row["link"]
         link = measure_link(small, large, size, row["gpus"])
         guess = predict(costs[row["stage"]], row["gpus"], row["shares"]["joined"], link, slots)
-        step, took = 1e3 * guess.seconds, row["ms"]["joined"]
+        step = 1e3 * guess.seconds
+        took = row["ms"]["joined"]
         cells = {"gpus": row["gpus"], "stage": row["size"], "predicted ms": round(step, 1), "took ms": round(took, 1)}
         rows.append(cells | {"off by": f"{step / took - 1:+.0%}", "link us": round(link.latency * 1e6),
                              "link GB/s": round(link.bandwidth / 1e9, 2)})  # fmt: skip
     return rows
 
 
-def extrapolate(rows: Sequence[Row], worlds: Sequence[int], flags: Mapping[str, Any], link: Link) -> Iterator[Row]:
+def extrapolate(
+    rows: Sequence[StageTimes], worlds: Sequence[int], flags: Mapping[str, Any], link: Link
+) -> Iterator[dict[str, Any]]:
     """A row for each stage and number of GPUs; efficiency is of the images per second of one rank with --batch."""
     for row in rows:
         cost = step_cost(row)

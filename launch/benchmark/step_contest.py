@@ -14,16 +14,18 @@ import torch.distributed as dist
 
 from data.dataset import ImageDataset
 from data.loader import load
-from gan.checkpoint import ImageFormat
 from gan.config import TrainConfig, override
 from gan.errors import UserError
+from gan.families import build_task
 from gan.methods.pairs import configured
+from gan.networks import ImageFormat
 from gan.ranks import distributed
 from gan.ranks.distributed import Ranks
 from gan.ranks.statistics import Statistics
 from gan.run.loop import to_device
 from gan.schedules import build_schedule, moment
-from gan.trainer import Batch, Task, build_task, initial_state, train_step
+from gan.state import Batch, Task, initial_state
+from gan.trainer import train_step
 
 ALSO: dict[str, dict[str, Any]] = {  # contestant -> what it changes in a joined one
     "exact": {"distributed.exact": True},
@@ -37,9 +39,13 @@ class Contestant:
     """A training state of its own, that takes steps of one stage."""
 
     def __init__(self, task: Task, stage: int, dataset: ImageDataset | None) -> None:
-        self.task, self.batches = task, feed(task, stage, dataset)
-        self.state, self.now = initial_state(task), replace(moment(task.schedule, 0), stage=stage)
-        self.waited, self.steps, self.share = 0.0, 0, task.samples(0)[1]
+        self.task = task
+        self.batches = feed(task, stage, dataset)
+        self.state = initial_state(task)
+        self.now = replace(moment(task.schedule, 0), stage=stage)
+        self.share = task.samples(0)[1]
+        self.steps = 0
+        self.waited = 0.0  # seconds, for data
 
     def step(self) -> None:
         """One step on the next batch."""
@@ -63,13 +69,13 @@ class Contestant:
     def messages(self) -> list[float]:
         """Bytes of D's and of G's sum, mean over steps."""
         sizes = []
-        for net, every in ((self.state.D, 1), (self.state.G, self.task.config.optimizer.n_critic)):
-            gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        for name, every in (("D", 1), ("G", self.task.config.optimizer.n_critic)):
+            gradients = [p.grad for p in self.state.networks[name].parameters() if p.grad is not None]
             sizes.append((sum(g.nbytes for g in gradients) + gradients[0].element_size()) / every if gradients else 0.0)
         return sizes
 
 
-def measure(
+def measure_stages(
     config: TrainConfig,
     images: ImageFormat,
     dataset: ImageDataset | None,
@@ -106,7 +112,8 @@ def measure_stage(
 ) -> dict[str, Any]:
     """Every contestant in turn, in rounds that begin with another one each."""
     block = math.lcm(config.distributed.group, configured(config)[0].group)
-    half, joined = max(config.batch // 2 // block, 1) * block, replace(config, batch=config.batch * ranks.world)
+    half = max(config.batch // 2 // block, 1) * block
+    joined = replace(config, batch=config.batch * ranks.world)
     apart = Ranks(device=ranks.device)
     who = {"joined": (joined, ranks), "alone": (config, apart)}
     if ranks.world == 1:
@@ -118,8 +125,8 @@ def measure_stage(
             task = build_task(its, build_schedule(its, images.last), images, place)
             contestants[name] = Contestant(task, stage, dataset)
             stack.enter_context(closing(contestants[name].batches))
-        seconds = contest(contestants, config, rounds)
-    return summarize(contestants, seconds, images, ranks, stage)
+        seconds = take_turns(contestants, config, rounds)
+    return stage_row(contestants, seconds, images, ranks, stage)
 
 
 def feed(task: Task, stage: int, dataset: ImageDataset | None) -> Generator[Batch, None, None]:
@@ -127,13 +134,12 @@ def feed(task: Task, stage: int, dataset: ImageDataset | None) -> Generator[Batc
     if dataset:
         requests = ((*task.samples(seen), stage) for seen in count(0, task.config.batch))
         return load(dataset, requests, task.config.seed)
-    side = task.images.base[0] * 2**stage
-    shape = (task.samples(0)[1], side, side, task.images.channels)
+    shape = (task.samples(0)[1], *task.images.size(stage), task.images.channels)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return ((noise, None) for _ in repeat(None))
 
 
-def contest(contestants: Mapping[str, Contestant], config: TrainConfig, rounds: int) -> dict[str, list[float]]:
+def take_turns(contestants: Mapping[str, Contestant], config: TrainConfig, rounds: int) -> dict[str, list[float]]:
     """Samples of each, seconds of a step, in turns. A sample holds whole periods of lazy penalties and of n_critic."""
     period = math.lcm(config.regularizer.every, config.optimizer.n_critic)
     lengths = {}
@@ -150,26 +156,27 @@ def contest(contestants: Mapping[str, Contestant], config: TrainConfig, rounds: 
     return samples
 
 
-def summarize(
+def stage_row(
     contestants: Mapping[str, Contestant],
     seconds: Mapping[str, list[float]],
     images: ImageFormat,
     ranks: Ranks,
     stage: int,
 ) -> dict[str, Any]:
-    """The row of a stage. Times are those of the fastest tenth of the rounds, for other jobs only slow a step down;
-    ratios are medians of those within a round."""
+    """What is reported of a stage.
+
+    Times are those of the fastest tenth of the rounds, because other jobs of the machine can only slow a step down;
+    ratios are medians over rounds of the ratio within a round.
+    """
     shares = {name: contestant.share for name, contestant in contestants.items()}
-    speeds = {
-        name: rates(shares[name], seconds[name], ranks.device) for name in contestants
-    }  # joint images per second in each round
+    # Of all ranks together, images per second in each round.
+    speeds = {name: rates(shares[name], seconds[name], ranks.device) for name in contestants}
     joined = contestants["joined"]
-    height, width = (side * 2**stage for side in images.base)
     times = {name: 1e3 * shares[name] * ranks.world / float(np.quantile(rate, 0.9)) for name, rate in speeds.items()}
     return {
         "gpus": ranks.world,
         "stage": stage,
-        "size": f"{height}x{width}",
+        "size": images.size_name(stage),
         "shares": shares,
         "ms": times,
         "messages": joined.messages(),
@@ -190,7 +197,8 @@ def time_link(ranks: Ranks) -> tuple[float, float, float]:
     """(seconds of a sum of one number, of one of LARGE bytes, LARGE), medians of the slowest rank's."""
     medians = []
     for size in (1, LARGE // 4):
-        values, samples = torch.zeros(size, device=ranks.device), []
+        values = torch.zeros(size, device=ranks.device)
+        samples = []
         for _ in range(20):
             wait_for_all(ranks.device)
             begin = time.perf_counter()

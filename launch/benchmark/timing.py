@@ -30,7 +30,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sampling:
     """How a contestant is sampled: a sample is the mean of `calls`; its host takes `host_seconds` to start them."""
 
     calls: int
@@ -43,10 +43,10 @@ class Clock(Protocol):
     name: str
     budget: float  # seconds that a contest should not go on beyond
 
-    def plan(self, call: Call) -> Plan:
+    def warm_up(self, call: Call) -> Sampling:
         """Warm up, and see how long a call takes."""
 
-    def sample(self, call: Call, plan: Plan) -> float:
+    def sample(self, call: Call, sampling: Sampling) -> float:
         """Mean seconds of one call."""
 
 
@@ -61,22 +61,22 @@ class HostClock:
         self.name = "CPU time" if threads == 1 else "wall time"
         self.now = time.process_time if threads == 1 else time.perf_counter
 
-    def plan(self, call: Call) -> Plan:
+    def warm_up(self, call: Call) -> Sampling:
         """See Clock."""
         call()
         started = self.now()
         call()
         seconds = self.now() - started
-        return Plan(min(max(int(self.sample_seconds / max(seconds, 1e-7)), 1), self.most_calls), seconds)
+        return Sampling(min(max(int(self.sample_seconds / max(seconds, 1e-7)), 1), self.most_calls), seconds)
 
-    def sample(self, call: Call, plan: Plan) -> float:
+    def sample(self, call: Call, sampling: Sampling) -> float:
         """See Clock. What short calls find in the cache is what they left there, not what another contestant did."""
-        if plan.calls > 1:
+        if sampling.calls > 1:
             call()
         started = self.now()
-        for _ in range(plan.calls):
+        for _ in range(sampling.calls):
             call()  # the result is freed here
-        return (self.now() - started) / plan.calls
+        return (self.now() - started) / sampling.calls
 
 
 class DeviceClock:
@@ -96,7 +96,7 @@ class DeviceClock:
     def __init__(self, keep: int) -> None:
         self.keep = keep
 
-    def plan(self, call: Call) -> Plan:
+    def warm_up(self, call: Call) -> Sampling:
         """See Clock."""
         call()
         torch.cuda.synchronize()
@@ -106,20 +106,21 @@ class DeviceClock:
         torch.cuda.synchronize()
         seconds = time.perf_counter() - started
         calls = min(max(int(self.sample_seconds / max(seconds, 1e-7)), 1), self.most_calls)
-        return Plan(calls, queued - started)
+        return Sampling(calls, queued - started)
 
-    def sample(self, call: Call, plan: Plan) -> float:
+    def sample(self, call: Call, sampling: Sampling) -> float:
         """See Clock."""
         results: deque[Any] = deque(maxlen=self.keep)
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        wait = min(1.5 * plan.host_seconds * plan.calls, self.most_wait)
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        wait = min(1.5 * sampling.host_seconds * sampling.calls, self.most_wait)
         torch.cuda._sleep(int(wait * self.cycles_per_second))
         start.record()
-        for _ in range(plan.calls):
+        for _ in range(sampling.calls):
             results.append(call())
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / plan.calls
+        return start.elapsed_time(end) / 1e3 / sampling.calls
 
 
 def contest(
@@ -127,27 +128,29 @@ def contest(
 ) -> tuple[dict[str, Times], dict[str, str]]:
     """Time each of `calls` `repeats` times -> ({name: times}, {name: why it could not take part}).
 
-    In rounds, a sample of each in each, so that whatever else the machine does meets all of them; every round begins
-    with the next one. Past the clock's budget no round begins, except the first three.
+    In each round every one is sampled once, so that whatever else the machine does slows all of them down; each round
+    begins with another one. Once the clock's budget is spent no further round begins, except the first three.
     """
-    plans, left_out = {}, {}
+    samplings: dict[str, Sampling] = {}
+    left_out: dict[str, str] = {}
     for name, call in calls.items():
         try:
-            plans[name] = clock.plan(call)
+            samplings[name] = clock.warm_up(call)
         except (torch.OutOfMemoryError, NotImplementedError) as error:
             left_out[name] = str(error).splitlines()[0]
-    samples: dict[str, list[float]] = {name: [] for name in plans}
-    names, started = list(plans), seconds()
+    samples: dict[str, list[float]] = {name: [] for name in samplings}
+    names = list(samplings)
+    started = seconds()
     for turn in range(repeats):
         if turn >= FEWEST and seconds() - started > clock.budget:
             break
         first = turn % max(len(names), 1)
         for name in names[first:] + names[:first]:
-            samples[name].append(clock.sample(calls[name], plans[name]))
-    return {name: summarize(values) for name, values in samples.items()}, left_out
+            samples[name].append(clock.sample(calls[name], samplings[name]))
+    return {name: percentiles(values) for name, values in samples.items()}, left_out
 
 
-def summarize(seconds: list[float]) -> Times:
+def percentiles(seconds: list[float]) -> Times:
     """Samples in seconds -> Times in milliseconds."""
     p10, median, p90 = (float(q) for q in np.percentile(np.array(seconds) * 1e3, [10, 50, 90]))
     return Times(median, p10, p90, len(seconds))

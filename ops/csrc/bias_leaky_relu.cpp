@@ -17,6 +17,54 @@ constexpr int64_t GRAIN = 32 << 10;  // elements that are worth a thread
 constexpr int64_t CHUNK = 16 << 10;  // elements that are summed at a time
 constexpr int64_t FLUSH = 64;        // additions in float before the sum goes on in double
 
+template <class A>
+struct Activated {
+  V<A> y;
+  uint8_t bits;  // bit i: was number i positive?
+};
+
+// leaky_relu(v) * gain, in the order of operations that torch has.
+inline Activated<float> leaky_relu(V<float> v, float slope, float gain) {
+#if defined(__AVX512VL__)
+  const __m256 x = as<__m256>(v);
+  const __mmask8 rest = _mm256_cmp_ps_mask(x, _mm256_setzero_ps(), _CMP_NGT_UQ);
+  const __m256 y = _mm256_mask_mul_ps(x, rest, x, _mm256_set1_ps(slope));
+  return {as<V<float>>(_mm256_mul_ps(y, _mm256_set1_ps(gain))), static_cast<uint8_t>(~rest)};
+#elif defined(__AVX__)
+  const __m256 x = as<__m256>(v), above = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ);
+  const __m256 y = _mm256_blendv_ps(_mm256_mul_ps(x, _mm256_set1_ps(slope)), x, above);
+  return {as<V<float>>(_mm256_mul_ps(y, _mm256_set1_ps(gain))), static_cast<uint8_t>(_mm256_movemask_ps(above))};
+#else
+  uint8_t bits = 0;
+  for (int i = 0; i < LANES; i++) bits |= (v[i] > 0) << i;
+  return {(v > 0 ? v : v * slope) * gain, bits};
+#endif
+}
+
+inline Activated<double> leaky_relu(V<double> v, double slope, double gain) {
+  uint8_t bits = 0;
+  for (int i = 0; i < LANES; i++) bits |= (v[i] > 0) << i;
+  return {(v > 0 ? v : v * slope) * gain, bits};
+}
+
+// The same of sixteen, and their bits to bits[0] and bits[1].
+template <class A>
+ALWAYS_INLINE V16<A> leaky_relu(const V16<A>& v, A slope, A gain, uint8_t* bits) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<A, float>) {
+    const __m512 x = as<__m512>(v);
+    const __mmask16 rest = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NGT_UQ);
+    const auto above = static_cast<uint16_t>(~rest);
+    std::memcpy(bits, &above, 2);
+    return as<V16<A>>(_mm512_mul_ps(_mm512_mask_mul_ps(x, rest, x, _mm512_set1_ps(slope)), _mm512_set1_ps(gain)));
+  }
+#endif
+  const Activated<A> low = leaky_relu(low_half<A>(v), slope, gain), high = leaky_relu(high_half<A>(v), slope, gain);
+  bits[0] = low.bits;
+  bits[1] = high.bits;
+  return join<A>(low.y, high.y);
+}
+
 template <class T>
 struct Forward {
   using A = Accumulator<T>;
@@ -49,11 +97,12 @@ template <class T>
 void forward(const BiasLeakyRelu& call) {
   using A = Accumulator<T>;
   const int64_t size = call.outer * call.channels * call.inner;
-  const Forward<T> to{static_cast<const T*>(call.x), {static_cast<T*>(call.y), size * int64_t(sizeof(T)) > STREAM_BYTES},
-                      call.activation.bits, A(call.activation.slope), A(call.activation.gain)};
+  const bool streams = size * int64_t(sizeof(T)) > STREAM_BYTES;
+  const Forward<T> to{static_cast<const T*>(call.x), {static_cast<T*>(call.y), streams}, call.bits, A(call.slope),
+                      A(call.gain)};
   std::vector<A> bias(call.channels, A(0));
-  if (call.activation.bias)
-    for (int64_t c = 0; c < call.channels; c++) bias[c] = static_cast<const T*>(call.activation.bias)[c];
+  if (call.bias)
+    for (int64_t c = 0; c < call.channels; c++) bias[c] = static_cast<const T*>(call.bias)[c];
   std::vector<A> cycle(bias);  // wherever a group begins, its eight biases are neighbors here
   for (int64_t i = 0; i < 2 * LANES; i++) cycle.push_back(bias[i % call.channels]);
 
@@ -166,17 +215,19 @@ void backward(const BiasLeakyRelu& call) {
   const int64_t size = call.outer * call.channels * call.inner;
   const bool aligned = (call.inner == 1 ? call.channels : call.inner) % LANES == 0;
   const bool streams = aligned && size * int64_t(sizeof(T)) > STREAM_BYTES;
-  const Backward<T> to{static_cast<const T*>(call.x), {static_cast<T*>(call.y), streams}, call.activation.bits, size,
-                       A(call.activation.slope), A(call.activation.gain)};
+  const Backward<T> to{static_cast<const T*>(call.x), {static_cast<T*>(call.y), streams}, call.bits, size, A(call.slope),
+                       A(call.gain)};
   std::vector<double> sums(call.channels);
   call.inner == 1 ? backward_pixels(call, to, sums) : backward_planes(call, to, sums);
   if (call.dbias)
     for (int64_t c = 0; c < call.channels; c++) static_cast<T*>(call.dbias)[c] = static_cast<T>(sums[c]);
 }
 
-BiasLeakyRelu call_of(const at::Tensor& x, const at::Tensor& y, bool channels_last, const Activation& activation) {
+BiasLeakyRelu call_of(const at::Tensor& x, const at::Tensor& y, bool channels_last, const void* bias, uint8_t* bits,
+                      double slope, double gain) {
   const int64_t inner = channels_last ? 1 : x.numel() / (x.size(0) * x.size(1));
-  return {type_of(x), x.numel() / (x.size(1) * inner), x.size(1), inner, x.const_data_ptr(), y.mutable_data_ptr(), activation};
+  const int64_t outer = x.numel() / (x.size(1) * inner);
+  return {type_of(x), outer, x.size(1), inner, x.const_data_ptr(), y.mutable_data_ptr(), bias, bits, slope, gain};
 }
 
 std::tuple<at::Tensor, at::Tensor> bias_leaky_relu(const at::Tensor& input, const std::optional<at::Tensor>& bias,
@@ -184,15 +235,15 @@ std::tuple<at::Tensor, at::Tensor> bias_leaky_relu(const at::Tensor& input, cons
   const bool channels_last = is_channels_last(input);
   const at::Tensor x = dense(input, channels_last), y = empty_output(x, channels_last), bits = empty_bits(y);
   const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
-  const Activation activation{bias ? shift.const_data_ptr() : nullptr, bits.mutable_data_ptr<uint8_t>(), slope, gain};
-  const BiasLeakyRelu call = call_of(x, y, channels_last, activation);
+  const void* const biases = bias ? shift.const_data_ptr() : nullptr;
+  const BiasLeakyRelu call = call_of(x, y, channels_last, biases, bits.mutable_data_ptr<uint8_t>(), slope, gain);
 #if defined(GAN_OPS_CUDA)
   if (x.is_cuda()) {
     on_device_of(x, [&](void* stream) { return bias_leaky_relu_cuda(call, stream); });
     return {y, bits};
   }
 #endif
-  bias_leaky_relu_cpu(call);
+  dispatch(call.type, [&](auto element) { forward<decltype(element)>(call); });
   return {y, bits};
 }
 
@@ -200,8 +251,8 @@ std::tuple<at::Tensor, at::Tensor> bias_leaky_relu_backward(const at::Tensor& gr
                                                             bool channels_last, bool with_bias, double slope, double gain) {
   const at::Tensor dy = dense(gradient, channels_last), dx = empty_output(dy, channels_last);
   const at::Tensor dbias = at::empty({with_bias ? dy.size(1) : 0}, dy.options());
-  uint8_t* const packed = const_cast<uint8_t*>(bits.const_data_ptr<uint8_t>());  // read only: Activation serves both ways
-  BiasLeakyRelu call = call_of(dy, dx, channels_last, {nullptr, packed, slope, gain});
+  uint8_t* const packed = const_cast<uint8_t*>(bits.const_data_ptr<uint8_t>());  // read only: BiasLeakyRelu serves both ways
+  BiasLeakyRelu call = call_of(dy, dx, channels_last, nullptr, packed, slope, gain);
   call.dbias = with_bias ? dbias.mutable_data_ptr() : nullptr;
 #if defined(GAN_OPS_CUDA)
   if (dy.is_cuda()) {
@@ -216,11 +267,6 @@ std::tuple<at::Tensor, at::Tensor> bias_leaky_relu_backward(const at::Tensor& gr
 }
 
 }  // namespace
-
-void bias_leaky_relu_cpu(const BiasLeakyRelu& call) {
-  dispatch(call.type, [&](auto element) { forward<decltype(element)>(call); });
-}
-
 }  // namespace gan_ops
 
 GAN_OPS_IMPL(m, {

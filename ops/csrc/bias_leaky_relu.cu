@@ -13,6 +13,35 @@ namespace {
 constexpr int THREADS = 256, LOADS = 4;
 constexpr int64_t BLOCKS = 4096;  // about as many for the backward: enough to fill GPUs, few enough to sum up
 
+template <class A>
+struct Leaky {
+  A slope, gain;
+  explicit Leaky(const BiasLeakyRelu& call)
+      : slope(static_cast<A>(call.slope)), gain(static_cast<A>(call.gain)) {}
+};
+
+// v = gain * leaky_relu(v), rounded as torch does it. Returns bit i for v[i] > 0.
+template <int N, class A>
+__device__ __forceinline__ unsigned activate(A* v, Leaky<A> leaky) {
+  unsigned signs = 0;
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    const bool positive = v[i] > 0;
+    signs |= positive ? 1u << i : 0u;
+    v[i] = (positive ? v[i] : v[i] * leaky.slope) * leaky.gain;
+  }
+  return signs;
+}
+
+// Neighboring threads with N signs each make a byte together, and all of them get it. The whole warp must come here.
+template <int N>
+__device__ __forceinline__ unsigned sign_byte(unsigned signs) {
+  signs <<= N * (threadIdx.x % (8 / N));
+#pragma unroll
+  for (int distance = 1; distance < 8 / N; distance *= 2) signs |= __shfl_xor_sync(~0u, signs, distance);
+  return signs;
+}
+
 // PER_ELEMENT: inner is 1 and a pack has a channel for each element. Else a pack lies in at most two channels.
 template <class T, int N, bool PER_ELEMENT>
 __global__ void __launch_bounds__(THREADS)
@@ -21,9 +50,9 @@ __global__ void __launch_bounds__(THREADS)
   const int64_t block = int64_t(blockIdx.x) * THREADS * LOADS * N;
   const int left = static_cast<int>(min(call.outer * call.channels * call.inner - block, int64_t(THREADS * LOADS * N)));
   const T* x = static_cast<const T*>(call.x) + block;
-  const T* bias = static_cast<const T*>(call.activation.bias);
+  const T* bias = static_cast<const T*>(call.bias);
   T* y = static_cast<T*>(call.y) + block;
-  uint8_t* bits = call.activation.bits + block / 8;
+  uint8_t* bits = call.bits + block / 8;
 
   Pack<T, N> packs[LOADS];
 #pragma unroll
@@ -107,7 +136,7 @@ __global__ void __launch_bounds__(THREADS)
       const bool inside = i + k * THREADS < end;
       addresses[k] = at;
       packs[k] = load<T, N>(dy + at, inside);
-      signs[k] = inside ? call.activation.bits[at / 8] >> at % 8 : 0;
+      signs[k] = inside ? call.bits[at / 8] >> at % 8 : 0;
       at += step_planes * call.channels * call.inner + step * N;
       column += step;
       if (column >= per_plane) {
@@ -153,7 +182,7 @@ __global__ void __launch_bounds__(THREADS) backward_channels_last_kernel(BiasLea
       const int64_t at = (i + k * height) * call.channels;
       const bool inside = i + k * height < end;
       packs[k] = load<T, N>(dy + at, inside);
-      signs[k] = inside ? call.activation.bits[(at + channel) / 8] >> (at + channel) % 8 : 0;
+      signs[k] = inside ? call.bits[(at + channel) / 8] >> (at + channel) % 8 : 0;
     }
     A some[N] = {};
 #pragma unroll
@@ -216,7 +245,7 @@ int64_t splits_of(const BiasLeakyRelu& call) {
 template <class T, int N>
 void launch_backward(const BiasLeakyRelu& call, int64_t splits, cudaStream_t stream) {
   const auto share = [&](int64_t work, int64_t pass) { return ceil_divide(ceil_divide(work, splits), pass) * pass; };
-  const Leaky<Wide<T>> leaky(call.activation);
+  const Leaky<Wide<T>> leaky(call);
   const auto parts = static_cast<unsigned>(splits);
   if (call.inner == 1) {
     const int width = tile_width(call.channels / N);
@@ -237,7 +266,7 @@ const char* bias_leaky_relu_cuda(const BiasLeakyRelu& call, void* stream) {
     using T = decltype(zero);
     constexpr int N = FULL<T>;
     const int64_t numel = call.outer * call.channels * call.inner;
-    const void* bias = call.activation.bias;
+    const void* bias = call.bias;
     const bool per_element = call.inner == 1 && call.channels % N == 0 && aligned({bias});
     const bool packed = numel % N == 0 && aligned({call.x, call.y}) && (!bias || call.inner >= N || per_element);
     const auto kernel = !packed ? forward_kernel<T, 1, false>
@@ -245,7 +274,7 @@ const char* bias_leaky_relu_cuda(const BiasLeakyRelu& call, void* stream) {
                                       : forward_kernel<T, N, false>;
     const auto blocks = static_cast<unsigned>(ceil_divide(numel, THREADS * LOADS * (packed ? N : 1)));
     const Divisor inner(std::min(call.inner, int64_t(1) << 30)), channels(call.channels);
-    const Leaky<Wide<T>> leaky(call.activation);
+    const Leaky<Wide<T>> leaky(call);
     kernel<<<blocks, THREADS, 0, static_cast<cudaStream_t>(stream)>>>(call, leaky, inner, channels);
     return launched();
   });

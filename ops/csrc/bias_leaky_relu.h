@@ -10,12 +10,13 @@ struct BiasLeakyRelu {
   int64_t outer, channels, inner;
   const void* x;  // forward: x; backward: dy
   void* y;        // forward: y; backward: dx
-  Activation activation;  // bits are written forward, read backward
+  const void* bias;  // forward: [channels] in x's type, or null
+  uint8_t* bits;     // [ceil(numel / 8)], written forward, read backward; bit i % 8 of byte i / 8 says whether element i
+                     // of x + bias is positive, in memory order
+  double slope, gain;
   void* dbias = nullptr;  // backward: [channels] in x's type, or null where nobody wants it
   void* workspace = nullptr;  // backward with dbias: bias_leaky_relu_cuda_workspace(call) bytes on the device
 };
-
-void bias_leaky_relu_cpu(const BiasLeakyRelu& call);  // y may be x; on CUDA it may not
 
 // Launch on `stream` (a cudaStream_t) of the current device. Return null, or what CUDA said.
 const char* bias_leaky_relu_cuda(const BiasLeakyRelu& call, void* stream);

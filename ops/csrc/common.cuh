@@ -1,4 +1,4 @@
-// What the kernels share: 16-byte packs, numbers widened for arithmetic, a byte of signs per 8 elements, block sums.
+// What the kernels share: 16-byte packs, numbers widened for arithmetic, block sums.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -104,35 +104,6 @@ __device__ __forceinline__ void store(T* address, const Wide<T>* in) {
   const Pack<T, N> pack = narrow<T, N>(in);
   if constexpr (sizeof(pack) == 16) store_16(address, bit_cast<uint4>(pack));
   else *reinterpret_cast<Pack<T, N>*>(address) = pack;
-}
-
-template <class A>
-struct Leaky {
-  A slope, gain;
-  explicit Leaky(const Activation& activation)
-      : slope(static_cast<A>(activation.slope)), gain(static_cast<A>(activation.gain)) {}
-};
-
-// v = gain * leaky_relu(v), rounded as torch does it. Returns bit i for v[i] > 0.
-template <int N, class A>
-__device__ __forceinline__ unsigned activate(A* v, Leaky<A> leaky) {
-  unsigned signs = 0;
-#pragma unroll
-  for (int i = 0; i < N; i++) {
-    const bool positive = v[i] > 0;
-    signs |= positive ? 1u << i : 0u;
-    v[i] = (positive ? v[i] : v[i] * leaky.slope) * leaky.gain;
-  }
-  return signs;
-}
-
-// Neighboring threads with N signs each make a byte together, and all of them get it. The whole warp must come here.
-template <int N>
-__device__ __forceinline__ unsigned sign_byte(unsigned signs) {
-  signs <<= N * (threadIdx.x % (8 / N));
-#pragma unroll
-  for (int distance = 1; distance < 8 / N; distance *= 2) signs |= __shfl_xor_sync(~0u, signs, distance);
-  return signs;
 }
 
 // The sum over a block of THREADS threads, always in the same order; thread 0 gets it.

@@ -174,54 +174,6 @@ class Zeros {
   Number* begin_;
 };
 
-template <class A>
-struct Activated {
-  V<A> y;
-  uint8_t bits;  // bit i: was number i positive?
-};
-
-// leaky_relu(v) * gain, in the order of operations that torch has.
-inline Activated<float> leaky_relu(V<float> v, float slope, float gain) {
-#if defined(__AVX512VL__)
-  const __m256 x = as<__m256>(v);
-  const __mmask8 rest = _mm256_cmp_ps_mask(x, _mm256_setzero_ps(), _CMP_NGT_UQ);
-  const __m256 y = _mm256_mask_mul_ps(x, rest, x, _mm256_set1_ps(slope));
-  return {as<V<float>>(_mm256_mul_ps(y, _mm256_set1_ps(gain))), static_cast<uint8_t>(~rest)};
-#elif defined(__AVX__)
-  const __m256 x = as<__m256>(v), above = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ);
-  const __m256 y = _mm256_blendv_ps(_mm256_mul_ps(x, _mm256_set1_ps(slope)), x, above);
-  return {as<V<float>>(_mm256_mul_ps(y, _mm256_set1_ps(gain))), static_cast<uint8_t>(_mm256_movemask_ps(above))};
-#else
-  uint8_t bits = 0;
-  for (int i = 0; i < LANES; i++) bits |= (v[i] > 0) << i;
-  return {(v > 0 ? v : v * slope) * gain, bits};
-#endif
-}
-
-inline Activated<double> leaky_relu(V<double> v, double slope, double gain) {
-  uint8_t bits = 0;
-  for (int i = 0; i < LANES; i++) bits |= (v[i] > 0) << i;
-  return {(v > 0 ? v : v * slope) * gain, bits};
-}
-
-// The same of sixteen, and their bits to bits[0] and bits[1].
-template <class A>
-ALWAYS_INLINE V16<A> leaky_relu(const V16<A>& v, A slope, A gain, uint8_t* bits) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<A, float>) {
-    const __m512 x = as<__m512>(v);
-    const __mmask16 rest = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NGT_UQ);
-    const auto above = static_cast<uint16_t>(~rest);
-    std::memcpy(bits, &above, 2);
-    return as<V16<A>>(_mm512_mul_ps(_mm512_mask_mul_ps(x, rest, x, _mm512_set1_ps(slope)), _mm512_set1_ps(gain)));
-  }
-#endif
-  const Activated<A> low = leaky_relu(low_half<A>(v), slope, gain), high = leaky_relu(high_half<A>(v), slope, gain);
-  bits[0] = low.bits;
-  bits[1] = high.bits;
-  return join<A>(low.y, high.y);
-}
-
 // Where outputs go. `streams`: past the cache, which wants elements at multiples of eight to be aligned.
 template <class T>
 struct Writer {

@@ -5,7 +5,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "bias_leaky_relu.h"
 #include "binding.h"
 #include "upfirdn2d_lines.h"
 #include "upfirdn2d_mirrored.h"
@@ -21,32 +20,17 @@ void run(const Upfirdn2d& call) {
   // Several rows are written in turns, and from several more is read: the cache is of less help than to a single run.
   const int64_t bytes = call.n * call.c * call.vertical.out * call.horizontal.out * sizeof(T);
   const bool streams = 2 * bytes >= STREAM_BYTES && row % LANES == 0;
-  const auto run = [&](auto activated) {
 #if defined(REGISTERS)
-    if constexpr (std::is_same_v<T, float>)
-      if (is_small(plan)) return run_small<activated()>(plan);
-    if constexpr (!std::is_same_v<T, double>)
-      if (has_mirrored_form(plan)) {
-        if (is_mirrored(plan)) return run_mirrored<T, activated()>(plan, streams);
-        if (is_doubled(plan)) return run_doubled<T, activated()>(plan, streams);
-      }
+  if constexpr (std::is_same_v<T, float>)
+    if (is_small(plan)) return run_small(plan);
+  if constexpr (!std::is_same_v<T, double>)
+    if (has_mirrored_form(plan)) {
+      if (is_mirrored(plan)) return run_mirrored(plan, streams);
+      if (is_doubled(plan)) return run_doubled(plan, streams);
+    }
 #endif
-    if (call.channels_last) run_nhwc<T, activated()>(plan, streams);
-    else run_nchw<T, activated()>(plan, streams);
-  };
-  call.activated ? run(std::true_type()) : run(std::false_type());
-}
-
-// A line's bits begin on a byte only where it is a multiple of eight long; elsewhere the epilogue takes a pass of its own.
-void run_on_cpu(Upfirdn2d call) {
-  const bool ragged = (call.channels_last ? call.c : call.horizontal.out) % LANES != 0;
-  const bool apart = call.activated && ragged;
-  call.activated = call.activated && !ragged;
-  dispatch(call.type, [&](auto element) { run<decltype(element)>(call); });
-  if (!apart) return;
-  const int64_t plane = call.vertical.out * call.horizontal.out;
-  bias_leaky_relu_cpu({call.type, call.channels_last ? call.n * plane : call.n, call.c, call.channels_last ? 1 : plane,
-                       call.y, call.y, call.activation});
+  if (call.channels_last) run_nhwc(plan, streams);
+  else run_nchw(plan, streams);
 }
 
 Axis axis_of(int64_t in, int64_t up, int64_t down, int64_t before, int64_t after, int64_t taps) {
@@ -54,10 +38,8 @@ Axis axis_of(int64_t in, int64_t up, int64_t down, int64_t before, int64_t after
   return {in, out, static_cast<int>(up), static_cast<int>(down), static_cast<int>(taps), before};
 }
 
-// The result, and the bits if `bits` is given: then with the epilogue.
-at::Tensor call_upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at::IntArrayRef up, at::IntArrayRef down,
-                          at::IntArrayRef padding, bool flip, double gain, const std::optional<at::Tensor>& bias,
-                          double slope, double activation_gain, at::Tensor* bits) {
+at::Tensor upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at::IntArrayRef up, at::IntArrayRef down,
+                     at::IntArrayRef padding, bool flip, double gain) {
   const bool channels_last = is_channels_last(input);
   const at::Tensor x = dense(input, channels_last);
   const at::Tensor taps = filter.to(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
@@ -65,45 +47,23 @@ at::Tensor call_upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at:
   call.vertical = axis_of(x.size(2), up[0], down[0], padding[0], padding[1], taps.size(0));
   call.horizontal = axis_of(x.size(3), up[1], down[1], padding[2], padding[3], taps.size(-1));
   const at::Tensor y = empty_output(x, {x.size(0), x.size(1), call.vertical.out, call.horizontal.out}, channels_last, x.scalar_type());
-  const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
   call.x = x.const_data_ptr();
   call.filter = taps.const_data_ptr();
   call.y = y.mutable_data_ptr();
   call.separable = taps.dim() == 1;
   call.flip = flip;
   call.gain = gain;
-  call.activated = bits != nullptr;
-  if (bits) {
-    *bits = empty_bits(y);
-    call.activation = {bias ? shift.const_data_ptr() : nullptr, bits->mutable_data_ptr<uint8_t>(), slope, activation_gain};
-  }
 #if defined(GAN_OPS_CUDA)
   if (x.is_cuda()) {
     on_device_of(x, [&](void* stream) { return upfirdn2d_cuda(call, stream); });
     return y;
   }
 #endif
-  run_on_cpu(call);
+  dispatch(call.type, [&](auto element) { run<decltype(element)>(call); });
   return y;
-}
-
-at::Tensor upfirdn2d(const at::Tensor& x, const at::Tensor& filter, at::IntArrayRef up, at::IntArrayRef down,
-                     at::IntArrayRef padding, bool flip, double gain) {
-  return call_upfirdn2d(x, filter, up, down, padding, flip, gain, {}, 1, 1, nullptr);
-}
-
-std::tuple<at::Tensor, at::Tensor> upfirdn2d_bias_leaky_relu(
-    const at::Tensor& x, const at::Tensor& filter, const std::optional<at::Tensor>& bias, at::IntArrayRef up,
-    at::IntArrayRef down, at::IntArrayRef padding, bool flip, double filter_gain, double slope, double gain) {
-  at::Tensor bits;
-  at::Tensor y = call_upfirdn2d(x, filter, up, down, padding, flip, filter_gain, bias, slope, gain, &bits);
-  return {y, bits};
 }
 
 }  // namespace
 }  // namespace gan_ops
 
-GAN_OPS_IMPL(m, {
-  m.impl("upfirdn2d", &gan_ops::upfirdn2d);
-  m.impl("upfirdn2d_bias_leaky_relu", &gan_ops::upfirdn2d_bias_leaky_relu);
-})
+GAN_OPS_IMPL(m, { m.impl("upfirdn2d", &gan_ops::upfirdn2d); })

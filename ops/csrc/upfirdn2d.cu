@@ -56,9 +56,9 @@ __device__ __forceinline__ void resample(const float* taps, const float* in, flo
 constexpr int UNROLLED = 4;  // steps of walk(), so that shifting the rows kept costs no instruction
 
 // Walks down an image: fetch(i) starts on input row i, filter(fetched, row) does it horizontally, write(j, row) takes
-// output row j. The next rows are fetched before the work on the last begins.
-template <class R, int N, int BIASES, class Fetch, class Filter, class Write>
-__device__ __forceinline__ void walk(int steps, const float* taps, const float (&bias)[BIASES], const Fetch& fetch,
+// output row j. The next rows are fetched before the work on the last begins. A thread returns after its last row.
+template <class R, int N, class Fetch, class Filter, class Write>
+__device__ __forceinline__ void walk(int steps, int rows_left, const float* taps, const Fetch& fetch,
                                      const Filter& filter, const Write& write) {
   float rows[R::ROWS * N];
   decltype(fetch(0)) next[R::ROWS];
@@ -69,13 +69,15 @@ __device__ __forceinline__ void walk(int steps, const float* taps, const float (
   for (int chunk = 0; chunk < steps; chunk += UNROLLED) {
 #pragma unroll
     for (int step = chunk; step < chunk + UNROLLED; step++) {
+      // Without this branch ptxas starts on the next steps too early, and on sm_80 its registers spill.
+      if (step * R::UP >= rows_left) return;
 #pragma unroll
       for (int i = R::KEPT; i < R::ROWS; i++) filter(next[i], rows + i * N);
 #pragma unroll
       for (int i = R::KEPT; i < R::ROWS; i++) next[i] = fetch((step + 1) * R::DOWN + i);
       float out[R::UP * N];
 #pragma unroll
-      for (int i = 0; i < R::UP * N; i++) out[i] = bias[i % BIASES];
+      for (int i = 0; i < R::UP * N; i++) out[i] = 0;
       resample<R, R::UP, N>(taps, rows, out);
 #pragma unroll
       for (int j = 0; j < R::UP; j++) write(step * R::UP + j, out + j * N);
@@ -175,7 +177,7 @@ __device__ __forceinline__ void fill_tile(const Upfirdn2d& call, const Tiling& t
 
 template <class T, class R>
 __global__ void __launch_bounds__(PLANES_THREADS, R::DOWN == 2 ? 4 : 6)  // more, and ptxas spoils the batches of loads
-    planes_kernel(Upfirdn2d call, float gain, Leaky<float> leaky, Tiling tiling) {
+    planes_kernel(Upfirdn2d call, float gain, Tiling tiling) {
   constexpr int N = FULL<T>;
   constexpr int BATCH = R::UP == 2 ? 6 : R::DOWN == 2 ? 9 : 5;  // as full tiles take 6, 18 and 10 loads per thread
   using Line = Row<T, R>;
@@ -192,11 +194,7 @@ __global__ void __launch_bounds__(PLANES_THREADS, R::DOWN == 2 ? 4 : 6)  // more
   const int rows = active ? static_cast<int>(call.vertical.out) - first_row : 0;  // perhaps more than it has steps for
   const int64_t start = ((first_plane + plane) * call.vertical.out + first_row) * call.horizontal.out + column;
   T* y = static_cast<T*>(call.y) + start;
-  uint8_t* bits = call.activation.bits + start / 8;
 
-  float bias[1] = {};
-  if (call.activated && call.activation.bias != nullptr && active)
-    bias[0] = widen(static_cast<const T*>(call.activation.bias)[(first_plane + plane) % call.c]);
   const Taps<R> taps(call, gain);
   const int tile_x = tiling.first_column + tile_column * tiling.lanes * N * R::DOWN / R::UP - tiling.shift;
   const int tile_y = tiling.first_row + tile_row * tiling.strips * tiling.steps * R::DOWN;
@@ -223,11 +221,7 @@ __global__ void __launch_bounds__(PLANES_THREADS, R::DOWN == 2 ? 4 : 6)  // more
     for (int k = 0; k < N; k++) row[k] = 0;
     resample<R, N, 1>(taps.horizontal, window, row);
   };
-  const auto write = [&](int j, float* row) {
-    if (call.activated) {
-      const unsigned signs = sign_byte<N>(activate<N>(row, leaky));
-      if (j < rows && threadIdx.x % (8 / N) == 0) bits[j * call.horizontal.out / 8] = static_cast<uint8_t>(signs);
-    }
+  const auto write = [&](int j, const float* row) {
     T* target = y + j * call.horizontal.out;
     if (j < rows && tiling.wide_stores) {
       store<T, N>(target, row);
@@ -237,7 +231,7 @@ __global__ void __launch_bounds__(PLANES_THREADS, R::DOWN == 2 ? 4 : 6)  // more
         if (column + i < call.horizontal.out) store<T, 1>(target + i, row + i);
     }
   };
-  walk<R, N>(tiling.steps, taps.vertical, bias, fetch, filter, write);
+  walk<R, N>(tiling.steps, rows, taps.vertical, fetch, filter, write);
 }
 
 int power_of_two(int64_t least, int most) {
@@ -288,7 +282,7 @@ void launch_planes(const Upfirdn2d& call, cudaStream_t stream) {
   t.down = Divisor(ceil_divide(call.vertical.out, t.strips * t.steps * R::UP));
   const auto blocks = static_cast<unsigned>(t.across.divisor * t.down.divisor * ceil_divide(planes, t.planes));
   const auto kernel = planes_kernel<T, R>;
-  kernel<<<blocks, threads, bytes(), stream>>>(call, static_cast<float>(call.gain), Leaky<float>(call.activation), t);
+  kernel<<<blocks, threads, bytes(), stream>>>(call, static_cast<float>(call.gain), t);
 }
 
 // ---- NHWC ----
@@ -307,7 +301,7 @@ struct Strips {
 
 template <class T, class R>
 __global__ void __launch_bounds__(CHANNELS_LAST_THREADS, sizeof(T) == 2 && R::ROWS == 4 ? 3 : 4)
-    channels_last_kernel(Upfirdn2d call, float gain, Leaky<float> leaky, Strips strips) {
+    channels_last_kernel(Upfirdn2d call, float gain, Strips strips) {
   constexpr int N = FULL<T>, WINDOW = R::window(COLUMNS<R>);
   int pack = threadIdx.x, group = strips.width.split(pack);
   int tile = blockIdx.x, tile_column = strips.packs.split(tile), tile_row = strips.across.split(tile_column);
@@ -322,11 +316,7 @@ __global__ void __launch_bounds__(CHANNELS_LAST_THREADS, sizeof(T) == 2 && R::RO
   const T* x = static_cast<const T*>(call.x) + channel;
   const int64_t start = ((image * call.vertical.out + row) * call.horizontal.out + column) * call.c + channel;
   T* y = static_cast<T*>(call.y) + start;
-  uint8_t* bits = call.activation.bits + start / 8;
 
-  float bias[N] = {};
-  if (call.activated && call.activation.bias != nullptr && active)
-    widen(load<T, N>(static_cast<const T*>(call.activation.bias) + channel), bias);
   const Taps<R> taps(call, gain);
 
   struct Window {
@@ -353,19 +343,15 @@ __global__ void __launch_bounds__(CHANNELS_LAST_THREADS, sizeof(T) == 2 && R::RO
     for (int k = 0; k < COLUMNS<R> * N; k++) row[k] = 0;
     resample<R, COLUMNS<R>, N>(taps.horizontal, in, row);
   };
-  const auto write = [&](int j, float* out) {
+  const auto write = [&](int j, const float* out) {
 #pragma unroll
     for (int q = 0; q < COLUMNS<R>; q++) {
       const int64_t at = (j * call.horizontal.out + q) * call.c;
       const bool inside = j < rows && column + q < call.horizontal.out;
-      if (call.activated) {
-        const unsigned signs = sign_byte<N>(activate<N>(out + q * N, leaky));
-        if (inside && threadIdx.x % (8 / N) == 0) bits[at / 8] = static_cast<uint8_t>(signs);
-      }
       if (inside) store<T, N>(y + at, out + q * N);
     }
   };
-  walk<R, COLUMNS<R> * N>(strips.steps, taps.vertical, bias, fetch, filter, write);
+  walk<R, COLUMNS<R> * N>(strips.steps, rows, taps.vertical, fetch, filter, write);
 }
 
 template <class T, class R>
@@ -384,22 +370,18 @@ void launch_channels_last(const Upfirdn2d& call, cudaStream_t stream) {
   const auto tiles = strips.packs.divisor * int64_t(strips.across.divisor) * strips.down.divisor;
   const auto kernel = channels_last_kernel<T, R>;
   const auto blocks = static_cast<unsigned>(tiles * call.n);
-  const auto gain = static_cast<float>(call.gain);
-  kernel<<<blocks, CHANNELS_LAST_THREADS, 0, stream>>>(call, gain, Leaky<float>(call.activation), strips);
+  kernel<<<blocks, CHANNELS_LAST_THREADS, 0, stream>>>(call, static_cast<float>(call.gain), strips);
 }
 
-// Whether it is a case of R, and then launched. A byte of signs must lie in a row (NCHW) or a pixel (NHWC).
+// Whether it is a case of R, and then launched.
 template <class T, class R>
 bool launch_if(const Upfirdn2d& call, cudaStream_t stream) {
   if (!call.separable || !R::fits(call.vertical) || !R::fits(call.horizontal)) return false;
-  const int64_t unit = call.channels_last ? call.c : call.horizontal.out;
-  if (call.activated && unit % 8 != 0) return false;
   if (!call.channels_last && call.horizontal.in >> 20 != 0) return false;  // a tile's rows would be too far apart
   if (!call.channels_last) {
     launch_planes<T, R>(call, stream);
   } else {
-    const void* bias = call.activated ? call.activation.bias : nullptr;
-    if (call.c % FULL<T> != 0 || !aligned({call.x, call.y, bias})) return false;
+    if (call.c % FULL<T> != 0 || !aligned({call.x, call.y})) return false;
     launch_channels_last<T, R>(call, stream);
   }
   return true;
@@ -428,12 +410,12 @@ struct First {
 
 // Divide into the digits of an element in memory order: channel (NHWC; else 0), column, row, and image or plane.
 struct Digits {
-  Divisor inner, width, height, channels;
+  Divisor inner, width, height;
 };
 
 template <class T>
 __global__ void __launch_bounds__(GENERAL_THREADS, 4)
-    general_kernel(Upfirdn2d call, Leaky<Wide<T>> leaky, Digits digits, First first_row, First first_column) {
+    general_kernel(Upfirdn2d call, Digits digits, First first_row, First first_column) {
   using A = Wide<T>;
   const Axis &vertical = call.vertical, &horizontal = call.horizontal;
   const A* filter = static_cast<const A*>(call.filter);
@@ -441,14 +423,13 @@ __global__ void __launch_bounds__(GENERAL_THREADS, 4)
   const int64_t numel = call.n * call.c * vertical.out * horizontal.out, inner = digits.inner.divisor;
 
   __shared__ int64_t outer_0;  // digits of the block's first output
-  __shared__ int channel_0, row_0, column_0, inner_0;
+  __shared__ int row_0, column_0, inner_0;
   if (threadIdx.x == 0) {
     const int64_t columns = block / inner, rows = columns / horizontal.out;
     inner_0 = static_cast<int>(block % inner);
     column_0 = static_cast<int>(columns % horizontal.out);
     row_0 = static_cast<int>(rows % vertical.out);
     outer_0 = rows / vertical.out;
-    channel_0 = static_cast<int>(outer_0 % call.c);
   }
   __syncthreads();
 
@@ -475,13 +456,6 @@ __global__ void __launch_bounds__(GENERAL_THREADS, 4)
       sum += call.separable ? filter[tap_row] * line : line;
     }
     sum *= static_cast<A>(call.gain);
-    if (call.activated) {
-      int channel = call.channels_last ? i : channel_0 + planes;
-      digits.channels.split(channel);
-      if (call.activation.bias != nullptr) sum += widen(static_cast<const T*>(call.activation.bias)[channel]);
-      const unsigned sign = activate<1>(&sum, leaky), byte = sign_byte<1>(inside ? sign : 0);
-      if (inside && local % 8 == 0) call.activation.bits[(block + local) / 8] = static_cast<uint8_t>(byte);
-    }
     if (inside) store<T, 1>(static_cast<T*>(call.y) + block + local, &sum);
   }
 }
@@ -489,12 +463,12 @@ __global__ void __launch_bounds__(GENERAL_THREADS, 4)
 template <class T>
 void launch_general(const Upfirdn2d& call, cudaStream_t stream) {
   const Divisor inner(call.channels_last ? call.c : 1);
-  const Digits digits{inner, Divisor(call.horizontal.out), Divisor(call.vertical.out), Divisor(call.c)};
+  const Digits digits{inner, Divisor(call.horizontal.out), Divisor(call.vertical.out)};
   const int64_t numel = call.n * call.c * call.vertical.out * call.horizontal.out;
   const auto blocks = static_cast<unsigned>(ceil_divide(numel, GENERAL_THREADS * GENERAL_OUTPUTS));
   const First row(call.vertical), column(call.horizontal);
   const auto kernel = general_kernel<T>;
-  kernel<<<blocks, GENERAL_THREADS, 0, stream>>>(call, Leaky<Wide<T>>(call.activation), digits, row, column);
+  kernel<<<blocks, GENERAL_THREADS, 0, stream>>>(call, digits, row, column);
 }
 
 // Positions on an axis are 32-bit numbers.

@@ -18,9 +18,7 @@ struct Upfirdn2d {
   const void *x, *filter;  // filter: [taps] if separable, else [vertical.taps][horizontal.taps]; f64 if type is f64, else f32
   void* y;
   bool separable, flip;    // flip: correlate instead of convolve
-  double gain;             // on the filter
-  bool activated;          // with the epilogue
-  Activation activation;
+  double gain;             // multiplies the result
 };
 
 // Launches on `stream` (a cudaStream_t) of the current device. Returns null, or what CUDA said.

@@ -111,14 +111,12 @@ void sum_rows(const Rows<T> rows, const int64_t* first, const A* const* weight, 
 }
 
 // Rows [begin, end) of outputs: output m * phases + p is the sum over k of weight[p][k] * line[offset[p][k] + m].
-template <class T, int TAPS, int PHASES, bool ACTIVATED, class A = Accumulator<T>>
+template <class T, int TAPS, int PHASES, class A = Accumulator<T>>
 void filter_rows(const Plan<T>& plan, int64_t begin, int64_t end, const A* lines, int64_t first_line, int64_t line_size,
-                 const int64_t* offset, Destination<T, ACTIVATED> out, A bias, A* row) {
+                 const int64_t* offset, Writer<T> out, A* row) {
   const int taps = plan.taps, phases = plan.horizontal.phases;
   const int64_t width = plan.call.horizontal.out;
-  const V<A> shift = splat(bias);
-  const V16<A> shifts = join<A>(shift, shift);
-  for (int64_t r = begin; r < end; r++, out.next(width)) {
+  for (int64_t r = begin; r < end; r++, out.y += width) {
     const A* const line = lines + (plan.line_of(r) - first_line) * line_size;
     const A* const weight = plan.along_row(r);
     const auto phase = [&](int p) {
@@ -127,18 +125,18 @@ void filter_rows(const Plan<T>& plan, int64_t begin, int64_t end, const A* lines
     int64_t i = 0;
     if constexpr (PHASES == 1) {
       const auto sum = phase(0);
-      for (; i + 2 * LANES <= width; i += 2 * LANES) out.put(i, join<A>(sum(i), sum(i + LANES)), shifts);
-      for (; i < width; i += LANES) out.put(i, sum(i), shift, width - i);
+      for (; i + 2 * LANES <= width; i += 2 * LANES) out.put(i, join<A>(sum(i), sum(i + LANES)));
+      for (; i < width; i += LANES) out.put(i, sum(i), width - i);
     } else if constexpr (PHASES == 2) {
       const auto even = phase(0), odd = phase(1);
       const auto interleaved = [&]() -> V16<A> {
         return __builtin_shufflevector(even(i / 2), odd(i / 2), 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
       };
-      for (; i + 2 * LANES <= width; i += 2 * LANES) out.put(i, interleaved(), shifts);
+      for (; i + 2 * LANES <= width; i += 2 * LANES) out.put(i, interleaved());
       if (i < width) {
         const V16<A> rest = interleaved();
-        out.put(i, low_half<A>(rest), shift, width - i);
-        if (i + LANES < width) out.put(i + LANES, high_half<A>(rest), shift, width - i - LANES);
+        out.put(i, low_half<A>(rest), width - i);
+        if (i + LANES < width) out.put(i + LANES, high_half<A>(rest), width - i - LANES);
       }
     } else {
       for (; i < width; i += LANES * phases) {
@@ -147,13 +145,13 @@ void filter_rows(const Plan<T>& plan, int64_t begin, int64_t end, const A* lines
           for (int lane = 0; lane < LANES; lane++) row[lane * phases + p] = v[lane];
         }
         const int64_t size = std::min<int64_t>(LANES * phases, width - i);
-        for (int64_t j = 0; j < size; j += LANES) out.put(i + j, load(row + j), shift, size - j);
+        for (int64_t j = 0; j < size; j += LANES) out.put(i + j, load(row + j), size - j);
       }
     }
   }
 }
 
-template <class T, bool ACTIVATED>
+template <class T>
 void run_nchw(const Plan<T>& plan, bool streams) {
   using A = Accumulator<T>;
   const Upfirdn2d& call = plan.call;
@@ -186,7 +184,7 @@ void run_nchw(const Plan<T>& plan, bool streams) {
     return with_factor(stride, [&](auto factor) { return &sum_rows<T, taps(), factor()>; });
   });
   const auto filter = with_taps(plan.taps, [&](auto taps) {
-    return with_factor(phases, [&](auto factor) { return &filter_rows<T, taps(), factor(), ACTIVATED>; });
+    return with_factor(phases, [&](auto factor) { return &filter_rows<T, taps(), factor()>; });
   });
   const int64_t grain = std::max<int64_t>(1, GRAIN / (rows_at_a_time * out_width));
   at::parallel_for(0, call.n * call.c * strips, grain, [&](int64_t unit, int64_t units) {
@@ -197,11 +195,10 @@ void run_nchw(const Plan<T>& plan, bool streams) {
       const int64_t plane = unit / strips, begin = unit % strips * rows_at_a_time;
       const int64_t end = std::min(begin + rows_at_a_time, call.vertical.out);
       const T* x = static_cast<const T*>(call.x) + plane * height * width;
-      const A bias = plan.bias[plane % call.c];
       const auto [first, last] = plan.lines(begin, end);
       plan.sum_lines(sum, {x, zeros.data(), height, width}, first, last, scratch.data() + margin / stride, line_size, width, stride, pitch);
       filter(plan, begin, end, scratch.data(), first, line_size, offsets.data(),
-             {call, streams, (plane * call.vertical.out + begin) * out_width}, bias, row);
+             plan.writer((plane * call.vertical.out + begin) * out_width, streams), row);
     }
     fence();
   });
@@ -210,32 +207,29 @@ void run_nchw(const Plan<T>& plan, bool streams) {
 // Rows [begin, end) and columns [left, right) of outputs: channel c of output o is the sum over k of weight[k] *
 // line[first(o) - begin_x][offset[k] + c]. Where all outputs have the same weights and neighbors read neighbors, a row is
 // one run of numbers; else a pixel is.
-template <class T, int TAPS, bool ACTIVATED, class A = Accumulator<T>>
+template <class T, int TAPS, class A = Accumulator<T>>
 void filter_pixels(const Plan<T>& plan, int64_t begin, int64_t end, int64_t left, int64_t right, const A* lines,
-                   int64_t first_line, int64_t line_size, const int64_t* offset, Destination<T, ACTIVATED> out) {
+                   int64_t first_line, int64_t line_size, const int64_t* offset, Writer<T> out) {
   const int taps = TAPS ? TAPS : plan.taps;
   const int64_t channels = plan.call.c, begin_x = plan.horizontal.first(left);
-  const bool whole = !ACTIVATED && plan.horizontal.phases == 1 && plan.horizontal.stride == 1;
+  const bool whole = plan.horizontal.phases == 1 && plan.horizontal.stride == 1;
   const int64_t step = whole ? right - left : 1, size = step * channels;
-  const A* const bias = plan.bias.data();
-  for (int64_t r = begin; r < end; r++, out.next(plan.call.horizontal.out * channels)) {
+  for (int64_t r = begin; r < end; r++, out.y += plan.call.horizontal.out * channels) {
     const A* const line = lines + (plan.line_of(r) - first_line) * line_size;
     const A* const weight = plan.along_row(r);
-    Destination<T, ACTIVATED> pixel(out);
-    for (int64_t o = left; o < right; o += step, pixel.next(size)) {
+    Writer<T> pixel(out);
+    for (int64_t o = left; o < right; o += step, pixel.y += size) {
       const A* const first = line + (plan.horizontal.first(o) - begin_x) * channels;
       const WeightedSum<A, TAPS> sum(weight + plan.horizontal.phase(o) * taps, taps, [&](int k) { return first + offset[k]; });
       int64_t i = 0;
-      const auto shift = [&](int64_t c) { return ACTIVATED ? load(bias + c) : V<A>{}; };
-      for (; i + 2 * LANES <= size; i += 2 * LANES)
-        pixel.put(i, join<A>(sum(i), sum(i + LANES)), join<A>(shift(i), shift(i + LANES)));
-      if (i + LANES <= size) pixel.put(i, sum(i), shift(i)), i += LANES;
-      if (i < size) pixel.put(i, sum(i), V<A>{}, size - i);
+      for (; i + 2 * LANES <= size; i += 2 * LANES) pixel.put(i, join<A>(sum(i), sum(i + LANES)));
+      if (i + LANES <= size) pixel.put(i, sum(i)), i += LANES;
+      if (i < size) pixel.put(i, sum(i), size - i);
     }
   }
 }
 
-template <class T, bool ACTIVATED>
+template <class T>
 void run_nhwc(const Plan<T>& plan, bool streams) {
   using A = Accumulator<T>;
   const Upfirdn2d& call = plan.call;
@@ -258,7 +252,7 @@ void run_nhwc(const Plan<T>& plan, bool streams) {
   const int64_t max_lines = call.separable ? rows_at_a_time : rows_at_a_time * vertical.stride + vertical.taps;
 
   const auto sum = with_taps(call.separable ? vertical.taps : 1, [&](auto taps) { return &sum_rows<T, taps(), 1>; });
-  const auto filter = with_taps(plan.taps, [&](auto taps) { return &filter_pixels<T, taps(), ACTIVATED>; });
+  const auto filter = with_taps(plan.taps, [&](auto taps) { return &filter_pixels<T, taps()>; });
   const int64_t grain = std::max<int64_t>(1, GRAIN / (rows_at_a_time * tile * channels));
   at::parallel_for(0, call.n * strips * tiles, grain, [&](int64_t unit, int64_t units) {
     const Zeros<A> scratch(max_lines * line_size);
@@ -280,7 +274,7 @@ void run_nhwc(const Plan<T>& plan, bool streams) {
       A* const to = scratch.data() + (inside - begin_x) * channels;
       plan.sum_lines(sum, rows, first, last, to, line_size, (outside - inside) * channels, 1, 0);
       filter(plan, begin, end, left, right, scratch.data(), first, line_size, offsets.data(),
-             {call, streams, ((image * call.vertical.out + begin) * out_width + left) * channels});
+             plan.writer(((image * call.vertical.out + begin) * out_width + left) * channels, streams));
     }
     fence();
   });

@@ -10,7 +10,7 @@ namespace gan_ops {
 template <class T>
 bool has_mirrored_form(const Plan<T>& plan) {
   const Upfirdn2d& call = plan.call;
-  return call.separable && can_begin_with_gain(call) && (!call.channels_last || call.c % SIXTEEN == 0) &&
+  return call.separable && (!call.channels_last || call.c % SIXTEEN == 0) &&
          is_symmetric(plan.row_weights) && is_symmetric(plan.column_weights);
 }
 
@@ -43,32 +43,22 @@ inline __mmask16 inside(int64_t x, int64_t size) {
   return static_cast<__mmask16>(before(size - x) & ~before(-x));
 }
 
-// The weights of both axes, those of rows with the epilogue's gain.
-template <class T, bool ACTIVATED>
+// The weights of both axes.
 struct Mirrored {
-  __m512 row[2], column[2], slope, gain;
-  const float* biases;
+  __m512 row[2], column[2];
 
-  explicit Mirrored(const Plan<T>& plan)
-      : slope(_mm512_set1_ps(plan.call.activation.slope)), gain(_mm512_set1_ps(plan.gain())), biases(plan.bias.data()) {
+  template <class T>
+  explicit Mirrored(const Plan<T>& plan) {
     for (int k = 0; k < 2; k++) {
-      row[k] = _mm512_set1_ps(plan.gain() * plan.row_weights[k]);
+      row[k] = _mm512_set1_ps(plan.row_weights[k]);
       column[k] = _mm512_set1_ps(plan.column_weights[k]);
     }
-  }
-
-  // What sums along columns begin with.
-  __m512 bias(int64_t c) const { return _mm512_mul_ps(gain, _mm512_set1_ps(biases[c])); }
-  __m512 sixteen_biases(int64_t c) const { return _mm512_mul_ps(gain, _mm512_loadu_ps(biases + c)); }
-
-  ALWAYS_INLINE __m512 output(__m512 t0, __m512 t1, __m512 t2, __m512 t3, __m512 bias) const {
-    return mirrored<ACTIVATED>(column, t0, t1, t2, t3, bias);
   }
 };
 
 // NHWC: for BLOCKS times sixteen channels, a walk along a row, on which an output is made of the sums over rows of four
 // pixels. Tiles are narrow, so that the four rows of one stay in the first-level cache until the next rows have been made.
-template <class T, int STEP, bool ACTIVATED, int BLOCKS>
+template <class T, int STEP, int BLOCKS>
 void run_mirrored_nhwc(const Plan<T>& plan, bool streams) {
   const Upfirdn2d& call = plan.call;
   const int64_t tile = std::clamp<int64_t>(1024 / call.c, 8, 32), tiles = (call.horizontal.out + tile - 1) / tile;
@@ -76,7 +66,7 @@ void run_mirrored_nhwc(const Plan<T>& plan, bool streams) {
   at::parallel_for(0, call.n * tiles * call.vertical.out, grain, [&](int64_t unit, int64_t units) {
     const int64_t height = call.vertical.in, width = call.horizontal.in, channels = call.c;
     const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
-    const Mirrored<T, ACTIVATED> by(plan);
+    const Mirrored by(plan);
     const Zeros<T> zeros(width * channels);
     for (; unit < units; unit++) {
       const int64_t r = unit % out_height, left = unit / out_height % tiles * tile, image = unit / out_height / tiles;
@@ -87,9 +77,9 @@ void run_mirrored_nhwc(const Plan<T>& plan, bool streams) {
       const Rows<T> rows{static_cast<const T*>(call.x) + image * height * width * channels, zeros.data(), height, width * channels};
       const T* from[4];
       for (int k = 0; k < 4; k++) from[k] = rows[plan.vertical.first(r) + k];
-      const Sixteens<T, ACTIVATED> out(call, streams, ((image * out_height + r) * out_width + left) * channels, by.slope);
+      const Sixteens<T> out{plan.writer(((image * out_height + r) * out_width + left) * channels, streams)};
       for (int64_t c = 0; c < channels; c += BLOCKS * SIXTEEN) {
-        __m512 sums[4][BLOCKS], biases[BLOCKS];
+        __m512 sums[4][BLOCKS];
         const auto each = [](const auto& body) {
 #pragma GCC unroll 2  // or they would be kept in memory
           for (int b = 0; b < BLOCKS; b++) body(b);
@@ -110,11 +100,10 @@ void run_mirrored_nhwc(const Plan<T>& plan, bool streams) {
             for (int k = 0; k + STEP < 4; k++) each([&](int b) { sums[k][b] = sums[k + STEP][b]; });
             for (int k = 4 - STEP; k < 4; k++) pixel(first + o * STEP + k, k);
             each([&](int b) {
-              out.put(o * channels + c + b * SIXTEEN, by.output(sums[0][b], sums[1][b], sums[2][b], sums[3][b], biases[b]));
+              out.put(o * channels + c + b * SIXTEEN, mirrored(by.column, sums[0][b], sums[1][b], sums[2][b], sums[3][b]));
             });
           }
         };
-        each([&](int b) { biases[b] = by.sixteen_biases(c + b * SIXTEEN); });
         for (int k = STEP; k < 4; k++) checked(first + k - STEP, k);
         walk(0, begin, checked);
         walk(begin, end, sum);
@@ -127,7 +116,7 @@ void run_mirrored_nhwc(const Plan<T>& plan, bool streams) {
 
 // NCHW: sums over rows of sixteen columns, for ROWS rows of outputs at a time, which share rows of inputs; an output takes
 // the last sums and those before them, shifted into each other.
-template <class T, int STEP, bool ACTIVATED, int ROWS = 4 / STEP>
+template <class T, int STEP, int ROWS = 4 / STEP>
 void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
   constexpr int LOADS = ROWS * STEP + 4 - STEP;
   const Upfirdn2d& call = plan.call;
@@ -136,7 +125,7 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
   at::parallel_for(0, call.n * call.c * groups, grain, [&](int64_t unit, int64_t units) {
     const int64_t height = call.vertical.in, width = call.horizontal.in, left = plan.horizontal.first(0);
     const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
-    const Mirrored<T, ACTIVATED> by(plan);
+    const Mirrored by(plan);
     const Zeros<T> zeros(width);
     for (; unit < units; unit++) {
       const int64_t plane = unit / groups, begin = unit % groups * ROWS;
@@ -144,8 +133,7 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
       const Rows<T> rows{static_cast<const T*>(call.x) + plane * height * width, zeros.data(), height, width};
       const T* from[LOADS];
       for (int k = 0; k < LOADS; k++) from[k] = rows[plan.vertical.first(begin) + k];
-      const __m512 bias = by.bias(ACTIVATED ? plane % call.c : 0);
-      const Sixteens<T, ACTIVATED> out(call, streams, (plane * out_height + begin) * out_width, by.slope);
+      const Sixteens<T> out{plan.writer((plane * out_height + begin) * out_width, streams)};
 
       // The sums over rows of the sixteen columns from x on.
       const auto sum = [&](int64_t x, __m512 (&sums)[ROWS]) {
@@ -178,7 +166,7 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
           sum(left + o + SIXTEEN, next);
 #pragma GCC unroll 4  // or they would be kept in memory
           for (int q = 0; q < ROWS; q++) {
-            put(whole, o, q, by.output(now[q], shifted<1>(now[q], next[q]), shifted<2>(now[q], next[q]), shifted<3>(now[q], next[q]), bias));
+            put(whole, o, q, mirrored(by.column, now[q], shifted<1>(now[q], next[q]), shifted<2>(now[q], next[q]), shifted<3>(now[q], next[q])));
             now[q] = next[q];
           }
         });
@@ -193,7 +181,7 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
           split(left + 2 * (o + SIXTEEN), next_even, next_odd);
 #pragma GCC unroll 4
           for (int q = 0; q < ROWS; q++) {
-            put(whole, o, q, by.output(even[q], odd[q], shifted<1>(even[q], next_even[q]), shifted<1>(odd[q], next_odd[q]), bias));
+            put(whole, o, q, mirrored(by.column, even[q], odd[q], shifted<1>(even[q], next_even[q]), shifted<1>(odd[q], next_odd[q])));
             even[q] = next_even[q], odd[q] = next_odd[q];
           }
         });
@@ -203,17 +191,17 @@ void run_mirrored_nchw(const Plan<T>& plan, bool streams) {
   });
 }
 
-template <class T, int STEP, bool ACTIVATED>
+template <class T, int STEP>
 void run_mirrored(const Plan<T>& plan, bool streams) {
-  if (!plan.call.channels_last) run_mirrored_nchw<T, STEP, ACTIVATED>(plan, streams);
-  else if (plan.call.c % (2 * SIXTEEN) == 0) run_mirrored_nhwc<T, STEP, ACTIVATED, 2>(plan, streams);
-  else run_mirrored_nhwc<T, STEP, ACTIVATED, 1>(plan, streams);
+  if (!plan.call.channels_last) run_mirrored_nchw<T, STEP>(plan, streams);
+  else if (plan.call.c % (2 * SIXTEEN) == 0) run_mirrored_nhwc<T, STEP, 2>(plan, streams);
+  else run_mirrored_nhwc<T, STEP, 1>(plan, streams);
 }
 
-template <class T, bool ACTIVATED>
+template <class T>
 void run_mirrored(const Plan<T>& plan, bool streams) {
-  if (plan.vertical.stride == 1) run_mirrored<T, 1, ACTIVATED>(plan, streams);
-  else run_mirrored<T, 2, ACTIVATED>(plan, streams);
+  if (plan.vertical.stride == 1) run_mirrored<T, 1>(plan, streams);
+  else run_mirrored<T, 2>(plan, streams);
 }
 
 // Doubling: an even output is a of the input before it and b of its own, an odd one b of its own and a of the next.
@@ -235,7 +223,7 @@ inline Pair doubled(const __m512* weights, __m512 before, __m512 after, __m512 m
 }
 
 // NHWC: for each sixteen channels, a walk along two rows of outputs, two pixels of each at a time.
-template <class T, bool ACTIVATED>
+template <class T>
 void run_doubled_nhwc(const Plan<T>& plan, bool streams) {
   const Upfirdn2d& call = plan.call;
   const int64_t pairs = call.horizontal.out / 2, row_pairs = call.vertical.out / 2;
@@ -243,7 +231,7 @@ void run_doubled_nhwc(const Plan<T>& plan, bool streams) {
   const int64_t grain = std::max<int64_t>(1, GRAIN / (4 * tile * call.c));
   at::parallel_for(0, call.n * tiles * row_pairs, grain, [&](int64_t unit, int64_t units) {
     const int64_t height = call.vertical.in, width = call.horizontal.in, channels = call.c, pitch = 2 * pairs * channels;
-    const Mirrored<T, ACTIVATED> by(plan);
+    const Mirrored by(plan);
     const Zeros<T> zeros(width * channels);
     for (; unit < units; unit++) {
       const int64_t r = unit % row_pairs, left = unit / row_pairs % tiles * tile, image = unit / row_pairs / tiles;
@@ -251,9 +239,8 @@ void run_doubled_nhwc(const Plan<T>& plan, bool streams) {
       const Rows<T> rows{static_cast<const T*>(call.x) + image * height * width * channels, zeros.data(), height, width * channels};
       const T* from[3];
       for (int k = 0; k < 3; k++) from[k] = rows[plan.vertical.first(0) + r + k];
-      const Sixteens<T, ACTIVATED> out(call, streams, (image * row_pairs + r) * 2 * pitch + 2 * left * channels, by.slope);
+      const Sixteens<T> out{plan.writer((image * row_pairs + r) * 2 * pitch + 2 * left * channels, streams)};
       for (int64_t c = 0; c < channels; c += SIXTEEN) {
-        const __m512 bias = by.sixteen_biases(c);
         const auto sums = [&](int64_t x) {
           if (x < 0 || x >= width) return Pair{_mm512_setzero_ps(), _mm512_setzero_ps()};
           const int64_t at = x * channels + c;
@@ -262,8 +249,8 @@ void run_doubled_nhwc(const Plan<T>& plan, bool streams) {
         Pair before = sums(own - 1), now = sums(own);
         for (int64_t o = 0; o < size; o++) {
           const Pair after = sums(own + o + 1);
-          const Pair upper = doubled(by.column, before.even, after.even, product<ACTIVATED>(by.column[1], now.even, bias));
-          const Pair lower = doubled(by.column, before.odd, after.odd, product<ACTIVATED>(by.column[1], now.odd, bias));
+          const Pair upper = doubled(by.column, before.even, after.even, _mm512_mul_ps(by.column[1], now.even));
+          const Pair lower = doubled(by.column, before.odd, after.odd, _mm512_mul_ps(by.column[1], now.odd));
           const int64_t at = 2 * o * channels + c;
           out.put(at, upper.even);
           out.put(at + channels, upper.odd);
@@ -285,22 +272,21 @@ inline Pair interleaved(const Pair& pair) {
 }
 
 // NCHW: sixteen columns of three rows of inputs make thirty-two of two rows of outputs.
-template <class T, bool ACTIVATED>
+template <class T>
 void run_doubled_nchw(const Plan<T>& plan, bool streams) {
   const Upfirdn2d& call = plan.call;
   const int64_t row_pairs = call.vertical.out / 2, grain = std::max<int64_t>(1, GRAIN / (2 * call.horizontal.out));
   at::parallel_for(0, call.n * call.c * row_pairs, grain, [&](int64_t unit, int64_t units) {
     const int64_t height = call.vertical.in, width = call.horizontal.in, out_width = call.horizontal.out;
     const int64_t own = plan.horizontal.first(1);
-    const Mirrored<T, ACTIVATED> by(plan);
+    const Mirrored by(plan);
     const Zeros<T> zeros(width);
     for (; unit < units; unit++) {
       const int64_t plane = unit / row_pairs, r = unit % row_pairs;
       const Rows<T> rows{static_cast<const T*>(call.x) + plane * height * width, zeros.data(), height, width};
       const T* from[3];
       for (int k = 0; k < 3; k++) from[k] = rows[plan.vertical.first(0) + r + k];
-      const __m512 bias = by.bias(ACTIVATED ? plane % call.c : 0);
-      const Sixteens<T, ACTIVATED> out(call, streams, unit * 2 * out_width, by.slope);
+      const Sixteens<T> out{plan.writer(unit * 2 * out_width, streams)};
       const auto sums = [&](int64_t x) {
         const __mmask16 which = inside(x, width);
         const __m512 most = _mm512_mul_ps(by.row[1], load16(from[1] + x, which));
@@ -308,7 +294,7 @@ void run_doubled_nchw(const Plan<T>& plan, bool streams) {
       };
       // `whole`: there is room for all thirty-two.
       const auto put = [&](auto whole, int64_t at, int64_t left, __m512 before, __m512 now, __m512 after) {
-        const __m512 most = product<ACTIVATED>(by.column[1], now, bias);
+        const __m512 most = _mm512_mul_ps(by.column[1], now);
         const Pair pair = interleaved(doubled(by.column, shifted<15>(before, now), shifted<1>(now, after), most));
         if constexpr (whole()) {
           out.put(at, pair.even), out.put(at + SIXTEEN, pair.odd);
@@ -332,9 +318,9 @@ void run_doubled_nchw(const Plan<T>& plan, bool streams) {
   });
 }
 
-template <class T, bool ACTIVATED>
+template <class T>
 void run_doubled(const Plan<T>& plan, bool streams) {
-  plan.call.channels_last ? run_doubled_nhwc<T, ACTIVATED>(plan, streams) : run_doubled_nchw<T, ACTIVATED>(plan, streams);
+  plan.call.channels_last ? run_doubled_nhwc(plan, streams) : run_doubled_nchw(plan, streams);
 }
 
 }  // namespace gan_ops

@@ -1,4 +1,4 @@
-// What the CPU kernels of upfirdn2d share: the call in polyphase form, and where outputs go.
+// What the CPU kernels of upfirdn2d share: the call in polyphase form.
 #pragma once
 #include <utility>
 #include <vector>
@@ -31,7 +31,6 @@ struct Plan {
   int taps;                           // along the row: horizontal taps, times vertical ones if not separable
   std::vector<int64_t> line_first;    // of each line: the first of the rows that it is a sum of,
   std::vector<const A*> line_weight;  // and their weights
-  std::vector<A> bias;                // [c], zeros where there is none
 
   explicit Plan(const Upfirdn2d& c) : call(c), vertical(c.vertical), horizontal(c.horizontal) {
     using F = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -58,12 +57,7 @@ struct Plan {
       line_first.push_back(c.separable ? vertical.first(l) : l);
       line_weight.push_back(c.separable ? row_weights.data() + vertical.phase(l) * vertical.taps : &one);
     }
-    bias.resize(c.c, A(0));
-    if (c.activated && c.activation.bias)
-      for (int64_t i = 0; i < c.c; i++) bias[i] = static_cast<const T*>(c.activation.bias)[i];
   }
-
-  A gain() const { return call.activated ? call.activation.gain : 1; }  // of the epilogue
 
   const A* along_row(int64_t row) const {
     return column_weights.data() + (call.separable ? 0 : vertical.phase(row) * horizontal.phases * taps);
@@ -85,44 +79,12 @@ struct Plan {
     sum(rows, line_first.data() + at, line_weight.data() + at, call.separable ? vertical.taps : 1, last - first, shape...);
   }
 
+  // Where outputs go, from the one at `offset` on.
+  Writer<T> writer(int64_t offset, bool streams) const { return {static_cast<T*>(call.y) + offset, streams}; }
+
   // How many rows of outputs to take at a time, with lines of `bytes` each.
   int64_t rows_at_a_time(int64_t bytes) const {
     return std::clamp<int64_t>(SCRATCH_BYTES / bytes, 1, call.vertical.out);
-  }
-};
-
-// Where a run of outputs goes, and what is done to it on the way.
-template <class T, bool ACTIVATED>
-struct Destination {
-  using A = Accumulator<T>;
-  Writer<T> writer;
-  uint8_t* bits;
-  A slope, gain;
-
-  Destination(const Upfirdn2d& call, bool streams, int64_t offset)
-      : writer{static_cast<T*>(call.y) + offset, streams},
-        bits(ACTIVATED ? call.activation.bits + offset / LANES : nullptr),
-        slope(call.activation.slope),
-        gain(call.activation.gain) {}
-
-  ALWAYS_INLINE void put(int64_t i, V<A> v, V<A> bias, int64_t n = LANES) const {
-    if constexpr (ACTIVATED) {
-      const Activated<A> activated = leaky_relu(v + bias, slope, gain);
-      bits[i / LANES] = activated.bits;
-      v = activated.y;
-    }
-    writer.put(i, v, n);
-  }
-
-  // Sixteen.
-  ALWAYS_INLINE void put(int64_t i, const V16<A>& v, const V16<A>& bias) const {
-    if constexpr (ACTIVATED) writer.put(i, leaky_relu<A>(v + bias, slope, gain, bits + i / LANES));
-    else writer.put(i, v);
-  }
-
-  void next(int64_t width) {
-    writer.y += width;
-    bits += ACTIVATED ? width / LANES : 0;
   }
 };
 

@@ -19,36 +19,16 @@ inline __m512 load16(const c10::Half* p, __mmask16 which = 0xffff) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(which, p));
 }
 
-// The epilogue costs a comparison, a product and a selection: its gain is in the weights of rows, its bias is what sums
-// along columns begin with. So the gain must neither turn them nor take them out of range.
-inline bool can_begin_with_gain(const Upfirdn2d& call) {
-  return !call.activated || std::abs(std::log2(call.activation.gain)) <= 16;
-}
-
 // Where sixteen outputs at a time go.
-template <class T, bool ACTIVATED>
+template <class T>
 struct Sixteens {
   Writer<T> writer;
-  uint8_t* bits;
-  __m512 slope;
 
-  Sixteens(const Upfirdn2d& call, bool streams, int64_t offset, __m512 slope)
-      : writer{static_cast<T*>(call.y) + offset, streams},
-        bits(ACTIVATED ? call.activation.bits + offset / LANES : nullptr),
-        slope(slope) {}
+  ALWAYS_INLINE void put(int64_t i, __m512 v) const { writer.put(i, as<V16<float>>(v)); }
 
-  ALWAYS_INLINE void put(int64_t i, __m512 v) const {
-    if constexpr (ACTIVATED) {
-      const __mmask16 above = activate(v);
-      std::memcpy(bits + static_cast<uint64_t>(i) / LANES, &above, 2);
-    }
-    writer.put(i, as<V16<float>>(v));
-  }
-
-  // The first n, or all sixteen; a multiple of eight with ACTIVATED.
+  // The first n, or all sixteen.
   ALWAYS_INLINE void put(int64_t i, __m512 v, int64_t n) const {
     if (n >= SIXTEEN) return put(i, v);
-    if constexpr (ACTIVATED) bits[i / LANES] = static_cast<uint8_t>(activate(v));
     if constexpr (std::is_same_v<T, float>) {
       _mm512_mask_storeu_ps(writer.y + i, static_cast<__mmask16>((1 << n) - 1), v);
     } else {
@@ -56,18 +36,6 @@ struct Sixteens {
       writer.put(i, low_half<float>(all), n);
       if (n > LANES) writer.put(i + LANES, high_half<float>(all), n - LANES);
     }
-  }
-
-  void next(int64_t width) {
-    writer.y += width;
-    bits += ACTIVATED ? width / LANES : 0;
-  }
-
- private:
-  ALWAYS_INLINE __mmask16 activate(__m512& v) const {  // -> which were positive
-    const __mmask16 above = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ);
-    v = _mm512_mask_mov_ps(_mm512_mul_ps(v, slope), above, v);
-    return above;
   }
 };
 
@@ -77,7 +45,7 @@ constexpr int SMALL_TAPS = 4;
 
 inline bool is_small(const Plan<float>& plan) {
   const Upfirdn2d& call = plan.call;
-  return !call.channels_last && call.separable && can_begin_with_gain(call) && call.horizontal.in <= SIXTEEN &&
+  return !call.channels_last && call.separable && call.horizontal.in <= SIXTEEN &&
          call.horizontal.out <= 2 * SIXTEEN && plan.vertical.taps <= SMALL_TAPS && plan.horizontal.taps <= SMALL_TAPS;
 }
 
@@ -103,39 +71,30 @@ struct Lanes {  // one tap of sixteen outputs: which lane of the inputs, if any,
   }
 };
 
-// weight * term, onto `start` if it is ADDED.
-template <bool ADDED>
-ALWAYS_INLINE __m512 product(__m512 weight, __m512 term, __m512 start) {
-  return ADDED ? _mm512_fmadd_ps(weight, term, start) : _mm512_mul_ps(weight, term);
-}
-
 // The sum of four terms weighted a, b, b, a: additions, which other units do at the same time, save half the products.
-template <bool ADDED = false>
-ALWAYS_INLINE __m512 mirrored(const __m512* weights, __m512 t0, __m512 t1, __m512 t2, __m512 t3,
-                              __m512 start = _mm512_setzero_ps()) {
-  return _mm512_fmadd_ps(weights[1], _mm512_add_ps(t1, t2), product<ADDED>(weights[0], _mm512_add_ps(t0, t3), start));
+ALWAYS_INLINE __m512 mirrored(const __m512* weights, __m512 t0, __m512 t1, __m512 t2, __m512 t3) {
+  return _mm512_fmadd_ps(weights[1], _mm512_add_ps(t1, t2), _mm512_mul_ps(weights[0], _mm512_add_ps(t0, t3)));
 }
 
-template <bool SYMMETRIC, bool ADDED, int TAPS, class Term>
-ALWAYS_INLINE __m512 weighted(const __m512 (&weights)[TAPS], const Term& term, __m512 start = _mm512_setzero_ps()) {
-  if constexpr (SYMMETRIC) return mirrored<ADDED>(weights, term(0), term(1), term(2), term(3), start);
-  __m512 sum = product<ADDED>(weights[0], term(0), start);
+template <bool SYMMETRIC, int TAPS, class Term>
+ALWAYS_INLINE __m512 weighted(const __m512 (&weights)[TAPS], const Term& term) {
+  if constexpr (SYMMETRIC) return mirrored(weights, term(0), term(1), term(2), term(3));
+  __m512 sum = _mm512_mul_ps(weights[0], term(0));
   for (int k = 1; k < TAPS; k++) sum = _mm512_fmadd_ps(weights[k], term(k), sum);
   return sum;
 }
 
 // STEP: how far the rows move from output to output; 0: not the same everywhere. A tap that the filter does not have
 // reads zeros. SYMMETRIC: all outputs have the same four weights, a, b, b, a.
-template <int TAPS, int STEP, int OUTS, bool SYMMETRIC, bool ACTIVATED>
+template <int TAPS, int STEP, int OUTS, bool SYMMETRIC>
 void run_small(const Plan<float>& plan) {
   const Upfirdn2d& call = plan.call;
   std::vector<float> weights(plan.vertical.phases * TAPS);
   for (int phase = 0; phase < plan.vertical.phases; phase++)
     for (int k = 0; k < plan.vertical.taps; k++)
-      weights[phase * TAPS + k] = plan.gain() * plan.row_weights[phase * plan.vertical.taps + k];
+      weights[phase * TAPS + k] = plan.row_weights[phase * plan.vertical.taps + k];
   const int64_t grain = std::max<int64_t>(1, GRAIN / (call.vertical.out * call.horizontal.out));
   at::parallel_for(0, call.n * call.c, grain, [&](int64_t plane, int64_t end) {
-    // Here and below inside the function that writes bits: for all the compiler knows, they are written over what is not.
     const int64_t height = call.vertical.in, width = call.horizontal.in;
     const int64_t out_height = call.vertical.out, out_width = call.horizontal.out;
     const auto row_mask = static_cast<__mmask16>((1 << width) - 1);
@@ -147,7 +106,6 @@ void run_small(const Plan<float>& plan) {
         const Lanes lanes(plan, v * SIXTEEN, k);
         index[v][k] = lanes.index, inside[v][k] = lanes.inside, weight[v][k] = lanes.weight;
       }
-    const __m512 slope = _mm512_set1_ps(call.activation.slope);
     __m512 first_weights[TAPS];
     for (int k = 0; k < TAPS; k++) first_weights[k] = _mm512_set1_ps(weights[k]);
     for (; plane < end; plane++) {
@@ -155,17 +113,16 @@ void run_small(const Plan<float>& plan) {
       const auto row = [&](int64_t i) {
         return _mm512_maskz_loadu_ps(i >= 0 && i < height ? row_mask : 0, x + i * width);
       };
-      const __m512 bias = _mm512_set1_ps(ACTIVATED ? plan.gain() * plan.bias[plane % call.c] : 0);
-      Sixteens<float, ACTIVATED> out(call, false, plane * out_height * out_width, slope);
+      Sixteens<float> out{plan.writer(plane * out_height * out_width, false)};
       __m512 rows[TAPS];
       for (int k = STEP; k < TAPS && STEP; k++) rows[k] = row(plan.vertical.first(0) - STEP + k);
       const auto output = [&](const auto& by) {
-        const __m512 sum = weighted<SYMMETRIC, false>(by, [&](int k) { return rows[k]; });
+        const __m512 sum = weighted<SYMMETRIC>(by, [&](int k) { return rows[k]; });
         for (int v = 0; v < OUTS; v++) {
           const auto term = [&](int k) { return _mm512_maskz_permutexvar_ps(inside[v][k], index[v][k], sum); };
-          out.put(v * SIXTEEN, weighted<SYMMETRIC, ACTIVATED>(weight[v], term, bias), out_width - v * SIXTEEN);
+          out.put(v * SIXTEEN, weighted<SYMMETRIC>(weight[v], term), out_width - v * SIXTEEN);
         }
-        out.next(out_width);
+        out.writer.y += out_width;
       };
       if constexpr (STEP > 0) {
         int64_t next = plan.vertical.first(0) + TAPS - STEP;
@@ -191,17 +148,16 @@ inline bool is_symmetric(const std::vector<float>& weights) {  // of the one pha
   return weights.size() == 4 && weights[0] == weights[3] && weights[1] == weights[2];
 }
 
-template <bool ACTIVATED>
-void run_small(const Plan<float>& plan) {
+inline void run_small(const Plan<float>& plan) {
   const auto run = [&](auto taps, auto outs) {
     const int stride = plan.vertical.phases > 1 ? 0 : plan.vertical.stride;
     constexpr bool four = taps() == 4 && outs() == 1;
     const bool symmetric = is_symmetric(plan.row_weights) && is_symmetric(plan.column_weights);
-    if (stride == 1 && four && symmetric) run_small<taps(), 1, outs(), four, ACTIVATED>(plan);
-    else if (stride == 1) run_small<taps(), 1, outs(), false, ACTIVATED>(plan);
-    else if (stride == 2 && four && symmetric) run_small<taps(), 2, outs(), four, ACTIVATED>(plan);
-    else if (stride == 2) run_small<taps(), 2, outs(), false, ACTIVATED>(plan);
-    else run_small<taps(), 0, outs(), false, ACTIVATED>(plan);
+    if (stride == 1 && four && symmetric) run_small<taps(), 1, outs(), four>(plan);
+    else if (stride == 1) run_small<taps(), 1, outs(), false>(plan);
+    else if (stride == 2 && four && symmetric) run_small<taps(), 2, outs(), four>(plan);
+    else if (stride == 2) run_small<taps(), 2, outs(), false>(plan);
+    else run_small<taps(), 0, outs(), false>(plan);
   };
   const bool wide = plan.call.horizontal.out > SIXTEEN, few = std::max(plan.vertical.taps, plan.horizontal.taps) <= 2;
   using One = std::integral_constant<int, 1>;

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError
-from data.folders import METHODS
 from data.items import Source, array_source
+from data.kinds import path_kind
 from data.labels import Labels, labels_from_array, no_labels
-from data.streams import DAMAGE, head, open_unpacked
+from data.streams import DAMAGE, ZIP_METHODS, head, open_unpacked
 
 MAX_ARRAY = 4 << 30  # bytes of an array, which is held in memory
 MAX_RATIO = 1032  # deflate packs no better
@@ -85,7 +85,7 @@ def _read_idx(path: Path) -> np.ndarray:
 def is_npz(path: Path) -> bool:
     """Whether a file is a zip that starts with an array."""
     start = head(path, 30 + (1 << 16))
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return start[:2] == b"PK"
     name_length = int.from_bytes(start[26:28], "little")
     return start[:4] == b"PK\3\4" and start[30 : 30 + name_length].endswith(b".npy")
@@ -122,7 +122,7 @@ def _read_array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarr
     member = archive.zip.getinfo(key if key in archive.zip.namelist() else f"{key}.npy")
     if member.file_size > MAX_ARRAY:
         raise DataError(f"{key} in {path} unpacks to {member.file_size} bytes; {MAX_ARRAY} are the limit")
-    if member.compress_type not in METHODS:
+    if member.compress_type not in ZIP_METHODS:
         raise DataError(f"{key} in {path} is packed by another method than deflate")
     array = archive[key]
     if not isinstance(array, np.ndarray):
@@ -147,3 +147,9 @@ def _as_images(where: str, images: np.ndarray) -> np.ndarray:
 def _check_not_empty(where: object, images: np.ndarray) -> None:
     if not images.size:
         raise DataError(f"no images in {where}: its shape is {images.shape}")
+
+
+KINDS = (
+    path_kind("an npz", is_npz, open_npz, details="arrays such as images and labels"),
+    path_kind("an IDX file of images", is_idx, open_idx, details="as MNIST has them; .gz too, labels beside it"),
+)

@@ -16,11 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.errors import DataError
-from data.items import Item, Source, hidden, holds_only, open_image
+from data.image_files import open_image
+from data.items import Item, Source
+from data.kinds import path_kind
 from data.labels import Labels, labels_from_array, no_labels
+from data.listing import holds_only
+from data.names import hidden
 
 IMAGES = ("image", "img")
 LABELS = ("label", "fine_label", "labels")
+SUFFIX = ".parquet"
 BATCH = 64  # rows that are decoded at once
 
 
@@ -51,7 +56,7 @@ def is_parquet(path: Path) -> bool:
 
 def holds_parquet(path: Path) -> bool:
     """Whether a folder is one of parquet files."""
-    return holds_only(path, (".parquet",))
+    return holds_only(path, (SUFFIX,))
 
 
 def open_parquet(path: Path, max_images: int | None) -> Source:
@@ -61,8 +66,8 @@ def open_parquet(path: Path, max_images: int | None) -> Source:
 
 def open_parquet_folder(path: Path, max_images: int | None) -> Source:
     """The source of the parquet files in a folder, in the order of their names."""
-    files = [file for file in sorted(path.glob("*.parquet")) if not hidden(file.name)]
-    training = [file for file in files if file.name.startswith("train")]
+    files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(SUFFIX) and not hidden(file.name)]
+    training = [file for file in files if file.name.lower().startswith("train")]
     return _open_files(path.resolve().name, training or files, max_images)
 
 
@@ -111,8 +116,9 @@ def _look_into(path: Path) -> tuple[Columns, list[Group], list[np.ndarray]]:
     """Which columns matter, the row groups, and the labels (one array, or none if there is no such column)."""
     pyarrow = _pyarrow()
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            schema, metadata = file.schema_arrow, file.metadata
+        with path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
+            schema = file.schema_arrow
+            metadata = file.metadata
             label = next((name for name in LABELS if name in schema.names), None)
             columns = Columns(_image_column(path, schema), label, _class_names(schema, label))
             rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
@@ -180,10 +186,11 @@ def _images(group: Group, column: str, rows: range) -> Iterator[Any]:
     pyarrow = _pyarrow()
     done = rows.start
     try:
-        with pyarrow.parquet.ParquetFile(group.path) as file:
+        with group.path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
             first = 0
             for batch in file.iter_batches(BATCH, [group.number], [column], use_threads=False):
-                begin, end = max(rows.start - first, 0), min(rows.stop - first, len(batch))
+                begin = max(rows.start - first, 0)
+                end = min(rows.stop - first, len(batch))
                 first += len(batch)
                 for value in batch.column(0)[begin:end] if begin < end else ():
                     done += 1
@@ -200,3 +207,9 @@ def _images(group: Group, column: str, rows: range) -> Iterator[Any]:
 def _open_value(value: Any) -> Any:
     content = value.get("bytes") if isinstance(value, dict) else value
     return open_image(io.BytesIO(content)) if content is not None else "no bytes, only a path or nothing"
+
+
+KINDS = (
+    path_kind("a parquet file", is_parquet, open_parquet, details="as the Hugging Face hub stores images"),
+    path_kind("a folder of parquet files", holds_parquet, open_parquet_folder),
+)

@@ -1,7 +1,6 @@
 """What is about to be built from a source: sizes, levels, mode, encoding, and what that will cost."""
 
 import mmap
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +10,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data.decoding import MODES, decode, natural_mode, needed_mode
 from data.encodings import ENCODINGS, encode_image
 from data.errors import DataError
-from data.images import MODES, TRANSFORMS, Size, decode, natural_mode, pyramid
-from data.sources import Item, Source
+from data.items import Item, Source
+from data.resizing import TRANSFORMS, pyramid
+from data.sizes import Size, format_size
 
 T = TypeVar("T")
 Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # (items, how many, what is done to them) -> the same items
@@ -22,25 +23,13 @@ Progress = Callable[[Iterable[T], int, str], Iterable[T]]  # (items, how many, w
 MAX_PIXELS = 1 << 26  # of one stored image
 RAW_LIMIT = 8 << 30  # bytes up to which a dataset is stored raw unless told otherwise: then it fits most page caches
 MODE_SAMPLE = 256  # images whose headers are read to guess the mode
+ALPHA_SAMPLE = 32  # images of those that are decoded to see whether they are transparent
 COST_SAMPLE = 8  # images that are encoded to guess size and time
 
 
 def silent(items: Iterable[T], total: int, label: str) -> Iterable[T]:
     """The progress display that shows nothing."""
     return items
-
-
-def format_size(size: Size) -> str:
-    """A size as HxW."""
-    return f"{size[0]}x{size[1]}"
-
-
-def parse_size(text: str) -> Size:
-    """(height, width) of "64" or "64x128"; DataError for anything else."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(re.fullmatch("[0-9]{1,6}", side) and int(side) for side in sides):
-        raise DataError(f"{text!r} is not a size: write one side, such as 64, or HEIGHTxWIDTH, such as 64x128")
-    return int(sides[0]), int(sides[-1])
 
 
 def top_level(base: Size, resolution: Size) -> int:
@@ -66,7 +55,7 @@ def largest_level(base: Size, size: Size) -> int | None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What is about to be built."""
 
     source: Source
@@ -110,7 +99,7 @@ class Cost:
     seconds: float  # on one core
 
 
-def estimate_costs(plan: Plan) -> dict[str, Cost]:
+def estimate_costs(plan: BuildPlan) -> dict[str, Cost]:
     """The cost of every encoding that could hold the plan, from a few images that are built without being stored."""
     count = plan.source.count
     fitted, common = _timed(partial(_fit_at, plan), _spread(count, COST_SAMPLE))
@@ -126,13 +115,14 @@ def estimate_costs(plan: Plan) -> dict[str, Cost]:
     return costs
 
 
-def _fit_at(plan: Plan, position: int) -> list[np.ndarray | str]:
+def _fit_at(plan: BuildPlan, position: int) -> list[np.ndarray | str]:
     return [plan.fit(item) for item in plan.source.read(position, position + 1)]
 
 
 def _timed(work: Callable[[Any], Any], items: Sequence[Any]) -> tuple[list[Any], float]:
     """(work(item) of every item, the median of the seconds that took: the first is slow for other reasons)."""
-    results, seconds = [], []
+    results = []
+    seconds = []
     for item in items:
         started = time.perf_counter()
         results.append(work(item))
@@ -164,7 +154,7 @@ def make_plan(
     mode: str,
     encoding: str | None,
     strict: bool,
-) -> Plan:
+) -> BuildPlan:
     """Look at a few images of a source and settle size, levels, mode and encoding.
 
     DataError if they do not go together, or if no image is readable.
@@ -178,7 +168,7 @@ def make_plan(
     if levels is not None and not 1 <= levels <= top + 1:
         raise DataError(f"--levels={levels}: from {format_size(base)} to {format_size(resolution)} there are {top + 1}")
     kept = tuple(range(top + 1))[-(levels or top + 1) :]
-    plan = Plan(
+    plan = BuildPlan(
         source=source,
         size=resolution,
         base=base,
@@ -195,7 +185,7 @@ def make_plan(
     return plan
 
 
-def check_encoding(plan: Plan) -> None:
+def check_encoding(plan: BuildPlan) -> None:
     """DataError if the encoding of a plan cannot hold its images."""
     row = ENCODINGS[plan.encoding]
     if plan.channels not in row.channels:
@@ -218,10 +208,19 @@ def _first_size(source: Source, strict: bool) -> tuple[str, Size]:
 
 
 def _sampled_mode(source: Source) -> str:
-    """The smallest mode that holds each image of a sample, by their headers."""
+    """The smallest mode that holds each image of a sample: by their headers, and by alpha for a few that claim it."""
     items = (item for position in _spread(source.count, MODE_SAMPLE) for item in source.read(position, position + 1))
-    natural = [natural_mode(item.image) for item in items if not isinstance(item.image, str)]
-    return max(natural, key=list(MODES).index, default="L")
+    looks = 0
+    found = "L"
+    for _, image, _ in items:
+        if isinstance(image, str) or MODES[natural_mode(image)] <= MODES[found]:
+            continue
+        looks += natural_mode(image) == "RGBA"
+        if looks <= ALPHA_SAMPLE:
+            found = max(found, needed_mode(image), key=list(MODES).index)
+        if found == "RGBA":
+            break
+    return found
 
 
 def _default_resolution(base: Size, name: str, size: Size) -> Size:

@@ -1,7 +1,7 @@
 """Tar archives, compressed or not: of folders of images, or webdataset shards. Nothing is ever extracted to disk.
 
 Images keep the order in which they are packed, so that a compressed archive is read front to back. Labels are, in this
-order: dataset.json at the root, as in a folder; what lies beside an image under the same name up to the first dot
+order: dataset.json, as in a folder; what lies beside an image under the same name up to the first dot
 (`000.png` and `000.cls`, or `000.json` with a key "label"); sub-folders.
 """
 
@@ -9,32 +9,35 @@ import io
 import json
 import os
 import re
-import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from tarfile import TarInfo
 from typing import IO, Any, NamedTuple
 
 from data.errors import DataError
-from data.folders import TOO_LARGE, Listed, catalog, folder_labels
-from data.items import (
-    MAX_MEMBER,
-    Item,
-    Row,
-    Source,
-    claims_image,
-    hidden,
-    holds_only,
-    open_items,
-    printable,
-    rows_source,
-    unsafe,
-)
+from data.image_files import claims_image
+from data.items import Item, Source
+from data.kinds import Turn, path_kind
 from data.labels import LABELS_FILE, Labels, labels_from_json
-from data.streams import DAMAGE, Bounded, head, open_unpacked
+from data.listing import (
+    TOO_LARGE,
+    ListedFile,
+    ListedImage,
+    folder_labels,
+    holds_only,
+    is_labels_file,
+    list_images,
+    listed_source,
+    open_items,
+)
+from data.names import hidden, tidy, unsafe
+from data.streams import DAMAGE, MAX_MEMBER, open_unpacked
+from data.tar_members import is_tar, members, read_at
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_SHARDS = 100_000
 MAX_SIDE_FILE = 1 << 20  # bytes of a .cls or .json file that lies beside an image
 
@@ -45,43 +48,6 @@ class Member(NamedTuple):
     shard: Path
     offset: int  # in the uncompressed shard
     size: int
-
-
-def is_tar(path: Path) -> bool:
-    """Whether a file is a tar with something in it, compressed or not."""
-    try:
-        tarfile.TarInfo.frombuf(head(path, tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
-    except tarfile.TarError:
-        return False
-    return True
-
-
-def members(path: Path, wanted: Callable[[tarfile.TarInfo], bool]) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """Every member of a tar, with its content if it is wanted. DataError if the tar is damaged."""
-    try:
-        with open_unpacked(path) as file:
-            bounded = Bounded(file, MAX_MEMBER)
-            with tarfile.open(fileobj=bounded, mode="r:") as tar:  # type: ignore[call-overload]
-                while (member := tar.next()) is not None:
-                    if member.size < 0:
-                        raise tarfile.ReadError("negative size")
-                    yield member, _content(bounded, member.offset_data, member.size) if wanted(member) else None
-                    tar.members.clear()  # else it keeps them all
-            # tarfile takes whatever is no header for the end.
-            if len(bounded.last) < tarfile.BLOCKSIZE or any(bounded.last):
-                raise tarfile.ReadError("bad header" if bounded.last else "no end mark")
-            while file.read(1 << 20):
-                pass  # the checksum of a compressed file comes last
-    except (tarfile.TarError, ValueError, *DAMAGE) as error:
-        raise DataError(f"{path} is a damaged or truncated tar ({error}): copy it again") from error
-
-
-def _content(file: IO[bytes] | Bounded, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    content = file.read(size)
-    if len(content) < size:
-        raise EOFError("it ends early")
-    return content
 
 
 def open_tar(path: Path, max_images: int | None) -> Source:
@@ -97,12 +63,16 @@ def holds_shards(path: Path) -> bool:
 def open_shard_folder(path: Path, max_images: int | None) -> Source:
     """The source of the images in all tars of a folder, in the order of the names of those."""
     shards = [
-        shard for shard in sorted(path.iterdir()) if shard.name.endswith(SHARD_SUFFIXES) and not hidden(shard.name)
+        shard
+        for shard in sorted(path.iterdir())
+        if shard.name.lower().endswith(SHARD_SUFFIXES) and not hidden(shard.name)
     ]
     return _open_shards(path.resolve().name, shards, max_images)
 
 
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+def is_shard_pattern(pattern: Path) -> bool:
+    """Whether a name stands for a row of files."""
+    return BRACES.search(str(pattern)) is not None
 
 
 def open_shard_pattern(pattern: Path, max_images: int | None) -> Source:
@@ -127,57 +97,60 @@ def _expand(pattern: str) -> Iterator[str]:
 
 
 def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> Source:
-    listed: list[Listed] = []
+    files: list[ListedFile] = []
     side: dict[tuple[Path, str], Any] = {}  # (shard, name up to the first dot) -> label as JSON
-    labels_file = None
     for shard in shards:
         for member, content in members(shard, _has_labels):
-            path = member.name.removeprefix("./")
-            if member.isdir() or hidden(path):
+            if member.isdir() or hidden(member.name):
                 continue
-            if content is None:
-                refusal = _refusal(member) if claims_image(path) else None
-                listed.append((printable(path), refusal or Member(shard, member.offset_data, member.size)))
-            elif path == LABELS_FILE:
-                labels_file = content
+            path = tidy(member.name)
+            if content is None or is_labels_file(path):
+                place = Member(shard, member.offset_data, member.size)
+                files.append(ListedFile(path, _refusal(path, member) or content or place))
             else:
                 label = _side_label(path, content)
-                if label is not None and (path.endswith(".cls") or (shard, _key(path)) not in side):
+                if label is not None and (path.lower().endswith(".cls") or (shard, _key(path)) not in side):
                     side[shard, _key(path)] = label
 
-    def find_labels(images: Sequence[Listed]) -> Labels:
+    def find_labels(images: Sequence[ListedFile]) -> Labels:
         return _side_labels(name, images, side) or folder_labels(images)
 
     # A compressed shard can only be read forward: who goes on where the last reading ended must not begin again.
     idle: defaultdict[int, list[_Shards]] = defaultdict(list)  # by process
 
-    def open_rows(rows: Sequence[Row]) -> Iterator[Item]:
+    def open_images(images: Sequence[ListedImage]) -> Iterator[Item]:
         ours = idle[os.getpid()]
         opened = ours.pop() if ours else _Shards()
         try:
-            yield from open_items(rows, opened.content)
+            yield from open_items(images, opened.content)
         finally:
             ours.append(opened)
 
-    rows, labels, ignored = catalog(name, listed, labels_file, max_images, find_labels)
-    return rows_source(name, rows, labels, open_rows, ignored)
+    return listed_source(name, list_images(name, files, max_images, _read_labels_file, find_labels), open_images)
 
 
-def _has_labels(member: tarfile.TarInfo) -> bool:
-    path = member.name.removeprefix("./")
+def _read_labels_file(file: bytes | Member | OSError) -> bytes:
+    """The content of a labels file: read already if it is at the root or small. OSError if it is refused."""
+    if isinstance(file, OSError):
+        raise file
+    return file if isinstance(file, bytes) else _Shards().content(file).getvalue()
+
+
+def _has_labels(member: TarInfo) -> bool:
+    path = tidy(member.name)
     limit = MAX_MEMBER if path == LABELS_FILE else MAX_SIDE_FILE
-    return member.isreg() and path.endswith((".cls", ".json")) and member.size <= limit
+    return member.isreg() and path.lower().endswith((".cls", ".json")) and member.size <= limit
 
 
 def _key(path: str) -> str:
     """What the files of one sample have in common: folder and name up to the first dot."""
-    folder, _, name = printable(path).rpartition("/")
+    folder, _, name = path.rpartition("/")
     return f"{folder}/{name.split('.')[0]}"
 
 
 def _side_label(path: str, content: bytes) -> Any:
     """The label in a file beside an image, as JSON has it; None if there is none."""
-    if path.endswith(".cls"):
+    if path.lower().endswith(".cls"):
         text = content.decode("ascii", "replace").strip()
         return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else text
     try:
@@ -187,9 +160,9 @@ def _side_label(path: str, content: bytes) -> Any:
     return fields.get("label") if isinstance(fields, dict) else None
 
 
-def _side_labels(where: str, images: Sequence[Listed], side: dict[tuple[Path, str], Any]) -> Labels | None:
+def _side_labels(where: str, images: Sequence[ListedFile], side: dict[tuple[Path, str], Any]) -> Labels | None:
     """The labels that lie beside images; None if none does."""
-    keys = [(member.shard, _key(name)) for name, member in images]
+    keys = [(image.file.shard, _key(image.name)) for image in images]
     if not any(key in side for key in keys):
         return None
     for (shard, key), count in Counter(keys).most_common(1):
@@ -197,10 +170,18 @@ def _side_labels(where: str, images: Sequence[Listed], side: dict[tuple[Path, st
             raise DataError(
                 f"{shard} has {count} images called {key.strip('/')}: which of them is labeled is not known"
             )
-    return labels_from_json(where, [name for name, _ in images], [side.get(key) for key in keys])
+    return labels_from_json(where, [image.name for image in images], [side.get(key) for key in keys])
 
 
-def _refusal(member: tarfile.TarInfo) -> str | None:
+def _refusal(path: str, member: TarInfo) -> str | OSError | None:
+    """Why a file is not read: a str for an image, an error for a labels file; None for what is read or ignored."""
+    reason = _unreadable(member)
+    if reason and claims_image(path):
+        return reason
+    return OSError(reason) if reason and is_labels_file(path) else None
+
+
+def _unreadable(member: TarInfo) -> str | None:
     if unsafe(member.name):
         return "unsafe name in the archive"
     if member.issym() or member.islnk():
@@ -221,9 +202,10 @@ class _Shards:
         """The bytes of a member."""
         if member.shard != self._path:
             self.close()
-            self._file, self._path = open_unpacked(member.shard), member.shard
+            self._file = open_unpacked(member.shard)
+            self._path = member.shard
         try:
-            return io.BytesIO(_content(self._file, member.offset, member.size))
+            return io.BytesIO(read_at(self._file, member.offset, member.size))
         except DAMAGE:
             self.close()
             raise
@@ -235,3 +217,16 @@ class _Shards:
 
     def __del__(self) -> None:
         self._file.close()
+
+
+KINDS = (
+    path_kind("a folder of tars", holds_shards, open_shard_folder, details="shards of webdataset"),
+    path_kind(
+        "a tar",
+        is_tar,
+        open_tar,
+        details="labeled as a folder, or by webdataset's .cls or .json beside each image",
+        turn=Turn.CONTAINER,
+    ),
+    path_kind("shards such as set-{000..003}.tar", is_shard_pattern, open_shard_pattern, turn=Turn.PATTERN),
+)

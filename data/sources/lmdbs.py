@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.items import Item, Source, open_image
+from data.image_files import open_image
+from data.items import Item, Source
+from data.kinds import path_kind
 from data.labels import labels_from_array, no_labels
 from data.store import MANIFEST, open_checked, open_reader
 
-BATCH_IMAGES, BATCH_BYTES = 64, 16 << 20  # what is read at once
+BATCH_IMAGES = 64
+BATCH_BYTES = 16 << 20  # what is read at once
 MAGIC = 0xBEEFC0DE.to_bytes(4, "little"), 0xBEEFC0DE.to_bytes(4, "big")
 
 _opening = threading.Lock()  # LMDB may open a file once in a process
@@ -49,7 +52,8 @@ def open_lmdb(path: Path, max_images: int | None) -> Source:
 
 def _ours(name: str, path: Path, max_images: int | None) -> Source:
     reader = open_reader(path)
-    manifest, stored = reader.manifest, reader.labels()
+    manifest = reader.manifest
+    stored = reader.labels()
     count = min(manifest.count, max_images or manifest.count)
     labels = (
         no_labels(manifest.count)
@@ -147,3 +151,6 @@ def _values(path: Path, keys: Sequence[bytes]) -> list[bytes | None]:
     except lmdb.Error as error:
         raise DataError(f"{path} is damaged ({error}): copy it again") from error
     return values
+
+
+KINDS = (path_kind("an LMDB", is_lmdb, open_lmdb, details="of saddle prepare, or with keys SIZE-INDEX"),)

@@ -4,20 +4,22 @@ The file is built beside its destination as `.part` and renamed when everything 
 brings, besides images, what it takes to go on after it; these records go with the last commit:
 
     b"build"             JSON and CRC: the settings, how many items of the source are dealt with, how many are stored,
-                         the state of the content hash, the number of commits
+                         what was done to colors, the state of the content hash, the number of commits
     b"build/CCCCCCCCCC"  JSON and CRC: what commit C added to the labels and to the skipped images
 
 The part is opened anew for each commit, so that whatever LMDB does next depends on the file alone: a build that was
 killed and continued ends with the same bytes as one that was not.
 """
 
+import errno
 import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -30,7 +32,7 @@ BATCH_BYTES = 64 << 20  # a commit: about so many bytes of values, which LMDB ho
 MAP_ROOM = 4 * BATCH_BYTES  # what LMDB may take for a batch; only address space
 BUILD = b"build"
 
-Label = int | list[float] | None
+StoredLabel = int | list[float] | None
 
 
 class Skipped(NamedTuple):
@@ -46,7 +48,7 @@ class Skipped(NamedTuple):
         return self.reason.split(":")[0]
 
 
-class Writer:
+class StoreWriter:
     """Builds a dataset file from items in the order of the source: `add` them, then `finish`.
 
     If the part of an interrupted build with the same `settings` (any JSON) is there, it goes on from `consumed` items,
@@ -55,7 +57,8 @@ class Writer:
     """
 
     def __init__(self, path: Path, settings: Any, mode: str, say: Callable[[str], None] = lambda line: None) -> None:
-        self.path, self.part = path, part_path(path)
+        self.path = path
+        self.part = part_path(path)
         self.settings = json.loads(json.dumps(settings))
         self._env: Any = None
         self._transaction: Any = None
@@ -75,9 +78,13 @@ class Writer:
             raise
 
     def _begin_anew(self, mode: str) -> None:
-        self.mode, self.consumed, self.count, self.commits = mode, 0, 0, 0
-        self.labels: list[Label] = []
+        self.mode = mode
+        self.consumed = 0
+        self.count = 0
+        self.commits = 0
+        self.labels: list[StoredLabel] = []
         self.skipped: list[Skipped] = []
+        self.color_changes: Counter[str] = Counter()
         self._hash = ContentHash()
         self._waiting = 0  # bytes since the last commit
         self._pages = 0  # that the part uses
@@ -102,7 +109,8 @@ class Writer:
         try:
             with env.begin() as transaction:
                 self._pages = env.info()["last_pgno"] + 1
-                manifest, state = transaction.get(MANIFEST), transaction.get(BUILD)
+                manifest = transaction.get(MANIFEST)
+                state = transaction.get(BUILD)
                 if manifest:
                     self.finished = Manifest.from_json(without_crc(manifest))
                 elif state:
@@ -129,7 +137,10 @@ class Writer:
             self.skipped += [Skipped(*fields) for fields in journal["skipped"]]
         self._noted = len(self.labels), len(self.skipped)
         self._hash = ContentHash(bytes.fromhex(state["hash"]))
-        self.mode, self.consumed, self.count = state["mode"], state["consumed"], state["count"]
+        self.mode = state["mode"]
+        self.consumed = state["consumed"]
+        self.count = state["count"]
+        self.color_changes = Counter(state["color_changes"])
         self.commits = state["commits"]
 
     def add(
@@ -138,8 +149,9 @@ class Writer:
         levels: Sequence[int],
         values: Sequence[Sequence[bytes | memoryview]],
         digests: Sequence[bytes],
-        labels: Sequence[Label] = (),
+        labels: Sequence[StoredLabel] = (),
         skipped: Sequence[Skipped] = (),
+        color_changes: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Store images [n], each a value with CRC for every level, and skip others: in all `consumed` items more."""
         records = [
@@ -155,6 +167,7 @@ class Writer:
             self._hash.add(digest)
         self.labels += labels
         self.skipped += skipped
+        self.color_changes.update(color_changes)
         self.count += len(values)
         self.consumed += consumed
         self._waiting += size
@@ -168,7 +181,7 @@ class Writer:
         if self._transaction is None:
             room = self._pages * os.sysconf("SC_PAGESIZE") + MAP_ROOM + 4 * extra
             # The flock on the part keeps other writers out, so LMDB needs no lock file.
-            self._env = lmdb.open(str(self.part), subdir=False, lock=False, map_size=room, readahead=False)
+            self._env = lmdb.open(os.fsencode(self.part), subdir=False, lock=False, map_size=room, readahead=False)
             self._transaction = self._env.begin(write=True)
 
     def _commit_progress(self) -> None:
@@ -179,6 +192,7 @@ class Writer:
             "mode": self.mode,
             "consumed": self.consumed,
             "count": self.count,
+            "color_changes": self.color_changes,
             "hash": self._hash.state.hex(),
             "commits": self.commits + 1,
         }
@@ -187,7 +201,8 @@ class Writer:
             self._transaction.put(BUILD, with_crc(json.dumps(state).encode()))
             self._commit()
         self.commits += 1
-        self._noted, self._waiting = (len(self.labels), len(self.skipped)), 0
+        self._noted = (len(self.labels), len(self.skipped))
+        self._waiting = 0
 
     def _commit(self) -> None:
         self._transaction.commit()
@@ -213,6 +228,7 @@ class Writer:
             count=self.count,
             content_hash=self._hash.finish(stored),
             skipped=dict(Counter(one.kind for one in self.skipped)),
+            color_changes=dict(sorted(self.color_changes.items())),
             skipped_positions=tuple(one.position for one in self.skipped),
             lmdb=".".join(map(str, lmdb.version())),
             **fields,
@@ -276,11 +292,16 @@ def _journal_key(commit: int) -> bytes:
 
 
 def check_new(path: Path) -> None:
-    """DataError if a dataset cannot be made at `path` because something is there."""
-    if path.is_dir():
+    """DataError if a dataset cannot be made at `path`: something is there, or the name is too long."""
+    if os.path.isdir(path):
         raise DataError(f"{path} is a folder: name a file to write, such as {path / 'data.lmdb'}")
-    if path.exists():
+    if os.path.exists(path):
         raise DataError(f"{path} exists: remove it first, or choose another name")
+    try:
+        part_path(path).lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(f"the name of {path} is too long for a file and its .part: choose another name") from error
 
 
 def lock(part: Path) -> int:

@@ -9,10 +9,12 @@ import numpy as np
 
 from gan.errors import UserError
 from gan.methods.rows import split_names
-from launch.tables import text_table, write_json
+from launch.samples import classes_in_turn, load_network, read_reals, sample_batches
+from launch.scores import build_reference, classifier_summary
+from launch.tables import save_rows, text_table
 
 
-def compare(
+def estimate_divergences(
     names: str, data: str, against: str, samples: int, seed: int, features: bool, json_path: Path | None
 ) -> None:
     """Print, and write, D_f(P||Q) for each divergence; P is the set `data`, Q the set `against`.
@@ -25,10 +27,12 @@ def compare(
     rows = {name: divergence(name) for name in split_names(names)}
     if not rows:
         raise UserError("--divergence names none; write --divergence=kl,js")
-    p, q = (read_set(source, samples, seed) for source in (data, against))
+    p = read_set(data, samples, seed)
+    q = read_set(against, samples, seed)
     if features:
         p, q = classifier_features(data, p, q, seed)
-    p, q = (x if x.ndim == 2 else as_input(x) for x in (p, q))
+    p = as_input(p)
+    q = as_input(q)
     check_samples(p, q)
     click.echo(f"{len(p)} samples of {data} against {len(q)} of {against}, {list(p.shape[1:])} each")
     table: list[dict[str, Any]] = []
@@ -38,9 +42,7 @@ def compare(
         click.echo(f"{name} done in {result.steps} steps")
     click.echo(text_table(table))
     click.echo("bound: at most the divergence, but by sampling error; low to high holds it in 95 of 100 samplings")
-    if json_path:
-        write_json(json_path, table)
-        click.echo(f"wrote {json_path}")
+    save_rows(json_path, table)
 
 
 def read_set(source: str, samples: int, seed: int) -> np.ndarray:
@@ -51,10 +53,9 @@ def read_set(source: str, samples: int, seed: int) -> np.ndarray:
     if path.suffix == ".safetensors" or (path.is_dir() and not (path / "data.mdb").exists()):
         return _sample_network(source, samples, seed)
     from data.dataset import ImageDataset
-    from launch.evaluate import read_some
 
     dataset = ImageDataset(source)
-    return read_some(dataset, samples, max(dataset.manifest.levels), seed)[0]
+    return read_reals(dataset, samples, max(dataset.manifest.levels), seed)[0]
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -70,34 +71,25 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _sample_network(source: str, samples: int, seed: int) -> np.ndarray:
-    import torch
-
-    from launch.evaluate import sample_batches
-    from launch.generate import load
-
-    snapshot = load(source)
-    labels = torch.arange(samples) % snapshot.G.classes if snapshot.G.classes else None
+    snapshot = load_network(source)
+    labels = classes_in_turn(snapshot, samples)
     return np.concatenate(list(sample_batches(snapshot, labels, snapshot.stage, samples, seed)))
 
 
-def as_input(images: np.ndarray) -> np.ndarray:
-    """uint8 [n, H, W, C] -> float32 [n, C, H, W] in [-1, 1]."""
+def as_input(samples: np.ndarray) -> np.ndarray:
+    """Images uint8 [n, H, W, C] -> float32 [n, C, H, W] in [-1, 1]; vectors [n, K] as they are."""
     from gan.metrics.classifier import to_input
 
-    return to_input(images).numpy()
+    return samples if samples.ndim == 2 else to_input(samples).numpy()
 
 
 def classifier_features(data: str, p: np.ndarray, q: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Both sets in the features of the classifier that `saddle evaluate` trains on the labels of `data`."""
     from data.dataset import ImageDataset
-    from launch.evaluate import build_reference, describe
 
     if p.ndim != 4 or q.ndim != 4 or Path(data).suffix == ".npy":
         raise UserError("--features=1 needs images, and a labeled dataset for --data")
     dataset = ImageDataset(data)
-    if dataset.labels is None:
-        raise UserError(f"{data} has no labels, and features need them: prepare a folder with a folder per class")
-    click.echo(f"training a classifier on {data} ...")
     reference = build_reference(dataset, max(dataset.manifest.levels), seed)
-    click.echo(describe(reference))
+    click.echo(classifier_summary(reference))
     return reference.classifier(p)[0], reference.classifier(q)[0]

@@ -1,15 +1,20 @@
 """The built-in sources: scikit-learn's digits, and three images of a labeled set stacked as red, green and blue."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
+from data.decoding import decode, needed_mode
 from data.errors import DataError
 from data.items import Item, Source, array_source
+from data.kinds import Kind, Turn
 from data.labels import labels_from_array
+from data.sources import open_source
 
 STACKED = "stacked-digits"
-STACKED_COUNT, STACKED_KEY = 50_000, 0
+STACKING = f"{STACKED}:"  # followed by the source that is stacked
+STACKED_COUNT = 50_000
+STACKED_KEY = 0
 MAX_CLASSES = 10  # of a set to be stacked: 1000 modes
 MAX_BYTES = 1 << 30  # of a set to be stacked, which is held in memory
 
@@ -37,28 +42,26 @@ def open_stacked_digits(source: str, max_images: int | None) -> Source:
     return _stack(source, *digit_scans(), classes=10, max_images=max_images)
 
 
-def open_stacked(source: str, max_images: int | None, open_source: Callable[[str], Source]) -> Source:
+def open_stacked(source: str, max_images: int | None) -> Source:
     """The source called `stacked-digits:SOURCE`, of another with K <= 10 classes: labels K² a + K b + c.
 
     DataError if that has no classes, or more, or images that are not grey and of one size.
     """
-    of = open_source(source.removeprefix(f"{STACKED}:"))
+    of = open_source(source.removeprefix(STACKING))
     if of.classes is None or len(of.classes) > MAX_CLASSES:
         held = "no classes" if of.classes is None else f"{len(of.classes)} classes"
         raise DataError(f"{of.name} has {held}: to be stacked a source needs from 1 to {MAX_CLASSES}")
     images, labels = _load_grey(of)
-    return _stack(f"{STACKED}:{of.name}", images, labels, classes=len(of.classes), max_images=max_images)
+    return _stack(STACKING + of.name, images, labels, classes=len(of.classes), max_images=max_images)
 
 
 def _load_grey(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """All images of a source, uint8 [N, H, W], and labels, int [N]."""
-    from data.images import decode, natural_mode
-
     images: list[np.ndarray] = []
     labels = []
     for name, image, label in source.read():
         if not isinstance(image, str):
-            image = decode(image, "L") if natural_mode(image) == "L" else "it has color, and only grey can be stacked"
+            image = decode(image, "L") if needed_mode(image) == "L" else "it has color, and only grey can be stacked"
         if isinstance(image, str):
             raise DataError(f"{name} of {source.name}: {image}")
         images.append(np.asarray(image))
@@ -87,3 +90,16 @@ def _stack(name: str, images: np.ndarray, labels: np.ndarray, classes: int, max_
 
     numbers = [str(number) for number in range(classes)]
     return Source(name, count, tuple(a + b + c for a in numbers for b in numbers for c in numbers), read)
+
+
+KINDS = (
+    Kind("digits", "1797 scans of 8x8 from scikit-learn, ten classes", Turn.NAME, "digits".__eq__, open_digits),
+    Kind(STACKED, "three of them as red, green and blue, 1000 classes", Turn.NAME, STACKED.__eq__, open_stacked_digits),
+    Kind(
+        f"{STACKING}SOURCE",
+        "three images of any grey source of up to ten classes",
+        Turn.NAME,
+        lambda source: source.startswith(STACKING),
+        open_stacked,
+    ),
+)

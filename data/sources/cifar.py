@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.items import MAX_MEMBER, Source, array_source
+from data.items import Source, array_source
+from data.kinds import path_kind
 from data.labels import Labels, labels_from_array
-from data.tars import is_tar, members
+from data.streams import MAX_MEMBER
+from data.tar_members import is_tar, members
 
 NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}  # file of class names -> key in it
 LABELS = ("labels", "fine_labels")
@@ -156,7 +158,8 @@ def _source(
     images, labels = zip(*(_batch(f"{batch} of {path}", files[batch]) for batch in batches), strict=True)
     if len({one.shape[1:] for one in images}) > 1:
         raise DataError(f"the batches of {path} have images of different sizes")
-    together, values = np.concatenate(images), np.concatenate(labels)
+    together = np.concatenate(images)
+    values = np.concatenate(labels)
     return array_source(name, together, _labels(path, values, files), max_images)
 
 
@@ -185,3 +188,10 @@ def _labels(path: Path, labels: np.ndarray, files: Mapping[str, bytes]) -> Label
     if not isinstance(classes, list) or not all(isinstance(name, str | bytes) for name in classes):
         raise DataError(f"{found} of {path} has no list of names called {NAMES[found]}")
     return labels_from_array(path, labels, len(labels), [_text(name) for name in classes])
+
+
+KINDS = (
+    path_kind("a folder of CIFAR batches", is_cifar_folder, open_cifar_folder, details="CIFAR-10/100 as distributed"),
+    path_kind("a CIFAR batch", is_pickle, open_cifar_file, details="such as test_batch"),
+    path_kind("a CIFAR archive", is_cifar_tar, open_cifar_tar, details="CIFAR-10/100 as distributed"),
+)

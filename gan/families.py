@@ -1,0 +1,26 @@
+"""The kinds of models that can be trained, one row each. Nothing else asks which one it is."""
+
+from gan.config import TrainConfig, choice
+from gan.errors import UserError
+from gan.networks import ImageFormat
+from gan.ranks.distributed import Ranks
+from gan.schedules import Schedule
+from gan.state import Family, Task
+from gan.trainer import GAN
+
+FAMILIES: dict[str, Family] = {"gan": GAN}
+
+
+def find_family(config: TrainConfig) -> Family:
+    """The row that a configuration names. Raises UserError for a name that does not exist."""
+    known, message = choice("model", config.model, FAMILIES)
+    if not known:
+        raise UserError(message)
+    return FAMILIES[config.model]
+
+
+def build_task(config: TrainConfig, schedule: Schedule, images: ImageFormat, ranks: Ranks) -> Task:
+    """Everything a step needs. Raises UserError for names that do not exist and what does not go together."""
+    family = find_family(config)
+    family.check(config)
+    return Task(family, config, schedule, images, ranks)

@@ -1,0 +1,55 @@
+"""A rank's share of a batch as networks see it, cut into the parts that one backward pass takes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gan.draws import Draws
+from gan.networks import Alpha, ResNetGenerator, fade
+from gan.schedules import Moment
+from gan.state import Task
+from ops import downsample2d, upsample2d
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one backward pass sees: whole blocks of this rank's share."""
+
+    real: Tensor  # [n, C, H, W]
+    labels: Tensor | None  # [n]
+    draws: Draws
+
+    def latents(self, purpose: str, z_dim: int) -> Tensor:
+        """[n, z_dim], standard normal, one per real."""
+        return self.draws.latents(purpose, z_dim).to(self.real.device)
+
+
+def fade_weight(now: Moment, task: Task) -> Alpha:
+    """The weight of a stage that fades in, on the task's device; a plain 1 where it does not."""
+    return torch.full((), now.alpha, dtype=task.dtype, device=task.ranks.device) if now.fading else 1.0
+
+
+def cut_batch(
+    images: Tensor, labels: Tensor | None, task: Task, now: Moment, alpha: Alpha, G: ResNetGenerator
+) -> list[Part]:
+    """This rank's share of a batch, uint8 [n, H, W, C] and labels [n], as its parts."""
+    parts = []
+    size = task.config.distributed.group
+    for groups in task.parts:
+        mine = slice((groups.start - task.groups.start) * size, (groups.stop - task.groups.start) * size)
+        draws = task.draws(now.images_seen, groups)
+        real = prepare_reals(images[mine], draws if task.config.data.mirror else None, alpha, G)
+        parts.append(Part(real, None if labels is None else labels[mine], draws))
+    return parts
+
+
+def prepare_reals(images: Tensor, mirror: Draws | None, alpha: Alpha, G: ResNetGenerator) -> Tensor:
+    """uint8 [n, H, W, C] -> [n, C, H, W] in [-1, 1], flipped by the draws, faded as the generator's images are."""
+    real = images.permute(0, 3, 1, 2).to(G.filter.dtype, memory_format=torch.contiguous_format) / 127.5 - 1
+    if mirror is not None:
+        flipped = mirror.coins("mirror").to(real.device).view(-1, 1, 1, 1)
+        real = torch.where(flipped, real.flip(3), real)
+    if isinstance(alpha, Tensor):
+        real = fade(upsample2d(downsample2d(real, G.box), G.box), real, alpha)
+    return real

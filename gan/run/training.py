@@ -1,0 +1,103 @@
+"""Starting a run, or going on with it: from a plan and its directory to the loop."""
+
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from gan.checkpoint import initial_weights, load_state, newest_state
+from gan.files import write_json
+from gan.ranks.distributed import Ranks, on_first, same_on_all, set_precision, set_threads
+from gan.run.directories import EXIT, OPTIONS
+from gan.run.loop import train
+from gan.run.plan import RunPlan
+from gan.state import Feed, initial_state
+from ops.registry import kernels
+
+
+def train_run(plan: RunPlan, run: Path, feed: Feed, ranks: Ranks, say: Callable[[str], object] = print) -> int:
+    """Restore the newest sound state of a run, or start it, and train to the end of its schedule. -> the exit code.
+
+    feed: maps requests (first sample, count, stage) to batches. The run must be held, by `gan.run.directories.hold`.
+    In a notebook, of a dataset that `data.loader.load` reads:
+
+        plan = plan_run(override(TrainConfig(), {"run.kimg": 80, "batch": 32}), images, "digits")
+        run = open_run(plan, Path("runs"))
+        with hold(run):
+            train_run(plan, run, partial(load, dataset, seed=plan.config.seed), Ranks())
+    """
+    path, passed_over = on_first(ranks, lambda: newest_state(run))
+    tensors: dict[str, torch.Tensor] = {}
+    saved: dict[str, Any] = {"images_seen": 0}
+    if path:
+        tensors, saved = load_state(path)
+    if saved["images_seen"] >= plan.schedule.total:
+        return finished(run, saved["images_seen"], ranks, say)
+    now = set_up(plan, ranks, saved)
+    task = plan.task(ranks)
+    state = initial_state(task)
+    if path:
+        state.load_tensors(tensors, saved["images_seen"])
+    elif plan.config.init_from:
+        initial_weights(plan.config.init_from, state.networks)
+    if ranks.first:
+        (run / EXIT).unlink(missing_ok=True)
+        write_json(run / OPTIONS, plan.options)
+        for line in announcement(plan, run, now, saved, path, passed_over):
+            say(line)
+    return train(state, task, feed, run, now)
+
+
+def finished(run: Path, images_seen: int, ranks: Ranks, say: Callable[[str], object]) -> int:
+    """Say that there is nothing to do. -> exit code 0"""
+    if ranks.first:
+        say(f"{run} is finished ({images_seen / 1000:g} kimg); resume=none trains another")
+        write_json(run / EXIT, {"code": 0, "reason": "finished", "images_seen": images_seen})
+    return 0
+
+
+def set_up(plan: RunPlan, ranks: Ranks, saved: dict[str, Any]) -> dict[str, Any]:
+    """Set threads and precision as the run had them. -> all that must be the same for it to go on bit for bit."""
+    how = plan.config.distributed
+    same_world = saved.get("world_size") == ranks.world
+    recorded = saved.get("threads", 0) if how.exact or same_world else 0
+    now = {
+        "world_size": ranks.world,
+        "threads": set_threads(plan.config.run.threads or recorded or int(how.exact)),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "machine": f"{platform.machine()} {ranks.device.type}",
+        "ops": same_on_all("the ops", kernels()),
+    }
+    set_precision(ranks, how.deterministic or how.exact)
+    return now
+
+
+def announcement(
+    plan: RunPlan,
+    run: Path,
+    now: dict[str, Any],
+    saved: dict[str, Any],
+    path: Path | None,
+    passed_over: Sequence[str],
+) -> list[str]:
+    """What a person should know before the first tick."""
+    lines = [f"run {run}"]
+    lines += [f"passed over: {line}" for line in passed_over]
+    lines.append(f"{plan.schedule.total / 1000:g} kimg, batch {plan.config.batch}")
+    lines.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in now.items()))
+    classes = len(plan.images.class_names)
+    if classes and not plan.config.data.cond:
+        lines.append(f"note: the dataset has {classes} classes and they are not used; data.cond=1 uses them")
+    lines += [f"note: {line}" for line in plan.task(Ranks()).family.remarks(plan.config)]
+    if path:
+        lines.append(f"going on from {path.name}")
+        alike = {"world_size"} if plan.config.distributed.exact else set()
+        differ = [name for name in now if name not in alike and saved.get(name) != now[name]]
+        if differ:
+            changed = ", ".join(f"{name.replace('_', ' ')} was {saved.get(name)}" for name in differ)
+            lines.append(f"note: {changed}: same samples and draws, equal to rounding but not bit for bit")
+    return lines

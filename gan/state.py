@@ -1,0 +1,210 @@
+"""What training is made of: the kind of model, what stays the same during a run, and what changes."""
+
+import copy
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gan.config import TrainConfig
+from gan.draws import Draws
+from gan.networks import ImageFormat
+from gan.ranks.distributed import Ranks, share
+from gan.ranks.gradients import GradientSum
+from gan.ranks.statistics import Statistics
+from gan.schedules import Moment, Schedule, gamma_at
+
+Request = tuple[int, int, int]  # (first global sample, how many, stage)
+Batch = tuple[np.ndarray, np.ndarray | None]  # uint8 [n, H, W, C], int64 [n]
+Feed = Callable[[Iterator[Request]], Generator[Batch, None, None]]
+
+
+class Step(Protocol):
+    """One step of training. It changes `state`, and advances its clock by a batch.
+
+    images: uint8 [n, H, W, C], labels: int64 [n] or None: this rank's share of the samples from `now.images_seen`.
+    stopping: 1 if this rank was asked to stop, else 0; `state.stop` becomes the sum over ranks.
+    """
+
+    def __call__(
+        self,
+        state: "TrainState",
+        task: "Task",
+        now: Moment,
+        images: Tensor,
+        labels: Tensor | None,
+        stats: Statistics,
+        stopping: float = 0.0,
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: what the loop, checkpoints, sampling and the commands ask of it. `gan.families` has the rows."""
+
+    networks: Mapping[str, Callable[[TrainConfig, ImageFormat], nn.Module]]  # at random start, drawn in this order
+    generator: str  # which of them makes images: it is averaged, and a snapshot holds the average
+    optimizers: Mapping[str, tuple[str, str]]  # name -> (the network it trains, its learning rate's key)
+    step: Step
+    check: Callable[[TrainConfig], object]  # raises UserError for what does not go together
+    remarks: Callable[[TrainConfig], Iterable[str]]  # what is allowed and probably not meant, one line each
+    coupled: Callable[[TrainConfig], int]  # how many samples in a row its losses couple
+    named_by: Callable[[TrainConfig], Iterable[str]]  # what a run's directory is named by, beside data and size
+    status: Mapping[str, str]  # name in the status line -> name of the statistic
+
+    @property
+    def average(self) -> str:
+        """The name of the generator's average."""
+        return f"{self.generator}_ema"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What does not change during a run."""
+
+    family: Family
+    config: TrainConfig
+    schedule: Schedule
+    images: ImageFormat
+    ranks: Ranks
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and of all arithmetic."""
+        return getattr(torch, self.config.precision.dtype)
+
+    @property
+    def block(self) -> int:
+        """Samples that must stay together: whole coupling groups, and whole groups of what the losses couple."""
+        return math.lcm(self.config.distributed.group, self.family.coupled(self.config))
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks a global batch is made of."""
+        return self.config.batch // self.block
+
+    @property
+    def groups(self) -> range:
+        """This rank's coupling groups, counted inside a batch, in whole blocks."""
+        mine = share(self.blocks, self.ranks)
+        per_block = self.block // self.config.distributed.group
+        return range(mine.start * per_block, mine.stop * per_block)
+
+    @property
+    def parts(self) -> list[range]:
+        """This rank's coupling groups, one backward after the other: all at once, or as many as are asked for."""
+        how = self.config.distributed
+        mine = self.groups
+        samples = self.block if how.exact else how.micro or len(mine) * how.group
+        step = max(samples // self.block, 1) * self.block // how.group
+        return [mine[i : i + step] for i in range(0, len(mine), step)]
+
+    def gamma(self, images_seen: int) -> float:
+        """The regularizer's weight at a point of the clock."""
+        pixels = math.prod(self.images.size(self.images.last))
+        return gamma_at(images_seen, self.config.regularizer, pixels, self.config.batch)
+
+    def draws(self, images_seen: int, groups: range | None = None) -> Draws:
+        """The draws of this rank's groups, or of some of them, for the step that begins at `images_seen`."""
+        groups = self.groups if groups is None else groups
+        size = self.config.distributed.group
+        first = images_seen // size
+        return Draws(self.config.seed, range(first + groups.start, first + groups.stop), size)
+
+    def sum_gradients(self, parameters: Iterable[Tensor], stopping: float) -> GradientSum:
+        """For the loss of a network with these parameters, over the global batch."""
+        config = self.config
+        return GradientSum(parameters, config.batch, self.blocks, self.ranks, config.distributed, stopping)
+
+    def samples(self, images_seen: int) -> tuple[int, int]:
+        """(first, count) of this rank's share of the global samples [images_seen, images_seen + batch)."""
+        size = self.config.distributed.group
+        return images_seen + self.groups.start * size, len(self.groups) * size
+
+
+@dataclass
+class TrainState:
+    """Everything that changes, and nothing else."""
+
+    networks: dict[str, Any]  # modules, with the generator's average
+    optimizers: dict[str, torch.optim.Optimizer]
+    trains: dict[str, str]  # optimizer -> network
+    skipped: Tensor  # [2] steps voided by non-finite values: in all, and in a row
+    stop: Tensor  # 0-dim, a new one of each step: how many ranks were asked to stop when it began; not saved
+    images_seen: int = 0
+
+    def finish_step(self, images_seen: int, void: Tensor) -> None:
+        """Advance the clock, and count the step where `void` is 1."""
+        self.skipped.copy_(torch.stack([self.skipped[0] + void, (self.skipped[1] + 1) * void]))
+        self.images_seen = images_seen
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A flat copy for a training state, by name: `network/parameter`, `optimizer/slot/parameter`, `skipped`."""
+        flat: dict[str, Tensor] = {}
+        for name, network in self.networks.items():
+            flat |= {f"{name}/{key}": value for key, value in network.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            flat |= dict(_optimizer_tensors(optimizer, self.networks[self.trains[name]], name))
+        return flat | {"skipped": self.skipped}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], images_seen: int) -> None:
+        """The inverse of `tensors`, in place."""
+        for name, network in self.networks.items():
+            network.load_state_dict(_below(f"{name}/", tensors))
+        for name, optimizer in self.optimizers.items():
+            parameters = dict(self.networks[self.trains[name]].named_parameters())
+            for key, value in _below(f"{name}/", tensors).items():
+                slot, parameter = key.split("/")
+                p = parameters[parameter]
+                optimizer.state[p][slot] = value.to(p.device, copy=True)  # not the mapped file
+        self.skipped.copy_(tensors["skipped"])
+        self.images_seen = images_seen
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    """An optimizer's state by name; parameters that never trained have none."""
+    for parameter, p in network.named_parameters():
+        for slot, value in optimizer.state.get(p, {}).items():
+            yield f"{name}/{slot}/{parameter}", value
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose name begins with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def build_networks(family: Family, config: TrainConfig, images: ImageFormat) -> dict[str, Any]:
+    """A family's networks at their random start, a function of the configuration alone. The global random state is
+    left as it was. Raises UserError for widths that do not fit."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return {name: build(config, images) for name, build in family.networks.items()}
+
+
+def initial_state(task: Task) -> TrainState:
+    """Networks at their random start on the task's device, equal on all ranks."""
+    family = task.family
+    device = task.ranks.device
+    networks = build_networks(family, task.config, task.images)
+    for network in networks.values():
+        network.to(device, task.dtype)
+    networks[family.average] = copy.deepcopy(networks[family.generator]).requires_grad_(False)
+    options = task.config.optimizer
+    adam: dict[str, Any] = {"betas": options.betas, "eps": options.eps, "fused": True}
+    # Fused Adam reads the rate from the device; on a GPU it takes float32 only.
+    rate_dtype = torch.float32 if device.type == "cuda" else task.dtype
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for name, (network, key) in family.optimizers.items():
+        lr = torch.tensor(getattr(options, key), dtype=rate_dtype, device=device)
+        optimizers[name] = torch.optim.Adam(networks[network].parameters(), lr=lr, **adam)
+    return TrainState(
+        networks=networks,
+        optimizers=optimizers,
+        trains={name: network for name, (network, _) in family.optimizers.items()},
+        skipped=torch.zeros(2, device=device),
+        stop=torch.zeros((), device=device),
+    )

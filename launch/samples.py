@@ -1,0 +1,74 @@
+"""What commands compare: networks found and loaded, their samples, and the real images of datasets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gan.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from data.dataset import ImageDataset
+    from gan.checkpoint import Snapshot
+
+
+def find_snapshot(network: str | Path) -> Path:
+    """A snapshot itself, or the newest one below a directory, such as a run or an outdir. UserError if none."""
+    path = Path(network)
+    if not path.is_dir():
+        return path  # load_snapshot says what is wrong with it
+    found = sorted(path.rglob("network-snapshot-*.safetensors"))
+    last_of_runs = {snapshot.parent: snapshot for snapshot in found}.values()
+    if not last_of_runs:
+        raise UserError(f"no network-snapshot-*.safetensors in {path} or below it; train first, or name a file")
+    return max(last_of_runs, key=lambda snapshot: (snapshot.stat().st_mtime, snapshot))
+
+
+def load_network(network: str | Path) -> "Snapshot":
+    """The snapshot that `find_snapshot` finds, on the GPU if there is one. UserError for images that no PNG holds."""
+    import torch
+
+    from gan.checkpoint import load_snapshot
+
+    path = find_snapshot(network)
+    snapshot = load_snapshot(path)
+    if snapshot.G.channels not in (1, 3, 4):
+        raise UserError(f"{path} makes images of {snapshot.G.channels} channels; pictures have 1, 3 or 4")
+    snapshot.G.to("cuda" if torch.cuda.is_available() else "cpu")
+    return snapshot
+
+
+def classes_in_turn(snapshot: "Snapshot", samples: int) -> "torch.Tensor | None":
+    """The classes 0, 1, ..., 0, 1, ... to ask a network for, int64 [samples]; None for an unconditional one."""
+    import torch
+
+    classes = snapshot.G.classes
+    return torch.arange(samples) % classes if classes else None
+
+
+def sample_batches(
+    snapshot: "Snapshot", labels: "torch.Tensor | None", level: int, samples: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Yield samples uint8 [n, H, W, C] as the classifier sees them; of an early stage, enlarged to the level first."""
+    import torch
+
+    from gan.metrics.classifier import shrink
+    from gan.sampling import generate_batches, to_uint8
+
+    latents = np.random.RandomState(seed).randn(samples, snapshot.G.z_dim)
+    z = torch.from_numpy(latents.astype(np.float32))
+    scale = 2 ** (level - snapshot.stage)
+    for batch in generate_batches(snapshot.G, z, labels, stage=snapshot.stage, alpha=snapshot.alpha):
+        yield shrink(to_uint8(batch).repeat(scale, axis=1).repeat(scale, axis=2))
+
+
+def read_reals(dataset: "ImageDataset", most: int, level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many images at a level, uint8 [n, H, W, C] as the classifier sees them, and their indices [n]."""
+    from gan.metrics.classifier import shrink
+
+    indices = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:most])
+    parts = [shrink(dataset.read(chunk, level)) for chunk in np.array_split(indices, -(-len(indices) // 500))]
+    return np.concatenate(parts), indices

@@ -1,0 +1,118 @@
+"""From presets and flags to a configuration, and from the configuration's keys back to flags in what a user reads."""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gan.config import NO_SUCH_KEY, Setting, TrainConfig, choice, flatten, override, parse_assignment, settings
+from gan.errors import UserError
+
+if TYPE_CHECKING:
+    from data.dataset import ImageDataset
+    from gan.networks import ImageFormat
+
+PRESETS = Path(__file__).resolve().parent / "presets"
+PATHS = ("init_from", "run.cache")  # keys whose values are made absolute: ranks may run elsewhere
+# What gan calls by other names than the keys of the configuration.
+ARGUMENTS = {"resume": "--resume", "outdir": "--outdir"}
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: an option of the command for every setting that has a flag, and `--set` for all."""
+    command = click.option(
+        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set any key of gan/config.py; repeatable."
+    )(command)
+    for key, setting in reversed(flagged().items()):
+        command = click.option(setting.flag, parameter(key), type=_click_type(setting), help=_help(setting))(command)
+    return command
+
+
+def flagged() -> dict[str, Setting]:
+    """The settings that have a flag, by key."""
+    return {key: setting for key, setting in settings().items() if setting.flag}
+
+
+def parameter(key: str) -> str:
+    """The name under which click hands over a setting's flag: "init_from" for --init-from."""
+    return settings()[key].flag.removeprefix("--").replace("-", "_")
+
+
+def _click_type(setting: Setting) -> Any:
+    return setting.kind if setting.kind in (int, float, bool) else str
+
+
+def _help(setting: Setting) -> str:
+    default = setting.default
+    return f"{setting.help} [default: {default}]" if default not in ("", 0, False) else setting.help
+
+
+def read_config(flags: Mapping[str, Any]) -> TrainConfig:
+    """Defaults < preset < flags < --set. Raises UserError for what does not exist or cannot be."""
+    values = {key: flags[parameter(key)] for key in flagged() if flags.get(parameter(key)) is not None}
+    for text in flags["assignments"]:
+        key, value = parse_assignment(text)
+        values[key] = value
+    for key in PATHS:
+        if values.get(key):
+            values[key] = str(Path(values[key]).absolute())
+    try:
+        config = override(TrainConfig(), read_preset(flags["preset"]))
+    except UserError as error:
+        raise UserError(f"preset {flags['preset']}: {error}") from error
+    return override(config, values)
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The dotted keys of a preset, by name or by path."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        known, message = choice("--preset", name, [p.stem for p in PRESETS.glob("*.toml")])
+        if not known:
+            raise UserError(message)
+        path = PRESETS / f"{name}.toml"
+    try:
+        return flatten(tomllib.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--preset={name} cannot be read: {error}") from error
+
+
+def as_flags(message: str) -> str:
+    """A message of gan, which speaks of keys, in the words of the command line: "batch=3" becomes "--batch=3"."""
+    if NO_SUCH_KEY in message:  # of a preset or --set, which are written in keys
+        return message
+    names = {key: setting.flag for key, setting in flagged().items()} | ARGUMENTS
+    for key, flag in names.items():
+        # A key without a dot is an ordinary word too, and is meant as a key only before a value.
+        ending = r"(?![\w.])" if "." in key else "(?==)"
+        message = re.sub(rf"(?<![\w.\-/]){re.escape(key)}{ending}", flag, message)
+    return message
+
+
+def image_format(dataset: "ImageDataset", config: TrainConfig) -> "ImageFormat":
+    """What the networks must know of the dataset. Raises UserError for resolutions and labels that it does not have."""
+    from gan.networks import ImageFormat
+
+    manifest = dataset.manifest
+    sides = {max(manifest.size(level)): level for level in manifest.levels}
+    wanted = config.data.resolution or max(sides)
+    stored = ", ".join(str(side) for side in sorted(sides))
+    if wanted not in sides:
+        raise UserError(f"data.resolution={wanted}: {dataset.path} holds {stored}; choose one or prepare it anew")
+    last = sides[wanted]
+    if config.growth.mode == "progressive" and set(range(last)) - set(manifest.levels):
+        raise UserError(
+            f"{dataset.path} holds {stored} only, and growing starts at {max(manifest.base)}; "
+            "prepare it with all levels, or --set growth.mode=none"
+        )
+    classes = tuple(manifest.classes or ())
+    if config.data.cond and not classes:
+        vectors = manifest.label_dim and "vectors for labels, which no network here takes yet"
+        raise UserError(
+            f"data.cond=1 needs class labels and {dataset.path} has {vectors or 'none'}; "
+            "put each class in a folder of its own"
+        )
+    return ImageFormat(manifest.channels, manifest.base, last, classes, manifest.content_hash)
