@@ -73,6 +73,9 @@ def test_a_crop_a_power_of_two_larger_becomes_exact_means():
     image = noise(64, 101)
     fitted = TRANSFORMS["center-crop"](Image.fromarray(image), (16, 16))
     np.testing.assert_array_equal(np.asarray(fitted), exact_means(image[:, 18:82], 4))
+    image = noise(101, 64)
+    fitted = TRANSFORMS["center-crop"](Image.fromarray(image), (16, 16))
+    np.testing.assert_array_equal(np.asarray(fitted), exact_means(image[18:82], 4))
 
 
 def pyramid_of(top, count):

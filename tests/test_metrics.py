@@ -10,7 +10,7 @@ from gan.errors import UserError
 from gan.metrics.classifier import shrink, train_classifier
 from gan.metrics.frechet import frechet_distance, gaussian_fit
 from gan.metrics.modes import mode_kl, mode_kl_floor
-from gan.metrics.score import Reference, box_blur, score
+from gan.metrics.score import Reference, box_blur, score, summarize
 
 RANDOM = np.random.RandomState(0)
 
@@ -122,6 +122,21 @@ def test_classifier_reads_digits(reference):
 def test_the_classifier_sees_an_image_alone_as_it_does_among_others(reference):
     for whole, part in zip(reference.views, reference.classifier(reference.images[7:8]), strict=True):
         np.testing.assert_allclose(part[0], whole[7], rtol=1e-4, atol=1e-5)
+
+
+def test_figures_of_a_row_by_hand():
+    row = summarize(np.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1], [0.8, 0.2]]), 1.5, np.array([0, 1, 1, 1]))
+    assert (row.samples, row.frechet_distance, row.accuracy_as_asked) == (4, 1.5, 0.5)
+    assert row.confidence == pytest.approx((0.7 + 0.6 + 0.9 + 0.8) / 4)
+    assert row.mode_kl == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert row.mode_kl_floor == 1 / 8
+
+
+def test_accuracy_is_of_images_that_the_classifier_never_saw():
+    """Labels at random can be learned by heart, and not foretold."""
+    images, labels = RANDOM.randint(0, 256, (300, 8, 8, 1), dtype=np.uint8), RANDOM.randint(0, 2, 300)
+    classifier = train_classifier(images, labels, 2, steps=200)
+    assert (classifier(images)[1].argmax(1) == labels).mean() > 0.8 > classifier.accuracy
 
 
 def test_scores_rank_reals_before_blur_before_noise(reference):

@@ -131,6 +131,18 @@ def test_labels_matter_and_must_match():
         pair()[0](z, 2, labels=labels)
 
 
+def test_a_class_adds_its_projection_to_the_logit():
+    """Over the root of the width, so that it has the variance of the features."""
+    _, D = pair(classes=3)
+    x, labels, seen = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]), []
+    D.blocks[0].register_forward_hook(lambda module, given, features: seen.append(features))
+    with torch.no_grad():
+        logits = D(x, 2, labels=labels)
+        (features,) = seen
+        expected = D.logit(features).squeeze(1) + (features * D.embedding(labels)).mean(1) * features.shape[1] ** 0.5
+    torch.testing.assert_close(logits, expected)
+
+
 def test_latents_and_classes_weigh_alike_however_large_either_is():
     G, _ = pair(classes=3)
     z, labels = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])

@@ -140,6 +140,15 @@ def test_a_mode_that_the_sample_did_not_see(tmp_path, monkeypatch):
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 
+def test_the_sample_is_taken_from_all_of_a_source(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "MODE_SAMPLE", 4)
+    for index in range(8):
+        save(tmp_path / f"in/{index}.png", noise(16, 16, 4 if index in (4, 5) else 3))
+    said = []
+    assert prepare(str(tmp_path / "in"), tmp_path / "x", say=said.append).manifest.channels == 4
+    assert said == []
+
+
 def test_float_vector_labels_are_kept_past_skipped_images(tmp_path, monkeypatch):
     vectors = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 

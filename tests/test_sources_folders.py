@@ -191,12 +191,15 @@ def test_links_and_pipes(tmp_path):
     make_folder(root, [".hidden/2.png"])
     (root / "c").symlink_to(root / ".hidden")  # a visible name of a hidden folder shows it
     (root / "a_again").symlink_to(root / "z")
+    (root / "z_again").symlink_to(root / "a")
     (root / "z/broken.png").symlink_to("nothing")
     os.mkfifo(root / "z/pipe.png")
     read = {name: reason for name, _, reason in summary(open_source(str(root)))}
     assert read.pop("a/0.png") is read.pop("z/0.png") is read.pop("b/1.png") is read.pop("c/2.png") is None
     assert "broken link" in read.pop("z/broken.png") and "not a regular file" in read.pop("z/pipe.png")
-    assert set(read) == {"a/loop/", "a_again/"} and all("another name" in reason for reason in read.values())
+    assert set(read) == {"a/loop/", "a_again/", "z_again/"} and all(
+        "another name" in reason for reason in read.values()
+    )
 
 
 def test_names_of_all_kinds(tmp_path):

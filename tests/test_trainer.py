@@ -70,6 +70,14 @@ def test_stopped_after_any_step_and_resumed_is_bit_equal(values, tmp_path):
     assert equal(resumed.tensors(), whole.tensors())
 
 
+def test_networks_start_from_the_seed():
+    starts = [initial_state(tiny_task(tiny_config({"seed": seed}))).tensors() for seed in (0, 0, 1)]
+    assert equal(starts[0], starts[1])
+    for net in ("G", "D"):
+        name = f"{net}/blocks.0.conv.weight"
+        assert not torch.equal(starts[0][name], starts[2][name])
+
+
 @pytest.mark.parametrize("world", [2, 3, 5, 8])
 def test_any_number_of_ranks_asks_for_the_same_samples_and_draws(world):
     config = tiny_config({"data.mirror": 1})
@@ -108,6 +116,8 @@ def test_a_run_leaves_what_it_should(tmp_path):
 
     snapshot = load_snapshot(tmp_path / "network-snapshot-0000000960.safetensors")
     assert (snapshot.stage, snapshot.alpha, snapshot.images_seen) == (2, 1.0, 960)
+    fading = load_snapshot(tmp_path / "network-snapshot-0000000320.safetensors")
+    assert (fading.stage, fading.alpha, fading.images_seen) == (1, 0.8, 320)
     z = torch.randn(3, 16)
     assert torch.equal(snapshot.G(z, 2), state.networks["G_ema"](z, 2))
 

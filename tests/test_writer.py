@@ -36,22 +36,24 @@ def tiny_run(folder, values: dict | None = None, meanwhile=lambda state: None) -
     return loop.train(state, task, feed, folder, {})
 
 
-def test_training_goes_on_while_the_state_of_the_tick_is_written(tmp_path, monkeypatch):
+def test_training_goes_on_while_what_the_tick_saves_is_written(tmp_path, monkeypatch):
     """The write of the first tick ends when steps after it were made, and holds what the tick had."""
-    gone_on, real = threading.Event(), checkpoint.save_state
+    gone_on = threading.Event()
 
-    def slow(run, seen, *rest):
-        assert seen > 320 or gone_on.wait(60)
-        return real(run, seen, *rest)
+    def slow(path, *rest):
+        assert not path.name.startswith("network-snapshot-0000000320") or gone_on.wait(60)
+        return checkpoint.save_snapshot(path, *rest)
 
     values = {"run.keep": 9}
     assert tiny_run(tmp_path / "plain", values) == 0
-    monkeypatch.setattr(loop, "save_state", slow)
+    monkeypatch.setattr(loop, "save_snapshot", slow)  # which comes before the state
     assert tiny_run(tmp_path / "slow", values, lambda state: state.images_seen >= 416 and gone_on.set()) == 0
     assert names(tmp_path / "slow") == [320, 640, 960]
     for seen in (320, 960):
         ours, theirs = (load_state(tmp_path / run / f"training-state-{seen:010d}")[0] for run in ("slow", "plain"))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+        snapshots = [tmp_path / run / f"network-snapshot-{seen:010d}.safetensors" for run in ("slow", "plain")]
+        assert snapshots[0].read_bytes() == snapshots[1].read_bytes()
 
 
 def full_at(seen_full: int):
