@@ -122,18 +122,6 @@ def test_an_error_comes_out_after_the_batches_before_it(dataset, workers):
     assert not loader_threads()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_checksums_are_compared_where_that_is_asked_for(tmp_path, workers):
-    path = tmp_path / "x.lmdb"
-    prepare("digits", path, max_images=20)
-    content = path.read_bytes()
-    pixels = ImageDataset(path).read(np.array([3]), 1).tobytes()
-    path.write_bytes(content.replace(pixels, bytes([pixels[0] ^ 1]) + pixels[1:]))
-    assert len(list(load(ImageDataset(path), iter([(0, 20, 1)]), seed=0, workers=workers))) == 1
-    with pytest.raises(DataError, match=r"image 3 at 8x8 .* checksum"):
-        list(load(ImageDataset(path), iter([(0, 20, 1)]), seed=0, workers=workers, check=True))
-
-
 def test_an_error_of_the_requests_comes_out_too(dataset):
     def requests():
         yield 0, 4, 0

@@ -141,7 +141,7 @@ def test_a_mode_that_the_sample_did_not_see(tmp_path, monkeypatch):
 
 
 def test_the_sample_is_taken_from_all_of_a_source(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "MODE_SAMPLE", 4)
+    monkeypatch.setattr(build_plan, "MODE_SAMPLE", 4)
     for index in range(8):
         save(tmp_path / f"in/{index}.png", noise(16, 16, 4 if index in (4, 5) else 3))
     said = []
