@@ -1,4 +1,4 @@
-"""What compares sets of samples without a ratio of densities: maximum mean discrepancy and the energy score.
+"""Distances between sets of samples that need no ratio of densities: maximum mean discrepancy and the energy score.
 
 Sets come in coupling groups, [groups, n, K]; a result is one value per group.
 """

@@ -27,7 +27,7 @@ KNEE = 3.0  # where exponentials go on along their tangent; farther out their gr
 
 
 def identity(v: Tensor) -> Tensor:
-    """v."""
+    """v itself, in forms that bend nothing."""
     return v
 
 
@@ -87,8 +87,8 @@ def tangent(x: Tensor) -> Tensor:
 def extended(form: Form, lower: bool = True, upper: bool = True, rate: float = 1.0) -> Form:
     """The form at a v that grows like a logarithm beyond KNEE / rate, on the sides where an exponential would overflow.
 
-    A clamp would leave no gradient; tangents drawn to T and f*(T) apart would no longer be conjugate, and the bound no
-    bound. This one holds everywhere, and is the same game inside the knees.
+    A clamp would leave no gradient. Were T and f*(T) continued along tangents of their own, f*(T) would no longer be
+    the conjugate of T, and the bound no bound. This one is a bound everywhere, and changes nothing inside the knees.
     """
 
     def s(v: Tensor) -> Tensor:

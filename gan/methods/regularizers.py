@@ -49,7 +49,10 @@ def centered_at(target: float, one_sided: bool = False) -> Penalty:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a penalty away from reals and fakes may look at in a D step. critic: (images, purpose of draws) -> [N]."""
+    """What a penalty that is not a function of D at the reals, or at the fakes, alone may look at in a D step.
+
+    critic: (images, purpose of the random draws) -> scores [N].
+    """
 
     critic: Callable[[Tensor, str], Tensor]
     real: Tensor
@@ -69,31 +72,31 @@ Term = Callable[[Scene], Tensor]
 
 @dataclass(frozen=True)
 class Regularizer:
-    """Where a penalty is taken, and what else is done to D; None where nothing is."""
+    """One row: where penalties are taken, and what else is done to D. What is None is not done."""
 
     on_real: Penalty | None = None
     on_fake: Penalty | None = None
-    elsewhere: Term | None = None
-    watch: tuple[str, ...] = ()  # REAL, FAKE: `elsewhere` asks for the gradient there
+    elsewhere: Term | None = None  # at other images, or by other means than the gradient at reals or at fakes
+    watch: tuple[str, ...] = ()  # REAL, FAKE: where `elsewhere` needs images that require grad
     noise: bool = False  # D sees images with Gaussian noise of variance gamma
-    prepare: Callable[[nn.Module], None] | None = None  # done once to a new D
-    constrain: Callable[[nn.Module, float], None] | None = None  # done to (D, gamma) after each of its updates
+    prepare: Callable[[nn.Module], None] | None = None  # changes the layers of a new D, once
+    constrain: Callable[[nn.Module, float], None] | None = None  # (D, gamma) -> None, after each of D's updates
     gamma_range: Callable[[int], tuple[float, float]] | None = None  # channels of D's widest layer -> gammas that train
     pictures: bool = False  # it needs images [N, C, H, W], and cannot be used on points
 
     @property
     def on_critic(self) -> bool:
-        """Does it do anything at all? Without a critic it cannot."""
+        """Whether it acts on D, which an objective without a critic does not have: every row but none."""
         return self != Regularizer()
 
     @property
     def is_penalty(self) -> bool:
-        """Does it act by a term of D's loss alone, and change neither D's layers nor what D is shown?"""
+        """Whether it acts by a term of D's loss alone: it changes neither D's weights nor what D is shown."""
         return not (self.noise or self.prepare or self.constrain)
 
 
 def at_points(points: Callable[[Scene], Tensor], penalty: Penalty) -> Term:
-    """A penalty at images of their own, which D has to be shown."""
+    """A penalty at images that are neither reals nor fakes, which D has to be shown besides."""
 
     def term(scene: Scene) -> Tensor:
         images = points(scene).detach().requires_grad_()

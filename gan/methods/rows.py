@@ -12,9 +12,9 @@ Made = TypeVar("Made")  # what the entries of a table make: an Objective, a Regu
 
 @dataclass(frozen=True)
 class Entry(Generic[Made]):
-    """How a row is made: `make(**parameters)`, with a default for each parameter."""
+    """One row of a table: how it is made, `make(**parameters)`, with a default for each parameter."""
 
-    summary: str  # one line and the paper
+    summary: str  # one line for `--help`, with the paper
     make: Callable[..., Made]
     parameters: Mapping[str, float | int | str] = field(default_factory=dict)
 
@@ -24,17 +24,18 @@ class Entry(Generic[Made]):
 
 
 def look_up(what: str, text: str, table: Mapping[str, Entry[Made]], **context: Any) -> Made:
-    """The row that `text` asks for; `context` goes to its maker too.
+    """What `text` asks for, "name" or "name:key=value,...", made; `context` goes to its `make` too.
 
-    Raises UserError, which begins with `what`, for names and parameters that do not exist, naming the nearest, and for
-    values that the row refuses.
+    what: the setting that `text` was given for; messages begin with it. Raises UserError for names and parameters that
+    do not exist, naming the nearest, and for values that the row refuses.
     """
     name = max((n for n in table if f"{text}:".startswith(f"{n}:")), key=len, default="")
     if not name:
         raise UserError(f"{what}={text} is unknown; {nearest(text, table)}")
-    given = text[len(name) + 1 :]
-    entry, values = table[name], {}
-    for key, value in map(parse_assignment, filter(None, given.split(","))):
+    entry = table[name]
+    values = {}
+    for part in filter(None, text[len(name) + 1 :].split(",")):
+        key, value = parse_assignment(part)
         if key not in entry.parameters:
             known = nearest(key, entry.parameters) if entry.parameters else f"{name} takes none"
             raise UserError(f"{what}={text}: no parameter {key}; {known}")

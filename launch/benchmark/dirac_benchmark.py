@@ -43,9 +43,9 @@ def main(
     Eigenvalues are those of the field at the equilibrium; a game is stable for step sizes below its bounds; the last
     two columns are the distance from the equilibrium after --count steps from (1, 1).
     """
-    games = chosen(objectives, regularizers, gammas)
-    paths = {name: {a: list(walk(game, step, count, a)) for a in (False, True)} for name, game in games.items()}
-    rows = [row(name, game, {a: path[-1] for a, path in paths[name].items()}) for name, game in games.items()]
+    games = chosen_games(objectives, regularizers, gammas)
+    paths = {name: {a: list(states_of(game, step, count, a)) for a in (False, True)} for name, game in games.items()}
+    rows = [table_row(name, game, {a: path[-1] for a, path in paths[name].items()}) for name, game in games.items()]
     click.echo(text_table(rows))
     save_rows(json_path, rows)
     if portraits:
@@ -53,7 +53,9 @@ def main(
         click.echo(f"wrote {portraits}: alternating steps in red, from (1, 1)")
 
 
-def chosen(objectives: tuple[str, ...], regularizers: tuple[str, ...], gammas: tuple[float, ...]) -> "dict[str, Game]":
+def chosen_games(
+    objectives: tuple[str, ...], regularizers: tuple[str, ...], gammas: tuple[float, ...]
+) -> "dict[str, Game]":
     """Games by a readable name: the product of what was given, or a selection that shows each behavior."""
     from gan.errors import UserError
     from gan.theory.dirac import Game
@@ -81,7 +83,7 @@ def game_name(game: "Game") -> str:
     return f"{game.objective}{weight}{extra}"
 
 
-def walk(game: "Game", step: float, count: int, alternating: bool) -> Any:
+def states_of(game: "Game", step: float, count: int, alternating: bool) -> Any:
     """The states of a trajectory from (1, 1), itself included."""
     from gan.theory.dirac import trajectory
 
@@ -89,7 +91,7 @@ def walk(game: "Game", step: float, count: int, alternating: bool) -> Any:
     yield from trajectory(game, step, count, alternating)
 
 
-def row(name: str, game: "Game", ends: dict[bool, tuple[float, float]]) -> dict[str, Any]:
+def table_row(name: str, game: "Game", ends: dict[bool, tuple[float, float]]) -> dict[str, Any]:
     """Eigenvalues, bounds and ends; bounds and eigenvalues are None where the field has a kink at the equilibrium."""
     import torch
 
