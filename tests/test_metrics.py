@@ -180,7 +180,7 @@ def test_classifier_is_deterministic_and_leaves_the_random_state_alone():
 
 @pytest.mark.parametrize(
     ("shape", "classes", "message"),
-    [((20, 8, 8, 1), 1, "two classes"), ((9, 8, 8, 1), 2, "10 labelled"), ((20, 4, 8, 1), 2, "8 pixels")],
+    [((20, 8, 8, 1), 1, "two classes"), ((9, 8, 8, 1), 2, "10 labeled"), ((20, 4, 8, 1), 2, "8 pixels")],
 )
 def test_what_no_classifier_can_be_made_of_is_refused(shape, classes, message):
     with pytest.raises(UserError, match=message):

@@ -64,7 +64,7 @@ def test_one_that_refuses_makes_all_refuse_with_its_words():
 def test_one_that_does_not_come_is_named():
     *came, absent = compared([{}, {}, {}], seconds=0.5, absent=1)
     assert absent is None and all(isinstance(r, PeerError) for r in came)
-    assert "rank 2 did not come within 0.5 s, or the store is gone (came: rank 0 on" in str(came[0])
+    assert "rank 2 did not arrive within 0.5 s, or the store is gone (arrived: rank 0 on" in str(came[0])
 
 
 def test_the_hash_of_the_code_sees_one_changed_byte(tmp_path, monkeypatch):

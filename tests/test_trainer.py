@@ -326,7 +326,7 @@ def test_many_such_steps_stop_the_run_with_the_layers_name(tmp_path, capsys):
 
     assert loop.train(state, task, poisoned, tmp_path, {}) == 3
     ended = json.loads((tmp_path / "exit.json").read_text())
-    assert ended["code"] == 3 and "10 steps in a row not finite, in D." in ended["reason"]
+    assert ended["code"] == 3 and "10 steps in a row were not finite, in D." in ended["reason"]
     tensors, about = load_state(newest_state(tmp_path)[0])
     assert about["images_seen"] == 320 and all(t.isfinite().all() for t in tensors.values())
 

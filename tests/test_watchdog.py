@@ -42,7 +42,7 @@ def test_who_says_nothing_is_named_before_who_is_busy(store):
             each.say(7, "all_reduce from sum (gan/x.py:1)", True)
         ranks[0].look(10.0 * beat)
     said = ranks[0].suspects(22.0, silence=8.0)
-    assert said.startswith("rank 2 on ") and "has said nothing for 12 s" in said and "step 7" in said
+    assert said.startswith("rank 2 on ") and "has sent nothing for 12 s" in said and "step 7" in said
     ranks[2].say(7, "read (data/store.py:88)", False)
     ranks[0].look(23.0)
     said = ranks[0].suspects(24.0, silence=8.0)
@@ -134,7 +134,7 @@ def test_drift_of_speed_is_said_once_per_stage():
     series = [4.0, 2.0, 2.1, *[3.2] * (SLOW_TICKS + 3)]
     said = [drift.tick(0, seconds, 1.0) for seconds in series]
     assert [len(s) for s in said] == [0] * 5 + [1] + [0] * 3
-    assert "3.2 sec/kimg and the best of this resolution was 2" in said[5][0]
+    assert "3.2 sec/kimg, and the best at this resolution was 2" in said[5][0]
     assert not any(drift.tick(1, 9.0, 1.0) for _ in range(9))  # a larger stage takes longer, rightly
     assert not any(drift.tick(1, seconds, 1.0) for seconds in [14.0, 14.0, 9.0] * 5)  # now and then is no drift
 
@@ -181,7 +181,7 @@ def test_a_rank_that_is_stopped_is_named_and_one_that_goes_on_in_time_is_not(dig
     # Wherever rank 0 was when the other stopped: in a step, or comparing weights at the end of a tick.
     where = re.search(r", in all_(?:reduce|gather) from (\w+) \(gan/", line)
     assert line.startswith("rank 0 on ") and where, line
-    assert "rank 1 on " in line and f"(process {stopped}) has said nothing for" in line
+    assert "rank 1 on " in line and f"(process {stopped}) has sent nothing for" in line
     (stacks,) = tmp_path.glob("0*/hang-rank0.txt")
     assert where[1] in stacks.read_text()
     assert not list(tmp_path.glob("0*/exit.json"))

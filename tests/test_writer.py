@@ -120,7 +120,7 @@ def test_ranks_that_differ_stop_unsaved(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "find_strangers", lambda value, ranks: [1, 3])
     assert tiny_run(tmp_path) == 2
     assert names(tmp_path) == []
-    assert "the weights of ranks 1, 3 are not those of the others" in capsys.readouterr().out
+    assert "the weights on ranks 1, 3 differ from those on the other ranks" in capsys.readouterr().out
     assert json.loads((tmp_path / "exit.json").read_text())["images_seen"] == 320
 
 
