@@ -113,7 +113,7 @@ def test_how_the_data_is_read_changes_nothing_and_blocks_do(digits, tmp_path, mo
 
     capsys.readouterr()
     assert saddle(monkeypatch, f"--data={digits}", *command, "-n") == 0
-    assert "would go on with" in capsys.readouterr().out
+    assert "would resume" in capsys.readouterr().out
     assert saddle(monkeypatch, f"--data={digits}", *command, "--set=data.block=8", "-n") == 0
     assert "would start" in capsys.readouterr().out
 
@@ -164,7 +164,7 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
         (["--batch=18"], "--batch=18 is not a multiple of the coupling group of 4"),
         (["--batch=many"], "many"),
         (["--batch=256"], "holds 200 images, fewer than one batch of 256"),
-        (["--resolution=48"], "--resolution=48.*holds 4, 8, 16"),
+        (["--resolution=48"], "--resolution=48.*has sizes 4, 8, 16"),
         (["--objective=relativisitc"], "did you mean relativistic"),
         (["--regularizer=r2d2"], "did you mean r2"),
         (["--regularizer=zzz"], "known: bcr, clip, dragan"),

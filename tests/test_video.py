@@ -96,7 +96,7 @@ sys.exit('first line\\nno such encoder')"""
 def test_an_encoder_that_is_killed_or_says_nothing_is_one_line(tmp_path, monkeypatch, text, said):
     program_text = f"import os, sys\nsys.stdin.buffer.read(9)\n{text}\nsys.exit(1)"
     monkeypatch.setenv("SADDLE_FFMPEG", program(tmp_path / "killed", program_text))
-    with pytest.raises(UserError, match=f"ffmpeg {'' if text else 'stopped with '}{said}: it said nothing$"):
+    with pytest.raises(UserError, match=f"ffmpeg {'' if text else 'stopped with '}{said}: it printed nothing$"):
         write_video(tmp_path / "out" / "x.mp4", (plain(0, 480, 640) for _ in range(50)), fps=30)
     assert list((tmp_path / "out").iterdir()) == []
 
