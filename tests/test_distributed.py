@@ -37,7 +37,7 @@ MISHAPS = {name: f"6;precision.dtype=float64;poison.{name}=3;stop=2,4" for name 
 EXACT = {
     name: f"{steps};distributed.exact=true;{row}"
     for name, steps, row in (
-        ("r1", 50, "run.kimg=1.6;regularizer.name=r1"),
+        ("r1", 18, "regularizer.name=r1"),
         ("pair", 10, "objective.name=relativistic;regularizer.name=wgan_gp;data.cond=true;data.mirror=true;batch=24"),
         ("critic", 8, "regularizer.name=spectral_norm;optimizer.n_critic=2;data.aug=diff"),
     )

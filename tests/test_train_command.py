@@ -348,7 +348,8 @@ def test_ranks_end_with_their_command_however_it_ends(digits, tmp_path):
         process.send_signal(stop)
         process.wait(timeout=60)
         wait_until(lambda below=below: not any(Path(f"/proc/{pid}").exists() for pid in below), 60)
-        hold(only_run(outdir)).close()
+        with hold(only_run(outdir)):  # nobody has it any longer
+            pass
 
 
 @pytest.mark.slow
