@@ -221,7 +221,7 @@ def test_the_command_refuses_in_one_line(dataset, tmp_path):  # noqa: F811
         assert "\n" not in str(result.exception)
 
 
-def test_few_samples_do_not_flatter():
+def test_an_overfitted_network_does_not_raise_the_bound():
     """Fitted to so few samples the network knows them by heart; those it is measured on it has not seen."""
     rng = np.random.default_rng(2)
     p, q = 0.25 + rng.standard_normal((400, 16)), rng.standard_normal((400, 16))

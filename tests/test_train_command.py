@@ -420,7 +420,7 @@ def test_a_run_that_differs_in_length_or_batch_alone_is_named(digits, tmp_path, 
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_gans_words_are_translated_to_flags_and_no_other_words_are():
+def test_keys_in_messages_become_flags_and_other_words_do_not():
     assert as_flags("batch=30 is not a multiple; try batch=32") == "--batch=30 is not a multiple; try --batch=32"
     assert as_flags("raise run.kimg or growth.kimg=3 of a/run.kimg.txt") == (
         "raise --kimg or growth.kimg=3 of a/run.kimg.txt"
@@ -432,7 +432,7 @@ def test_gans_words_are_translated_to_flags_and_no_other_words_are():
 
 
 @pytest.mark.parametrize("check,code", [("never", 0), ("first", 2), ("always", 2)])
-def test_a_flipped_pixel_ends_training_unless_nobody_checks(digits, tmp_path, monkeypatch, capsys, check, code):
+def test_a_flipped_pixel_ends_training_unless_checks_are_off(digits, tmp_path, monkeypatch, capsys, check, code):
     path = tmp_path / "flipped.lmdb"
     content = bytearray(digits.read_bytes())
     with lmdb.open(str(digits), subdir=False, readonly=True, lock=False) as env, env.begin() as transaction:

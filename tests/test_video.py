@@ -115,7 +115,7 @@ def test_an_old_video_survives_a_failure(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["x.mp4"]
 
 
-def test_missing_ffmpeg_is_said(tmp_path, monkeypatch):
+def test_a_missing_ffmpeg_is_an_error_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("SADDLE_FFMPEG", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="SADDLE_FFMPEG"):
         write_video(tmp_path / "x.mp4", [plain(0)], fps=30)

@@ -35,7 +35,7 @@ def store(monkeypatch):
     return server
 
 
-def test_who_says_nothing_is_named_before_who_is_busy(store):
+def test_a_silent_rank_is_named_before_a_busy_one(store):
     ranks = [Heartbeats(Ranks(rank, 3), "test", 1.0) for rank in range(3)]
     for beat in range(3):
         for each in ranks[: 3 if beat < 2 else 2]:  # rank 2 falls silent
@@ -52,7 +52,7 @@ def test_who_says_nothing_is_named_before_who_is_busy(store):
     assert "all ranks wait" in ranks[0].suspects(24.0, silence=8.0)
 
 
-def test_a_store_that_is_gone_is_said(monkeypatch):
+def test_a_store_that_does_not_answer_is_named(monkeypatch):
     code = "import torch.distributed as d, time; s = d.TCPStore('localhost', 0, is_master=True);"
     code += "print(s.port, flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as server:
@@ -101,7 +101,7 @@ the_slow_function()
     assert "the_slow_function" in (tmp_path / "hang-rank0.txt").read_text()
 
 
-def test_a_wish_to_stop_that_is_not_met_ends_the_process(tmp_path):
+def test_a_stop_request_that_is_not_met_in_time_ends_the_process(tmp_path):
     code = f"""
 import pathlib, time
 from gan.ranks.distributed import Ranks
@@ -114,7 +114,7 @@ time.sleep(60)
     assert done.returncode == 1 and "not stopped 1 s after SIGTERM" in done.stderr
 
 
-def test_only_what_collectives_raise_becomes_an_error_of_a_peer(tmp_path):
+def test_only_errors_of_collectives_become_peer_errors(tmp_path):
     dog = Watchdog(Ranks(), tmp_path, 100.0, StopRequest())
     with pytest.raises(RuntimeError, match=r"^ours$") as ours, naming(dog, lambda: "now"):
         raise RuntimeError("ours")
@@ -129,7 +129,7 @@ def test_only_what_collectives_raise_becomes_an_error_of_a_peer(tmp_path):
     assert not any(thread.is_alive() for thread in dog.threads)
 
 
-def test_drift_of_speed_is_said_once_per_stage():
+def test_the_warning_of_lower_speed_comes_once_per_stage():
     drift = Drift()
     series = [4.0, 2.0, 2.1, *[3.2] * (SLOW_TICKS + 3)]
     said = [drift.tick(0, seconds, 1.0) for seconds in series]
@@ -139,7 +139,7 @@ def test_drift_of_speed_is_said_once_per_stage():
     assert not any(drift.tick(1, seconds, 1.0) for seconds in [14.0, 14.0, 9.0] * 5)  # now and then is no drift
 
 
-def test_drift_of_memory_is_growth_in_every_tick():
+def test_the_warning_of_memory_needs_growth_in_every_tick():
     drift, n = Drift(), GROWING_TICKS
     assert not any(drift.tick(0, 1.0, 2.0 + 0.01 * i) for i in range(n))  # too little to matter
     assert not any(drift.tick(1, 1.0, 2.0 + (i % 3)) for i in range(5 * n))  # up and down
