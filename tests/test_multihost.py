@@ -159,7 +159,7 @@ def test_the_other_host_goes_on_alone(hosts, digits, tmp_path):
     took = job.until_ticks_again(begins)
     assert job.launchers[0].wait(timeout=120) == 0
     assert "self-test: 2 ranks on nodea agree" in job.log(0)
-    assert "world size was 4: same samples and draws" in job.log(0)
+    assert "world size was 4: samples and draws stay the same" in job.log(0)
     theirs = alone(1, digits, tmp_path / "alone", *flags)
     for name, tensor in job.weights().items():  # the same global batch, samples and draws throughout
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-8, msg=name)
