@@ -124,7 +124,7 @@ class Reader:
         import lmdb
 
         try:
-            with self.env.begin(buffers=True) as transaction:
+            with _transactions.one(), self.env.begin(buffers=True) as transaction:
                 yield transaction
         except lmdb.Error as error:
             raise DataError(f"{self.path} is damaged ({error}): run saddle prepare again") from error
@@ -236,6 +236,39 @@ def open_checked(path: Path) -> Any:
     return env
 
 
+class Transactions:
+    """Counts those that are open, so that a fork can wait for them: a child in which another thread's transaction was
+    open for ever could not close the environment, which LMDB guards by a lock that nobody there would release."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """A transaction is open inside."""
+        with self.changed:
+            self.open += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.open -= 1
+                self.changed.notify_all()
+
+    def stop(self) -> None:
+        """Wait until none is open, and let none begin before `go_on`. A thread that forks inside a transaction of its
+        own would wait for itself, so after FORK_SECONDS the fork goes ahead."""
+        self.changed.acquire()
+        self.changed.wait_for(lambda: self.open == 0, FORK_SECONDS)
+
+    def go_on(self) -> None:
+        """The opposite of `stop`."""
+        self.changed.release()
+
+
+FORK_SECONDS = 10.0
+_transactions = Transactions()
 # LMDB may open a file once per process, and a forked child may neither use nor re-open what its parent holds.
 _readers: WeakValueDictionary[tuple[int, int], Reader] = WeakValueDictionary()
 _readers_lock = threading.Lock()
@@ -262,13 +295,25 @@ def open_reader(path: Path) -> Reader:
         return reader
 
 
-def _close_inherited() -> None:
-    """In a forked child: let go of the parent's environments, so that the files can be opened here."""
-    global _readers_lock
-    _readers_lock = threading.Lock()  # some other thread of the parent may have held it
+def _before_fork() -> None:
+    """Let no other thread be in the middle of anything that the child could not finish."""
+    _readers_lock.acquire()
+    _transactions.stop()
+
+
+def _in_parent() -> None:
+    _transactions.go_on()
+    _readers_lock.release()
+
+
+def _in_child() -> None:
+    """Let go of the parent's environments, so that the files can be opened here."""
+    global _readers_lock, _transactions
+    _readers_lock = threading.Lock()
+    _transactions = Transactions()
     for reader in list(_readers.values()):
         reader.env.close()
     _readers.clear()
 
 
-os.register_at_fork(after_in_child=_close_inherited)
+os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

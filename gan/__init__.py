@@ -1,1 +1,1 @@
-"""The library: networks, objectives, regularisers, training. Parses no command line, builds no dataset."""
+"""The library: networks, objectives, regularizers, training. It parses no command line and builds no dataset."""

@@ -1,4 +1,4 @@
-"""The moving average of the network that makes images: it makes better ones than the network that trains."""
+"""The moving average of the generator's weights: it makes better images than the generator that trains."""
 
 import torch
 from torch import Tensor, nn

@@ -49,7 +49,7 @@ def save_snapshot(
     alpha: float,
     images_seen: int,
 ) -> None:
-    """Write G's weights, its truncation mean and under the metadata key `saddle` what one needs to generate."""
+    """Write G's weights, its truncation mean and, as JSON under the metadata key `saddle`, what generating needs."""
     about = {
         "config": config,
         "channels": images.channels,
@@ -67,7 +67,7 @@ def save_snapshot(
 
 
 def load_snapshot(path: str | Path) -> Snapshot:
-    """Raises UserError for a file that is missing, damaged or no snapshot."""
+    """Read a snapshot and build its generator. Raises UserError for a file that is missing, damaged or no snapshot."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["saddle"])
@@ -98,9 +98,11 @@ def _snapshot(about: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:
 def save_state(
     run_dir: Path, images_seen: int, tensors: Mapping[str, Tensor], about: dict[str, Any], keep: int, milestone: int = 0
 ) -> Path:
-    """Write `training-state-<images>/` into a run by one rename, then remove what is `superseded` up to it.
+    """Write `training-state-<images>/` into a run by one rename, remove the older states that `superseded` lists, and
+    return the new one's path.
 
-    Later ones, which can only be damaged, are left to be written over: they must not crowd out what is sound.
+    States with more images can only be damaged ones, since the run resumed before them. They do not count among the
+    `keep` newest, and are replaced when the run reaches them again.
     """
     final = run_dir / f"{STATE}{images_seen:010d}"
     part = run_dir / f".{final.name}.part"
@@ -116,7 +118,7 @@ def save_state(
         os.replace(part, final)
         sync(run_dir)
     finally:
-        shutil.rmtree(part, ignore_errors=True)  # of a full disk it frees what it took
+        shutil.rmtree(part, ignore_errors=True)  # after a failure, as on a full disk, it gives the space back
     states = {int(path.name[len(STATE) :]): path for path in sorted(run_dir.glob(f"{STATE}*")) if path <= final}
     for old in superseded(list(states), keep, milestone):
         shutil.rmtree(states[old])
@@ -124,15 +126,17 @@ def save_state(
 
 
 def superseded(images: Sequence[int], keep: int, milestone: int) -> list[int]:
-    """Of states at so many `images`, ascending, those to remove: all but the last `keep`, and, where `milestone` is not
-    0, but the first at or past each multiple of so many images."""
+    """Which states to remove, given the images seen at each state in ascending order. -> those of the states to remove.
+
+    Kept are the last `keep`, and if `milestone` > 0 the first state at or past each multiple of that many images.
+    """
     first = {seen // milestone: seen for seen in reversed(images)} if milestone else {}
     first.pop(0, None)
     return [seen for seen in images[:-keep] if seen not in first.values()]
 
 
 def check_state(path: Path) -> None:
-    """Raises UserError where a training state's files are not what its manifest says."""
+    """Raises UserError if the SHA-256 sum of one of a training state's files differs from its manifest's."""
     try:
         sums = json.loads((path / "manifest.json").read_text())
         damaged = [name for name, wanted in sums.items() if _sha256(path / name) != wanted]
@@ -149,7 +153,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def newest_state(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest sound training state of a run, and a line for each newer one that had to be passed over."""
+    """The newest undamaged training state of a run (None if there is none), and a line on each damaged newer one."""
     passed: list[str] = []
     for path in sorted(run_dir.glob(f"{STATE}*"), reverse=True):
         try:
@@ -161,10 +165,10 @@ def newest_state(run_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def initial_weights(source: str, networks: Mapping[str, nn.Module]) -> None:
-    """Copy the weights of a snapshot, a training state or a run's newest state into the networks of those names.
+    """Copy the weights of a snapshot, a training state or a run's newest state into the networks with the same names.
 
-    A snapshot holds the generator's average only: the generator and its average start from it, all others from their
-    random start. Raises UserError where shapes differ.
+    A snapshot holds the generator's average only: the generator and its average start from it, and all other networks
+    keep their random weights. Raises UserError if shapes differ.
     """
     tensors = _weights(Path(source))
     for name, network in networks.items():
@@ -177,8 +181,9 @@ def initial_weights(source: str, networks: Mapping[str, nn.Module]) -> None:
         if differ:
             first = differ[0]
             raise UserError(
-                f"init_from={source} does not fit: {name} has {first} {ours.get(first, 'nowhere')}, it has "
-                f"{theirs.get(first, 'none')} ({len(differ)} tensors differ); train with its network.* and data.cond"
+                f"init_from={source} does not fit: {first} of {name} is {ours.get(first, 'missing')} here and "
+                f"{theirs.get(first, 'missing')} there ({len(differ)} tensors differ); use the network.* and data.cond "
+                "settings of that run"
             )
         network.load_state_dict(part)
 
@@ -191,7 +196,7 @@ def _weights(path: Path) -> Mapping[str, Tensor]:
         return {f"{name}/{k}": v for name in (family.generator, family.average) for k, v in weights.items()}
     state = path if (path / "manifest.json").exists() else newest_state(path)[0]
     if state is None:
-        raise UserError(f"init_from={path}: no sound training state there")
+        raise UserError(f"init_from={path}: it has no undamaged training state")
     return load_state(state)[0]
 
 

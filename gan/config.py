@@ -1,7 +1,7 @@
 """The configuration: frozen typed dataclasses, filled by defaults < preset < flags < `--set`.
 
-Everything outside `RunConfig` decides the trajectory and enters its hash, but for what OUTSIDE names; `RunConfig`
-decides how long, how loud and how often a run writes.
+A run's trajectory is the sequence of its weights. All settings decide it and enter its hash, except those that OUTSIDE
+names: all of `RunConfig`, which says how long a run is and how often it logs and saves, and a few others.
 """
 
 import difflib
@@ -18,13 +18,13 @@ from gan.errors import UserError
 
 TRAJECTORY_FORMAT = 1
 NO_SUCH_KEY = "no such key"
-# Keys that change rounding at most, and no run into another.
+# Keys, or beginnings of keys, that are not part of the trajectory: they change the weights by rounding at most.
 OUTSIDE = ("run.", "data.check", "distributed.micro", "distributed.timeout")
 
 
-TINY = 1e-30  # lower bound of what must be positive
-HUGE = 1e30  # upper bound of what may be large
-WHOLE = 2**31 - 1  # upper bound of what is counted
+TINY = 1e-30  # lower bound of values that must be positive
+HUGE = 1e30  # upper bound of values that may be large
+WHOLE = 2**31 - 1  # upper bound of integers
 
 
 def setting(
@@ -36,10 +36,11 @@ def setting(
     flag: str = "",
     help: str = "",
 ) -> Any:
-    """A field with what is known of it, all in one place.
+    """A dataclass field with its bounds, its choices and its option on the command line.
 
-    low, high: bounds, included, of a number or of each number of a tuple; outside a run would crash or be quietly
-    spoiled. choices: the names it may be. flag, help: the option of `saddle train` that sets it, and its help.
+    low, high: inclusive bounds of a number, or of each number of a tuple; beyond them a run would crash or train
+    wrongly without a message. choices: the allowed names. flag, help: the option of `saddle train` that sets the field,
+    and its help.
     """
     known = {"low": low, "high": high, "choices": tuple(choices), "flag": flag, "help": help}
     return field(default=default, metadata=known)
@@ -49,17 +50,17 @@ def setting(
 class NetworkConfig:
     z_dim: int = setting(512, low=1, high=65536)  # length of a latent
     widths: tuple[int, ...] = ()  # channels per stage, coarsest first; empty: min(channel_base / side, channel_max)
-    channel_base: int = setting(16384, low=1, high=WHOLE)  # channels x side of a stage's plane, without widths
+    channel_base: int = setting(16384, low=1, high=WHOLE)  # used where widths is empty, as is channel_max
     channel_max: int = setting(512, low=1, high=65536)
     filter: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)  # taps of the resampling filter; (1, 1) is nearest and mean
-    minibatch_stddev: bool = True  # give D the standard deviation inside each coupling group (Karras et al. 2018, 3)
+    minibatch_stddev: bool = True  # D sees the standard deviation over each coupling group (Karras et al. 2018, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthConfig:
     # progressive, or none: train at the final resolution from the start
     mode: str = setting("progressive", choices=("progressive", "none"))
-    # share of the run per stage; empty: the last stage half, the others equal parts
+    # share of the run per stage; empty: half for the last stage, equal parts of the other half for the others
     shares: tuple[float, ...] = setting((), low=TINY, high=HUGE)
     fade: float = setting(0.3, low=0, high=1)  # share of each stage after the first in which it fades in
     # instead of shares: length of every stage but the last, in thousands of images
@@ -70,14 +71,22 @@ class GrowthConfig:
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     # a row of gan.methods.objectives.OBJECTIVES
-    name: str = setting("nonsaturating", flag="--objective", help="A name below, with parameters as in f:jsw:pi=0.3.")
+    name: str = setting(
+        "nonsaturating",
+        flag="--objective",
+        help="One of the objectives listed below; parameters follow a colon, as in f:jsw:pi=0.3.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerConfig:
     # a row of gan.methods.regularizers.REGULARIZERS
-    name: str = setting("r1", flag="--regularizer", help="A name below, with parameters as in wgan_gp:target=1.")
-    # auto is the weight of Karras et al. 2020a
+    name: str = setting(
+        "r1",
+        flag="--regularizer",
+        help="One of the regularizers listed below; parameters follow a colon, as in wgan_gp:target=1.",
+    )
+    # auto: the weight of Karras et al. 2020a
     gamma: float | str = setting(
         1.0,
         low=0,
@@ -86,10 +95,11 @@ class RegularizerConfig:
         flag="--gamma",
         help="Weight of the penalty: D's loss adds gamma / 2 * penalty; auto: 0.0002 * pixels / batch.",
     )
-    every: int = setting(1, low=1, high=WHOLE)  # lazily: on every k-th step, times k (Karras et al. 2020, appendix B)
+    # lazy regularization: the penalty is added on every k-th step, times k (Karras et al. 2020, appendix B)
+    every: int = setting(1, low=1, high=WHOLE)
     decay: str = setting("constant", choices=("constant", "cosine", "exponential"))  # how gamma changes ...
-    decay_to: float = setting(0.1, low=TINY, high=HUGE)  # ... to this multiple of itself ...
-    decay_kimg: float = setting(0.0, low=0, high=1e9)  # ... over so many thousands of images, after which it stays
+    decay_to: float = setting(0.1, low=TINY, high=HUGE)  # ... to this multiple of its initial value ...
+    decay_kimg: float = setting(0.0, low=0, high=1e9)  # ... over the first decay_kimg thousand images; then it stays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +109,14 @@ class OptimizerConfig:
     betas: tuple[float, float] = setting((0.0, 0.99), low=0, high=1 - 1e-9)
     eps: float = setting(1e-8, low=0, high=1)
     decay_from: float = setting(1.0, low=0, high=1)  # share of the run after which learning rates fall linearly ...
-    decay_to: float = setting(1.0, low=0, high=1)  # ... to this multiple of themselves at its end
+    decay_to: float = setting(1.0, low=0, high=1)  # ... to this multiple of their initial value at its end
     n_critic: int = setting(1, low=1, high=WHOLE)  # D updates per G update
 
 
 @dataclass(frozen=True, kw_only=True)
 class EMAConfig:
     kimg: float = setting(10.0, low=0, high=1e9)  # half-life of the generator's average, in thousands of images
-    # the half-life is at most this share of the images seen since the parameter's stage began
+    # bounds the half-life by this share of the images seen since the parameter's stage began; 0: no such bound
     rampup: float = setting(0.05, low=0, high=1e9)
 
 
@@ -117,33 +127,36 @@ class DataConfig:
         low=0,
         high=WHOLE,
         flag="--resolution",
-        help="Longer side at which training ends; 0: the dataset's largest.",
+        help="Final resolution: the longer side, in pixels; 0: the dataset's largest.",
     )
     cond: bool = setting(False, flag="--cond", help="Condition on the class labels.")
     mirror: bool = setting(False, flag="--mirror", help="Flip images left-right at random.")
-    # the shuffle moves blocks of so many neighboring records, for disks that are slow at single ones
+    # records per block: the shuffle moves blocks of neighboring records, for disks that are slow at random reads
     block: int = setting(1, low=1, high=WHOLE)
     aug: str = setting(
         "none",
         choices=("none", "diff"),
         flag="--aug",
-        help="none | diff: D sees reals and fakes moved, zoomed, recolored and partly covered at random.",
+        help="none | diff: differentiable augmentation; D sees reals and fakes randomly moved, zoomed, recolored and "
+        "partly covered.",
     )
-    # verify the checksums of records while training: never, in the first epoch of each stage, or always
+    # when training verifies the checksums of the records that it reads: never, in each stage's first epoch, or always
     check: str = setting("first", choices=("never", "first", "always"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    group: int = setting(4, low=1, high=WHOLE)  # coupling group: a block of the global batch that stays on one rank
-    deterministic: bool = False  # on CUDA: deterministic algorithms, at some cost
-    # samples of a rank per backward, in whole coupling groups, to save memory; 0: its whole share
+    # coupling group: samples that stay together on one rank; minibatch statistics are computed inside a group
+    group: int = setting(4, low=1, high=WHOLE)
+    deterministic: bool = False  # on CUDA: use deterministic algorithms, which are somewhat slower
+    # samples of a rank per backward pass, in whole coupling groups, to save memory; 0: its whole share of the batch
     micro: int = setting(0, low=0, high=WHOLE)
-    # bf16: gradients are sent in bfloat16 and summed in their own type
+    # bf16: ranks send gradients in bfloat16 and sum them in the gradients' own type
     compress: str = setting("none", choices=("none", "bf16"))
-    # seconds that a collective may take before the rank that waits gives up
+    # seconds after which a rank that waits in a collective gives up
     timeout: float = setting(300.0, low=1, high=1e9)
-    exact: bool = False  # gradients of single coupling groups, summed in a fixed tree: the same bits on any ranks
+    # sum the gradients of single blocks of groups in a fixed tree: bit-equal results for any number of ranks
+    exact: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,30 +173,39 @@ class RunConfig:
     snap: int = setting(
         50, low=1, high=WHOLE, flag="--snap", help="Ticks between snapshots, grids and training states."
     )
-    keep: int = setting(2, low=1, high=WHOLE)  # training states kept ...
-    milestone: float = setting(0.0, low=0, high=1e9)  # ... and the first of every so many kimg, for ever; 0: none
+    keep: int = setting(2, low=1, high=WHOLE)  # how many of the newest training states are kept
+    # the first training state at or past each multiple of this many kimg is never removed; 0: no such states
+    milestone: float = setting(0.0, low=0, high=1e9)
     threads: int = setting(0, low=0, high=4096)  # intra-op threads of a rank; 0: the host's cores / its ranks
     workers: int = setting(
-        1, low=0, high=64, flag="--workers", help="Threads per rank that read and decode ahead; 0: the step does."
+        1,
+        low=0,
+        high=64,
+        flag="--workers",
+        help="Threads per rank that read and decode images ahead; 0: the training thread does it.",
     )
-    # of the dataset's file, in this process's resident memory
+    # keep or drop the pages of the dataset's file that were read, in this process's resident memory
     pages: str = setting("keep", choices=("keep", "drop"))
     cache: str = setting(
-        "", flag="--cache", help="Folder on this node's disk for a copy of the dataset, to read from there."
+        "", flag="--cache", help="Copy the dataset into this folder, on this node's own disk, and read it from there."
     )
-    max_skipped: int = setting(10, low=1, high=WHOLE)  # steps in a row that non-finite values may void
-    # seconds without a completed step after which a rank ends itself, saying for whom it waits
+    max_skipped: int = setting(10, low=1, high=WHOLE)  # the run stops after so many non-finite steps in a row
+    # seconds without a completed step after which a rank ends itself and says which rank it waited for
     watchdog: float = setting(600.0, low=1, high=1e9)
     desc: str = setting("", flag="--desc", help="Added to the name of the run's directory.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything a run is told. Raises UserError on values that cannot be."""
+    """All settings of a run. Raises UserError for values that are not allowed."""
 
     model: str = setting("gan", flag="--model", help="What kind of model to train.")  # a row of gan.families.FAMILIES
-    seed: int = setting(0, low=0, high=2**63 - 1, flag="--seed", help="Of the weights, the data order and every draw.")
-    batch: int = setting(32, low=1, high=WHOLE, flag="--batch", help="Global batch over all ranks: reals per D update.")
+    seed: int = setting(
+        0, low=0, high=2**63 - 1, flag="--seed", help="Seed of the weights, the data order and all random draws."
+    )
+    batch: int = setting(
+        32, low=1, high=WHOLE, flag="--batch", help="Global batch: reals per D update, over all processes."
+    )
     init_from: str = setting("", flag="--init-from", help="Start from the weights of a snapshot or a training state.")
     network: NetworkConfig = field(default_factory=NetworkConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
@@ -206,9 +228,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a key, beside its value."""
+    """A key's type, bounds, choices, option and default."""
 
-    kind: Any  # its type
+    kind: Any  # the type
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
@@ -251,7 +273,7 @@ def _check_setting(key: str, value: Any, known: Setting) -> None:
 
 
 def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
-    """(must hold, what to say if it does not) for what one setting alone does not show."""
+    """Rules that concern several settings, or more than bounds: (does it hold, the message if it does not)."""
     group = c.distributed.group
     near = max(round(c.batch / group), 1) * group
     yield (
@@ -259,18 +281,27 @@ def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
         f"batch={c.batch} is not a multiple of the coupling group of {group} (distributed.group); try batch={near}",
     )
     taps = c.network.filter
-    yield all(map(math.isfinite, taps)) and sum(taps) != 0, f"network.filter {list(taps)} must be finite, with a sum"
+    yield (
+        all(map(math.isfinite, taps)) and sum(taps) != 0,
+        f"network.filter {list(taps)} must be finite and its sum must not be 0",
+    )
     slashes = set(c.run.desc) & set("/\\\0")
     yield not slashes, f"run.desc={c.run.desc} becomes part of a folder's name: leave out slashes"
     decays = c.regularizer.decay != "constant"
-    yield not decays or c.regularizer.decay_kimg > 0, f"regularizer.decay={c.regularizer.decay} needs decay_kimg"
+    yield (
+        not decays or c.regularizer.decay_kimg > 0,
+        f"regularizer.decay={c.regularizer.decay} needs regularizer.decay_kimg",
+    )
     alone = c.distributed.compress == "none" and c.distributed.micro == 0
-    yield not c.distributed.exact or alone, "distributed.exact excludes distributed.compress and distributed.micro"
-    yield not (c.growth.shares and c.growth.kimg), "growth.shares and growth.kimg exclude each other"
+    yield (
+        not c.distributed.exact or alone,
+        "distributed.exact works neither with distributed.compress nor with distributed.micro; leave them out",
+    )
+    yield not (c.growth.shares and c.growth.kimg), "growth.shares and growth.kimg were both given; leave one out"
 
 
 def _interval(low: float, high: float, number: float) -> str:
-    """The interval in words; an upper bound that nobody comes near is said only to who is beyond it."""
+    """The interval in words. A very high upper bound is named only if the number is above it."""
     above = "positive" if 0 < low < 1e-9 else f"at least {low}"
     far = high >= 1e9 or high == WHOLE
     return above if far and not number > high else f"{above} and at most {high:g}"
@@ -321,8 +352,11 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def trajectory(config: TrainConfig) -> dict[str, Any]:
-    """What decides the weights: the keys but OUTSIDE that differ from their defaults, so that a key added later
-    leaves the runs of today what they are. Whoever changes a default raises TRAJECTORY_FORMAT."""
+    """The settings that decide the weights: all keys outside of OUTSIDE that differ from their defaults.
+
+    Defaults are left out so that a key that is added later does not change the hash of older runs. Whoever changes a
+    default must raise TRAJECTORY_FORMAT.
+    """
     default = flatten(asdict(TrainConfig()))
     changed = {k: v for k, v in flatten(asdict(config)).items() if v != default[k] and not k.startswith(OUTSIDE)}
     return {"format": TRAJECTORY_FORMAT, **changed}
@@ -334,8 +368,8 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def _coerce(key: str, value: Any, kind: Any) -> Any:
-    """Accept int for float, 0/1 for bool, a list or "1,2" for a tuple; anything else of another type is an error.
-    Where a number or a word may stand, whatever reads as a number is one."""
+    """Convert a value to a key's type: int to float, 0/1 to bool, a list or "1,2" to a tuple. For a number or a word,
+    text that reads as a number becomes one. Raises UserError for any other type."""
     origin = typing.get_origin(kind)
     if kind == float | str:
         value = parse_assignment(f"value={value}")[1] if isinstance(value, str) else value

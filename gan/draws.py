@@ -1,7 +1,8 @@
 """Every random number of a run, as a pure function of (seed, purpose, global coupling group).
 
-One counter-based generator per group (Philox, Salmon et al. 2011): the key is the run's seed and the purpose, the
-group is the counter's highest word, so a rank draws its own groups only and no state has to be saved or moved.
+One counter-based generator per group (Philox, Salmon et al. 2011): its key is made of the run's seed and the purpose,
+and the group is the counter's highest word. So a rank draws for its own groups only, and checkpoints hold no generator
+state.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ def group_generator(seed: int, purpose: str, group: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of the coupling groups `groups`, each of `size` samples."""
+    """The random numbers of the coupling groups `groups`, each of `size` samples. Each purpose has its own stream."""
 
     seed: int
     groups: range
@@ -32,7 +33,7 @@ class Draws:
         return self._each(purpose, lambda rng: rng.standard_normal((self.size, z_dim), dtype=np.float32))
 
     def coins(self, purpose: str) -> Tensor:
-        """bool [len(groups) * size], fair."""
+        """bool [len(groups) * size], True with probability 1/2."""
         return self._each(purpose, lambda rng: rng.integers(0, 2, self.size, dtype=np.uint8)).bool()
 
     def uniform(self, purpose: str, count: int) -> Tensor:
@@ -40,9 +41,10 @@ class Draws:
         return self._each(purpose, lambda rng: rng.random((self.size, count), dtype=np.float32))
 
     def noise(self, purpose: str, like: Tensor) -> Tensor:
-        """Standard normal, in the shape [len(groups) * size, ...], type and place of `like`.
+        """Standard normal [len(groups) * size, ...], with the trailing shape, the dtype and the device of `like`.
 
-        Drawn on its device, where image-sized noise is cheap: the same on all ranks, not on all kinds of device.
+        Drawn on that device, where image-sized noise is cheap: it does not depend on the rank, but it differs between
+        a CPU and a GPU.
         """
         parts = []
         for group in self.groups:

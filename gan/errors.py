@@ -1,4 +1,4 @@
-"""What gan raises on purpose: for what a user can mend, and for a rank left alone by another."""
+"""The errors that gan raises on purpose: one for what a user can mend, one for a rank that another one has failed."""
 
 
 class UserError(ValueError):
@@ -10,4 +10,4 @@ class PeerError(RuntimeError):
 
 
 class EverywhereError(UserError):
-    """A UserError that every rank raises at once, so that one of them tells it and all end in order."""
+    """A UserError that every rank raises at once: only rank 0 prints it, and all ranks end in order."""

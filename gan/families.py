@@ -1,4 +1,4 @@
-"""The kinds of models that can be trained, one row each. Nothing else asks which one it is."""
+"""The kinds of models that can be trained, one row each. No other code asks which kind a model is."""
 
 from gan.config import TrainConfig, choice
 from gan.errors import UserError
@@ -20,7 +20,7 @@ def find_family(config: TrainConfig) -> Family:
 
 
 def build_task(config: TrainConfig, schedule: Schedule, images: ImageFormat, ranks: Ranks) -> Task:
-    """Everything a step needs. Raises UserError for names that do not exist and what does not go together."""
+    """Everything a step needs. Raises UserError for unknown names and for settings that do not go together."""
     family = find_family(config)
     family.check(config)
     return Task(family, config, schedule, images, ranks)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, put on the disk, then renamed."""
+"""Files that appear whole or not at all: each is written under another name, flushed to disk, then renamed."""
 
 import json
 import os
@@ -10,8 +10,9 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file to, which becomes `path` by one rename when all of it is on the disk, and is removed when
-    the block fails. It keeps the suffix, by which encoders know what to write: `.walk.part.mp4` for `walk.mp4`."""
+    """A temporary path to write to. When the block ends, the file is flushed to disk and renamed to `path`; when the
+    block fails, it is removed. It keeps the suffix, from which encoders choose a format: `.walk.part.mp4` for
+    `walk.mp4`."""
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield part
@@ -23,13 +24,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write plain values as indented JSON. Raises OSError where that is not possible."""
+    """Write plain values as indented JSON. Raises OSError if that is not possible."""
     with replacing(path) as part:
         part.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, is on the disk."""
+    """Wait until a file's content, or a folder's list of files, is on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,5 @@
-"""The layers that both networks are made of. Weights are drawn from N(0, 1) and scaled at run time by 1 / sqrt(fan-in):
-the equalized learning rate of Karras et al. 2018, section 4.1. The leaky ReLU's gain of sqrt(2) keeps the variance."""
+"""The layers of both networks. Weights are drawn from N(0, 1) and multiplied by 1 / sqrt(fan-in) at run time: the
+equalized learning rate of Karras et al. 2018, section 4.1. The leaky ReLU's gain of sqrt(2) keeps the variance."""
 
 import math
 
@@ -11,7 +11,7 @@ from ops import bias_leaky_relu
 
 
 class Linear(nn.Module):
-    """[N, in] -> [N, out]; with `activate`, through bias + leaky ReLU."""
+    """[N, in] -> [N, out], with a bias, and a leaky ReLU after it if `activate`."""
 
     def __init__(self, inputs: int, outputs: int, activate: bool = False):
         super().__init__()
@@ -26,7 +26,7 @@ class Linear(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """[N, in, H, W] -> [N, out, H, W], odd kernels, zero padding; bias and activation as asked."""
+    """[N, in, H, W] -> [N, out, H, W], for an odd kernel size, with zero padding; bias and leaky ReLU are optional."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, activate: bool = False, bias: bool = True):
         super().__init__()
@@ -44,7 +44,7 @@ class Conv2d(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Class labels [N] -> [N, dim], entries of variance one."""
+    """Class labels [N] -> [N, dim]; initial entries have variance one."""
 
     def __init__(self, classes: int, dim: int):
         super().__init__()
@@ -62,9 +62,9 @@ def pixel_norm(x: Tensor) -> Tensor:
 def minibatch_stddev(x: Tensor, group: int) -> Tensor:
     """Append one channel: the standard deviation over a coupling group, averaged over channels and pixels.
 
-    [N, C, H, W] -> [N, C + 1, H, W] (Karras et al. 2018, section 3). A group is `group` samples in a row, whatever
-    the batch, so that the result does not depend on how a global batch is shared out. Raises ValueError if N is not
-    a multiple of the group.
+    [N, C, H, W] -> [N, C + 1, H, W] (Karras et al. 2018, section 3). A group is `group` consecutive samples, so that
+    the result does not depend on how the global batch is divided among ranks. Raises ValueError if N is not a multiple
+    of the group.
     """
     n, _, h, w = x.shape
     if n % group:

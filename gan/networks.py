@@ -1,7 +1,8 @@
 """One residual generator and one residual discriminator for every resolution, growing or not.
 
-Stage s works at base * 2**s. `blocks[s]`, `to_image[s]` and `from_image[s]` belong to stage s; whatever has no index
-belongs to stage 0. `stage` and whether it fades are Python constants, `alpha` may be a 0-dim tensor.
+Stage s works at resolution base * 2**s. The modules `blocks[s]`, `to_image[s]` and `from_image[s]` belong to stage s,
+and modules without an index to stage 0. `stage` is a Python integer. In training, `alpha` is a 0-dim tensor while a
+stage fades in, and otherwise the number 1.
 """
 
 import math
@@ -31,7 +32,7 @@ def size_at(base: tuple[int, int], stage: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What the networks must know of a dataset."""
+    """What the networks must know about a dataset."""
 
     channels: int
     base: tuple[int, int]  # (height, width) at stage 0
@@ -56,7 +57,7 @@ def stage_of(name: str) -> int:
 
 
 def is_fading(alpha: Alpha) -> bool:
-    """A tensor alpha means that the stage fades in; a plain 1 that it does not."""
+    """Does the stage fade in? It does if alpha is a tensor or a number below 1."""
     return isinstance(alpha, Tensor) or alpha < 1
 
 
@@ -87,7 +88,8 @@ class GrowBlock(nn.Module):
         self.skip = Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, filter: Tensor) -> Tensor:
-        skip = upsample2d(self.skip(x), filter)  # a 1x1 convolution commutes with resampling: cheaper below
+        # A 1x1 convolution commutes with upsampling, and costs less before it.
+        skip = upsample2d(self.skip(x), filter)
         return (skip + self.conv1(self.conv0(upsample2d(x, filter)))) * SQRT_HALF
 
 
@@ -121,7 +123,7 @@ class Head(nn.Module):
 
 
 class ResNetGenerator(nn.Module):
-    """Latents [N, z_dim] (and labels [N] where classes > 0) -> images [N, channels, H, W], about in [-1, 1]."""
+    """Latents [N, z_dim] (and labels [N] if classes > 0) -> images [N, channels, H, W], about in [-1, 1]."""
 
     filter: Tensor
     box: Tensor
@@ -148,16 +150,16 @@ class ResNetGenerator(nn.Module):
         self.to_image = nn.ModuleList(Conv2d(width, channels, 1) for width in widths)
         self.register_buffer("filter", setup_filter(filter), persistent=False)
         self.register_buffer("box", setup_filter([1, 1]), persistent=False)  # images fade by 2x2 means, as the data
-        # Part of the snapshot format. Files of before hold the mean of 10 000 latents here, which was wrong by 1 %.
+        # Part of the snapshot format. Older snapshots hold a mean over 10 000 latents here, which is off by 1 %.
         self.register_buffer("latent_mean", torch.zeros(z_dim), persistent=False)
 
     def first_layer(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z: [N, z_dim], labels: int64 [N] iff classes -> [N, F], what truncation moves."""
+        """z: [N, z_dim], labels: int64 [N] if the network has classes -> [N, F]. Truncation moves this output."""
         return self._first(pixel_norm(z.to(self.first.weight.dtype)), labels)
 
     def mean_first_layer(self, labels: Tensor | None = None) -> Tensor:
-        """Mean of `first_layer` over latents, per class: [N, F] or [1, F]. The layer is linear, so it is its value at
-        the mean normalized latent, which is 0: z and -z are equally likely."""
+        """Mean of `first_layer` over all latents, for each label: [N, F], or [1, F] without labels. The layer is
+        linear, so this is its output for the mean normalized latent, which is 0, as z and -z are equally likely."""
         return self._first(self.first.weight.new_zeros(1 if labels is None else len(labels), self.z_dim), labels)
 
     def _first(self, z: Tensor, labels: Tensor | None) -> Tensor:
@@ -170,7 +172,7 @@ class ResNetGenerator(nn.Module):
         return self.first(z)
 
     def synthesize(self, w: Tensor, stage: int, alpha: Alpha = 1.0) -> Tensor:
-        """w: [N, F] from `first_layer` -> [N, channels, base * 2**stage]; alpha < 1 blends in the stage before."""
+        """w: [N, F] from `first_layer` -> [N, channels, H, W] of the stage; alpha < 1 blends in the stage before."""
         old = x = self.blocks[0](w)
         for block in self.blocks[1 : stage + 1]:
             old, x = x, block(x, self.filter)
@@ -184,7 +186,7 @@ class ResNetGenerator(nn.Module):
 
 
 class ResNetDiscriminator(nn.Module):
-    """Images [N, channels, H, W] (and labels [N] where classes > 0) -> logits [N], by projection for classes
+    """Images [N, channels, H, W] (and labels [N] if classes > 0) -> logits [N]. Labels enter by projection
     (Miyato & Koyama 2018)."""
 
     filter: Tensor
@@ -212,8 +214,8 @@ class ResNetDiscriminator(nn.Module):
         self.register_buffer("box", setup_filter([1, 1]), persistent=False)
 
     def forward(self, images: Tensor, stage: int, alpha: Alpha = 1.0, labels: Tensor | None = None) -> Tensor:
-        """images: [N, channels, base * 2**stage] -> [N], or [N, outputs] where there are more than one; alpha < 1
-        blends in the stage before it."""
+        """images: [N, channels, H, W] of the stage -> logits [N], or [N, outputs] for several outputs; alpha < 1 blends
+        in the stage before."""
         if (labels is None) == bool(self.classes):
             raise ValueError(f"ResNetDiscriminator: {'needs' if self.classes else 'takes no'} labels")
         x = self.from_image[stage](images)
@@ -234,7 +236,7 @@ def default_widths(base: tuple[int, int], last: int, channel_base: int, channel_
 
 
 def network_widths(config: TrainConfig, images: ImageFormat) -> tuple[int, ...]:
-    """Channels per stage, as configured or by default. Raises UserError where they are not one per stage."""
+    """Channels per stage, as configured or by default. Raises UserError if there is not one number per stage."""
     n = config.network
     widths = n.widths or default_widths(images.base, images.last, n.channel_base, n.channel_max)
     if len(widths) != images.last + 1 or min(widths) < 1:
@@ -243,7 +245,7 @@ def network_widths(config: TrainConfig, images: ImageFormat) -> tuple[int, ...]:
 
 
 def build_generator(config: TrainConfig, images: ImageFormat) -> ResNetGenerator:
-    """G at a random start, drawn from torch's global generator. Raises UserError for widths that do not fit."""
+    """G with random weights, drawn from torch's global generator. Raises UserError for widths that do not fit."""
     return ResNetGenerator(
         config.network.z_dim,
         network_widths(config, images),
@@ -255,7 +257,7 @@ def build_generator(config: TrainConfig, images: ImageFormat) -> ResNetGenerator
 
 
 def build_discriminator(config: TrainConfig, images: ImageFormat, outputs: int = 1) -> ResNetDiscriminator:
-    """D at a random start, with so many outputs per image, as `build_generator`."""
+    """D with random weights and `outputs` logits per image; random state and errors are as in `build_generator`."""
     return ResNetDiscriminator(
         network_widths(config, images),
         images.channels,

@@ -1,4 +1,4 @@
-"""A rank's share of a batch as networks see it, cut into the parts that one backward pass takes."""
+"""A rank's share of a batch, converted for the networks and cut into parts: each part is one backward pass."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from ops import downsample2d, upsample2d
 
 @dataclass(frozen=True)
 class Part:
-    """What one backward pass sees: whole blocks of this rank's share."""
+    """The samples of one backward pass: whole blocks of this rank's share, and their random draws."""
 
     real: Tensor  # [n, C, H, W]
     labels: Tensor | None  # [n]
@@ -26,14 +26,14 @@ class Part:
 
 
 def fade_weight(now: Moment, task: Task) -> Alpha:
-    """The weight of a stage that fades in, on the task's device; a plain 1 where it does not."""
+    """alpha as a 0-dim tensor on the task's device while the stage fades in; otherwise the number 1."""
     return torch.full((), now.alpha, dtype=task.dtype, device=task.ranks.device) if now.fading else 1.0
 
 
 def cut_batch(
     images: Tensor, labels: Tensor | None, task: Task, now: Moment, alpha: Alpha, G: ResNetGenerator
 ) -> list[Part]:
-    """This rank's share of a batch, uint8 [n, H, W, C] and labels [n], as its parts."""
+    """Cut this rank's share of a batch, uint8 [n, H, W, C] and labels [n], into parts."""
     parts = []
     size = task.config.distributed.group
     for groups in task.parts:
@@ -45,7 +45,8 @@ def cut_batch(
 
 
 def prepare_reals(images: Tensor, mirror: Draws | None, alpha: Alpha, G: ResNetGenerator) -> Tensor:
-    """uint8 [n, H, W, C] -> [n, C, H, W] in [-1, 1], flipped by the draws, faded as the generator's images are."""
+    """uint8 [n, H, W, C] -> [n, C, H, W] in [-1, 1]. They are flipped at random if `mirror` is given, and blended with
+    their lower resolution while the stage fades in, as the generator's images are."""
     real = images.permute(0, 3, 1, 2).to(G.filter.dtype, memory_format=torch.contiguous_format) / 127.5 - 1
     if mirror is not None:
         flipped = mirror.coins("mirror").to(real.device).view(-1, 1, 1, 1)

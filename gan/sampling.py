@@ -11,9 +11,9 @@ from torch import Tensor
 from gan.errors import UserError
 from gan.networks import ResNetGenerator, size_at
 
-MOST_SEEDS = 1_000_000  # more in one list is a slip of the finger
+MOST_SEEDS = 1_000_000  # more in one list must be a typing error
 SEED_LIMIT = 2**32  # numpy's RandomState takes seeds below this
-GAP = 2  # pixels between the images of a grid: digits fill their squares, and would merge into columns
+GAP = 2  # pixels between the images of a grid: without it, digits that fill their squares would touch
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -34,19 +34,20 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def seed_latents(seeds: Sequence[int], z_dim: int) -> Tensor:
-    """One latent per seed -> float32 [N, z_dim]: RandomState(seed).randn(1, z_dim), as StyleGAN's users know it."""
+    """One latent per seed -> float32 [N, z_dim]: RandomState(seed).randn(1, z_dim), as in StyleGAN."""
     rows = [np.random.RandomState(seed).randn(1, z_dim) for seed in seeds]
     return torch.from_numpy(np.concatenate([np.empty((0, z_dim)), *rows]).astype(np.float32))
 
 
 def batch_size(G: ResNetGenerator, stage: int) -> int:
-    """Images to make at a time: 256 small ones, 4 of 1024x1024; a layer of a batch then takes some 256 MB at most."""
+    """Images to make at a time: 256 small ones, 4 of 1024x1024. A layer's output then takes at most about 256 MB."""
     height, width = size_at(G.base, stage)
     return max(1, min(256, 2**22 // (height * width)))
 
 
 def truncated(G: ResNetGenerator, w: Tensor, labels: Tensor | None, trunc: float) -> Tensor:
-    """w [N, F] moved toward its mean (of its class): mean + trunc (w - mean). Truncating z itself undoes pixel norm."""
+    """w [N, F] moved toward its class's mean: mean + trunc (w - mean). Scaling z instead would have no effect, since
+    pixel norm comes after it."""
     return w if trunc == 1 else torch.lerp(G.mean_first_layer(labels), w, trunc)
 
 
@@ -63,7 +64,7 @@ def generate_batches(
 ) -> Iterator[Tensor]:
     """Yield images [n <= batch, C, H, W], about in [-1, 1], on G's device.
 
-    z [N, Z]; labels int64 [N], None if unconditional. Raises UserError when a network makes values that are not finite.
+    z [N, Z]; labels int64 [N], None if unconditional. Raises UserError if the network makes values that are not finite.
     """
     device = next(G.parameters()).device
     batch = batch or batch_size(G, stage)
@@ -101,16 +102,16 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def grid_columns(count: int) -> int:
-    """Columns of a grid for `count` images: one with as few empty cells as possible, of these the most square one.
+    """Columns of the grid with the fewest empty cells for `count` images; of several such grids, the most square one.
 
-    It is wide rather than high, at most about four times: 64 -> 8, 12 -> 4, 10 -> 5, 3 -> 3.
+    The grid is never higher than wide, and at most about four times as wide as high: 64 -> 8, 12 -> 4, 10 -> 5, 3 -> 3.
     """
     squarest = math.ceil(math.sqrt(count))
     return min(range(squarest, 2 * squarest + 1), key=lambda columns: -count % columns)
 
 
 def tile(images: np.ndarray, columns: int, gap: int = GAP) -> np.ndarray:
-    """[N, H, W, C] -> [rows * (H + gap) - gap, columns * (W + gap) - gap, C], row by row; between images it is 0."""
+    """[N, H, W, C] -> a grid [rows * (H + gap) - gap, columns * (W + gap) - gap, C], row by row; gaps are 0."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     cells = np.zeros((rows * columns, height + gap, width + gap, channels), images.dtype)
@@ -121,7 +122,8 @@ def tile(images: np.ndarray, columns: int, gap: int = GAP) -> np.ndarray:
 
 
 def catmull_rom(keyframes: Tensor, times: Tensor) -> Tensor:
-    """The closed C1 cubic through keyframes [K, ...] (Catmull, Rom 1974) at times [T], modulo K -> [T, ...]."""
+    """The closed, continuously differentiable cubic curve through keyframes [K, ...] (Catmull, Rom 1974): its points at
+    times [T], taken modulo K -> [T, ...]."""
     index = times.floor()
     t = (times - index).to(keyframes.dtype).reshape(-1, *[1] * (keyframes.dim() - 1))
     before, here, after, beyond = (keyframes[(index.long() + k) % len(keyframes)] for k in (-1, 0, 1, 2))
@@ -134,7 +136,7 @@ def catmull_rom(keyframes: Tensor, times: Tensor) -> Tensor:
 def latent_walk(keyframes: Tensor, frames_per_keyframe: int) -> Iterator[Tensor]:
     """Yield the K * frames_per_keyframe latents [...] of a closed walk through keyframes [K, ...], one frame at a time.
 
-    Walk in z, not in the output of the first layer: pixel norm then keeps every frame on the sphere of latents.
+    The walk is in z, not in the output of the first layer: then pixel norm puts every frame on the sphere of latents.
     """
     for frame in range(len(keyframes) * frames_per_keyframe):
         yield catmull_rom(keyframes, torch.tensor([frame / frames_per_keyframe], dtype=torch.float64))[0]

@@ -12,7 +12,7 @@ from gan.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """A resolution: base * 2 ** index. All lengths in images."""
+    """A stage of growth, at resolution base * 2 ** index. All lengths are in images."""
 
     index: int
     start: int
@@ -21,7 +21,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The run, resolved to images."""
+    """When stages and decays begin and end, in images seen."""
 
     stages: tuple[Stage, ...]
     total: int  # images at which the run ends
@@ -38,7 +38,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Moment:
-    """What holds for the step that begins at `images_seen`."""
+    """Stage, alpha and learning rate of the step that begins at `images_seen`."""
 
     images_seen: int
     step: int
@@ -54,7 +54,7 @@ class Moment:
 def moment(schedule: Schedule, images_seen: int) -> Moment:
     """Stage, alpha and learning rate at a point of the clock."""
     stage = [s for s in schedule.stages if s.start <= images_seen][-1]
-    # A fade of n steps has alpha 1/(n+1), ..., n/(n+1), and the step after it is whole.
+    # A fade of n steps has alpha 1/(n+1), ..., n/(n+1); the step after the fade has alpha 1.
     progress = (images_seen - stage.start + schedule.batch) / (stage.fade + schedule.batch)
     return Moment(
         images_seen=images_seen,
@@ -66,22 +66,22 @@ def moment(schedule: Schedule, images_seen: int) -> Moment:
 
 
 def stage_start(schedule: Schedule, index: int) -> int:
-    """Images seen when a stage's parameters began to train; 0 for those that were there from the start."""
+    """Images seen when a stage's parameters began to train; 0 for parameters that train from the start."""
     return max((s.start for s in schedule.stages if s.index == index), default=0)
 
 
 def linear_decay(images_seen: int, start: int, end: int, to: float) -> float:
-    """1 up to `start`, then linearly to `to` at `end`, then `to`."""
+    """1 up to `start`, then linearly down to `to` at `end`, then constant."""
     if images_seen <= start or to == 1:
         return 1.0
     return 1.0 + (to - 1.0) * min((images_seen - start) / max(end - start, 1), 1.0)
 
 
 def gamma_at(images_seen: int, config: RegularizerConfig, pixels: int, batch: int) -> float:
-    """The weight of the penalty; `pixels` of an image at the final resolution.
+    """The weight of the penalty. pixels: of an image at the final resolution.
 
-    "cosine" is half a wave from gamma down to decay_to * gamma (Huang et al. 2024), "exponential" gamma * decay_to^t
-    (Roth et al. 2017); then it stays.
+    With t from 0 to 1 over decay_kimg, "cosine" is half a cosine wave from gamma down to decay_to * gamma (Huang et al.
+    2024), and "exponential" is gamma * decay_to^t (Roth et al. 2017). After that gamma is constant.
     """
     gamma = 0.0002 * pixels / batch if isinstance(config.gamma, str) else config.gamma
     if config.decay == "constant":
@@ -93,18 +93,18 @@ def gamma_at(images_seen: int, config: RegularizerConfig, pixels: int, batch: in
 
 
 def ema_beta(images: int, since: int, half_life: float, rampup: float) -> float:
-    """Weight of the old average after `images` more, `since` images into its life; half-lives in images.
+    """The weight that the old average keeps after `images` more images, `since` images after its stage began.
 
-    The half-life is min(half_life, rampup * since): a young average forgets its random start quickly.
+    The half-life, in images, is min(half_life, rampup * since): a young average forgets its random weights quickly.
     """
     life = min(half_life, rampup * since) if rampup > 0 else half_life
     return 0.5 ** (images / life) if life > 0 else 0.0
 
 
 def build_schedule(config: TrainConfig, last: int) -> Schedule:
-    """Resolve fractions and kimg to step boundaries; `last` is the stage of the final resolution.
+    """Turn shares of the run, or kimg, into images seen, rounded to whole steps. last: the final resolution's stage.
 
-    Raises UserError when the stages do not fit the run.
+    Raises UserError if the stages do not fit into the run.
     """
     batch = config.batch
     total = math.ceil(config.run.kimg * 1000 / batch) * batch
@@ -136,7 +136,8 @@ def _stages(config: TrainConfig, last: int, total: int) -> tuple[Stage, ...]:
     if final.start + final.fade >= total:
         raise UserError(
             f"a run of {total / 1000:g} kimg ends before its last stage is faded in "
-            f"({(final.start + final.fade) / 1000:g} kimg); raise run.kimg or shorten growth.kimg and growth.fade_kimg"
+            f"(at {(final.start + final.fade) / 1000:g} kimg); raise run.kimg, or shorten growth.kimg and "
+            "growth.fade_kimg"
         )
     return tuple(stages)
 

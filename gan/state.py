@@ -1,4 +1,5 @@
-"""What training is made of: the kind of model, what stays the same during a run, and what changes."""
+"""What the training loop works with: the kind of model (Family), what is fixed during a run (Task), and what changes
+(TrainState)."""
 
 import copy
 import math
@@ -24,9 +25,9 @@ Feed = Callable[[Iterator[Request]], Generator[Batch, None, None]]
 
 
 class Step(Protocol):
-    """One step of training. It changes `state`, and advances its clock by a batch.
+    """One training step. It updates `state`, and advances `state.images_seen` by a batch.
 
-    images: uint8 [n, H, W, C], labels: int64 [n] or None: this rank's share of the samples from `now.images_seen`.
+    images: uint8 [n, H, W, C], labels: int64 [n] or None: this rank's share of the samples from `now.images_seen` on.
     stopping: 1 if this rank was asked to stop, else 0; `state.stop` becomes the sum over ranks.
     """
 
@@ -44,16 +45,16 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model: what the loop, checkpoints, sampling and the commands ask of it. `gan.families` has the rows."""
+    """A kind of model: what the loop, checkpoints, sampling and commands must know of it. Rows: `gan.families`."""
 
-    networks: Mapping[str, Callable[[TrainConfig, ImageFormat], nn.Module]]  # at random start, drawn in this order
-    generator: str  # which of them makes images: it is averaged, and a snapshot holds the average
+    networks: Mapping[str, Callable[[TrainConfig, ImageFormat], nn.Module]]  # name -> builds it; weights drawn in order
+    generator: str  # the network that makes images: it is averaged, and a snapshot holds the average
     optimizers: Mapping[str, tuple[str, str]]  # name -> (the network it trains, its learning rate's key)
     step: Step
-    check: Callable[[TrainConfig], object]  # raises UserError for what does not go together
-    remarks: Callable[[TrainConfig], Iterable[str]]  # what is allowed and probably not meant, one line each
-    coupled: Callable[[TrainConfig], int]  # how many samples in a row its losses couple
-    named_by: Callable[[TrainConfig], Iterable[str]]  # what a run's directory is named by, beside data and size
+    check: Callable[[TrainConfig], object]  # raises UserError for settings that do not go together
+    remarks: Callable[[TrainConfig], Iterable[str]]  # a line on each setting that is allowed but probably a mistake
+    coupled: Callable[[TrainConfig], int]  # how many consecutive samples its losses couple
+    named_by: Callable[[TrainConfig], Iterable[str]]  # words for the name of a run's directory, beside dataset and size
     status: Mapping[str, str]  # name in the status line -> name of the statistic
 
     @property
@@ -64,7 +65,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Task:
-    """What does not change during a run."""
+    """Everything that stays the same during a run."""
 
     family: Family
     config: TrainConfig
@@ -74,29 +75,29 @@ class Task:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and of all arithmetic."""
+        """The dtype of the weights and of all arithmetic."""
         return getattr(torch, self.config.precision.dtype)
 
     @property
     def block(self) -> int:
-        """Samples that must stay together: whole coupling groups, and whole groups of what the losses couple."""
+        """How many samples must stay together on a rank: whole coupling groups, and all samples that a loss couples."""
         return math.lcm(self.config.distributed.group, self.family.coupled(self.config))
 
     @property
     def blocks(self) -> int:
-        """How many blocks a global batch is made of."""
+        """The number of blocks in a global batch."""
         return self.config.batch // self.block
 
     @property
     def groups(self) -> range:
-        """This rank's coupling groups, counted inside a batch, in whole blocks."""
+        """The indices, within a global batch, of this rank's coupling groups. They make up whole blocks."""
         mine = share(self.blocks, self.ranks)
         per_block = self.block // self.config.distributed.group
         return range(mine.start * per_block, mine.stop * per_block)
 
     @property
     def parts(self) -> list[range]:
-        """This rank's coupling groups, one backward after the other: all at once, or as many as are asked for."""
+        """This rank's coupling groups, split by backward pass: in one, or in parts of `distributed.micro` samples."""
         how = self.config.distributed
         mine = self.groups
         samples = self.block if how.exact else how.micro or len(mine) * how.group
@@ -104,7 +105,7 @@ class Task:
         return [mine[i : i + step] for i in range(0, len(mine), step)]
 
     def gamma(self, images_seen: int) -> float:
-        """The regularizer's weight at a point of the clock."""
+        """The regularizer's weight after `images_seen` images."""
         pixels = math.prod(self.images.size(self.images.last))
         return gamma_at(images_seen, self.config.regularizer, pixels, self.config.batch)
 
@@ -116,7 +117,7 @@ class Task:
         return Draws(self.config.seed, range(first + groups.start, first + groups.stop), size)
 
     def sum_gradients(self, parameters: Iterable[Tensor], stopping: float) -> GradientSum:
-        """For the loss of a network with these parameters, over the global batch."""
+        """The sum over the global batch of the gradients of a loss with respect to `parameters`, for one step."""
         config = self.config
         return GradientSum(parameters, config.batch, self.blocks, self.ranks, config.distributed, stopping)
 
@@ -128,22 +129,22 @@ class Task:
 
 @dataclass
 class TrainState:
-    """Everything that changes, and nothing else."""
+    """Everything that changes during training."""
 
     networks: dict[str, Any]  # modules, with the generator's average
     optimizers: dict[str, torch.optim.Optimizer]
-    trains: dict[str, str]  # optimizer -> network
-    skipped: Tensor  # [2] steps voided by non-finite values: in all, and in a row
-    stop: Tensor  # 0-dim, a new one of each step: how many ranks were asked to stop when it began; not saved
+    trains: dict[str, str]  # optimizer -> the network that it trains
+    skipped: Tensor  # [2] steps that non-finite values made void: in total, and the last ones in a row
+    stop: Tensor  # 0-dim: how many ranks had been asked to stop when the last step began; not saved
     images_seen: int = 0
 
     def finish_step(self, images_seen: int, void: Tensor) -> None:
-        """Advance the clock, and count the step where `void` is 1."""
+        """Advance the clock to `images_seen`, and count the step as skipped if `void` is 1."""
         self.skipped.copy_(torch.stack([self.skipped[0] + void, (self.skipped[1] + 1) * void]))
         self.images_seen = images_seen
 
     def tensors(self) -> dict[str, Tensor]:
-        """A flat copy for a training state, by name: `network/parameter`, `optimizer/slot/parameter`, `skipped`."""
+        """All tensors of a training state by name: `network/parameter`, `optimizer/slot/parameter`, `skipped`."""
         flat: dict[str, Tensor] = {}
         for name, network in self.networks.items():
             flat |= {f"{name}/{key}": value for key, value in network.state_dict().items()}
@@ -152,7 +153,7 @@ class TrainState:
         return flat | {"skipped": self.skipped}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], images_seen: int) -> None:
-        """The inverse of `tensors`, in place."""
+        """Restore everything, in place, from what `tensors` returned."""
         for name, network in self.networks.items():
             network.load_state_dict(_below(f"{name}/", tensors))
         for name, optimizer in self.optimizers.items():
@@ -160,33 +161,33 @@ class TrainState:
             for key, value in _below(f"{name}/", tensors).items():
                 slot, parameter = key.split("/")
                 p = parameters[parameter]
-                optimizer.state[p][slot] = value.to(p.device, copy=True)  # not the mapped file
+                optimizer.state[p][slot] = value.to(p.device, copy=True)  # `value` may be memory of the mapped file
         self.skipped.copy_(tensors["skipped"])
         self.images_seen = images_seen
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-    """An optimizer's state by name; parameters that never trained have none."""
+    """Yield an optimizer's state as (name, tensor); parameters that have not trained yet have no state."""
     for parameter, p in network.named_parameters():
         for slot, value in optimizer.state.get(p, {}).items():
             yield f"{name}/{slot}/{parameter}", value
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose name begins with `prefix`, without it."""
+    """The tensors whose name begins with `prefix`, by the rest of their name."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def build_networks(family: Family, config: TrainConfig, images: ImageFormat) -> dict[str, Any]:
-    """A family's networks at their random start, a function of the configuration alone. The global random state is
-    left as it was. Raises UserError for widths that do not fit."""
+    """A family's networks with random weights, which depend on the configuration only. The global random state is
+    restored afterwards. Raises UserError for widths that do not fit."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         return {name: build(config, images) for name, build in family.networks.items()}
 
 
 def initial_state(task: Task) -> TrainState:
-    """Networks at their random start on the task's device, equal on all ranks."""
+    """The state before the first step: random weights on the task's device, equal on all ranks."""
     family = task.family
     device = task.ranks.device
     networks = build_networks(family, task.config, task.images)
@@ -195,7 +196,7 @@ def initial_state(task: Task) -> TrainState:
     networks[family.average] = copy.deepcopy(networks[family.generator]).requires_grad_(False)
     options = task.config.optimizer
     adam: dict[str, Any] = {"betas": options.betas, "eps": options.eps, "fused": True}
-    # Fused Adam reads the rate from the device; on a GPU it takes float32 only.
+    # Fused Adam reads the learning rate from a tensor on the device; on a GPU it must be float32.
     rate_dtype = torch.float32 if device.type == "cuda" else task.dtype
     optimizers: dict[str, torch.optim.Optimizer] = {}
     for name, (network, key) in family.optimizers.items():

@@ -1,7 +1,7 @@
-"""The GAN: its training step, on one screen, and its row among the families. `gan.run.loop` goes round the step.
+"""The GAN: its training step, on one screen, and its row in the table of families. `gan.run.loop` repeats the step.
 
-The weights are a function of (configuration, seed, dataset, images seen) and of nothing else: not of the ranks, not of
-interruptions, not of how often the run logs or saves.
+The weights are a function of (configuration, seed, dataset, images seen) and of nothing else. They do not depend on the
+number of ranks, on interruptions, or on how often the run logs or saves.
 """
 
 import math
@@ -38,10 +38,10 @@ def train_step(
     stats: Statistics,
     stopping: float = 0.0,
 ) -> None:
-    """One D update, and after every n_critic-th one G update and one of the average; see `gan.state.Step`.
+    """One update of D, and on every n_critic-th step also one of G and its average; arguments as in `gan.state.Step`.
 
-    The losses are summed over samples, part by part, and divided by the global batch after the sum over ranks.
-    A gradient that is not finite, of D or of G, voids the whole step: it changes nothing but the clock and the count.
+    The losses are summed over samples, part by part; their gradients are summed over ranks and divided by the global
+    batch. If a gradient of D or G is not finite, the step is void: it only advances the clock and counts as skipped.
     """
     config = task.config
     objective, regularizer = configured(config)
@@ -89,7 +89,7 @@ def train_step(
 
 
 def show(D: nn.Module, part: Part, task: Task, now: Moment, alpha: Alpha, gamma: float) -> Critic:
-    """D as it is shown the images of a part."""
+    """D as the losses call it for a part's images: at this stage, with its labels, augmentation and noise."""
     objective, regularizer = configured(task.config)
     return Critic(
         partial(D, stage=now.stage, alpha=alpha, labels=part.labels) if objective.discriminator else no_critic,
@@ -101,7 +101,7 @@ def show(D: nn.Module, part: Part, task: Task, now: Moment, alpha: Alpha, gamma:
 
 
 def start_discriminator(config: TrainConfig, images: ImageFormat) -> nn.Module:
-    """D at its random start, with the outputs that the objective asks for, as the regularizer wants it."""
+    """D with random weights, with as many outputs as the objective needs, changed as the regularizer needs it."""
     objective, regularizer = configured(config)
     D = build_discriminator(config, images, objective.outputs)
     if regularizer.prepare:

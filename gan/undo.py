@@ -1,4 +1,4 @@
-"""What a step takes back: all of itself where a gradient is not finite, and D's buffers between parts of a batch."""
+"""Undoing: a whole step if a gradient is not finite, and changes of D's buffers between the parts of a batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ Part = TypeVar("Part")
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No gradients for a module's parameters inside."""
+    """Within the block, a module's parameters do not require gradients."""
     module.requires_grad_(False)
     try:
         yield
@@ -21,33 +21,35 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def changed_by_step(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Everything of a network that a step changes: parameters, what its optimizer keeps of them, buffers."""
+    """All tensors of a network that a step changes: parameters, optimizer state, buffers."""
     moments = [value for p in module.parameters() for value in optimizer.state.get(p, {}).values()]
     return [*module.parameters(), *moments, *module.buffers()]
 
 
 @torch.no_grad()
 def copy_before_step(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
-    """Copies of what a step changes, for `undo_step`: D moves before anybody knows whether G's gradient is finite."""
+    """Copies of all tensors that a step changes, for `undo_step`: D is updated before it is known whether G's gradient
+    is finite."""
     tensors = changed_by_step(module, optimizer)
     return dict(zip(tensors, torch._foreach_mul(tensors, 1.0), strict=True))
 
 
 @torch.no_grad()
 def undo_step(before: dict[Tensor, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, void: Tensor) -> None:
-    """Undo a step where `void` is 1, leave it where it is 0; the host need not know which. What the optimizer began to
-    keep during the step becomes zero."""
+    """Restore the copies `before` if `void` is 1; if it is 0, change nothing. The host does not wait for the device to
+    know which. Optimizer state that the step created is set to zero."""
     undo = void > 0
     for tensor in changed_by_step(module, optimizer):
         old = before[tensor] if tensor in before else torch.zeros_like(tensor)
-        # Selected, not multiplied by 0 or 1: a finite gradient may have made an infinite square.
+        # Selected, not multiplied by 0 or 1: the square of a finite gradient may be infinite, and 0 * inf is NaN.
         tensor.copy_(torch.where(undo, old, tensor))
 
 
 def with_equal_buffers(D: nn.Module, parts: Sequence[Part]) -> Iterator[Part]:
-    """Each part, with D's buffers as they were for the first one: spectral normalization moves them at every pass.
+    """Yield each part after setting D's buffers to what they were for the first one.
 
-    So all parts see the D that an undivided batch would see, and ranks with more parts do not move D further.
+    Spectral normalization changes its buffers at every pass of D. So all parts see the D that an undivided batch would
+    see, and the buffers change equally on ranks with more parts and with fewer.
     """
     first = [b.clone() for b in D.buffers()] if len(parts) > 1 else []
     for index, part in enumerate(parts):

@@ -1,1 +1,1 @@
-"""The commands, thin: each joins data and gan, and prints."""
+"""The commands. They are thin: each connects data and gan, and prints results."""

@@ -1,4 +1,5 @@
-"""`saddle NAME`: one module per command, imported when it is called, and one place that turns errors into codes."""
+"""`saddle NAME`: a module for each command, imported when it is called. `run` turns errors into one line and an exit
+code."""
 
 import io
 import sys
@@ -10,20 +11,20 @@ from data.errors import DataError
 from gan.errors import UserError
 
 COMMANDS = {
-    "prepare": "Build an LMDB dataset from digits, stacked-digits, a folder or a zip of images.",
+    "prepare": "Build an LMDB dataset from a folder, an archive or another source of images.",
     "inspect": "Show what is in a dataset.",
     "verify": "Check every record of a dataset.",
-    "train": "Train a GAN.",
+    "train": "Train a GAN on a dataset, or resume a run.",
     "generate": "Make an image grid, single images or a video from a snapshot.",
-    "evaluate": "Score snapshots against a labeled dataset.",
-    "benchmark": "Measure, each beside a named reference: ops.",
-    "doctor": "Show what works on this machine, what is missing, and the remedy.",
+    "evaluate": "Score snapshots against a labeled dataset, or estimate divergences.",
+    "benchmark": "Measure ops, training steps, data and methods.",
+    "doctor": "Show what works on this machine, what is missing, and how to install it.",
     "demo": "Train on real digits in a few minutes and show the results.",
 }
 
 
 class Saddle(click.Group):
-    """A group that imports a command only when it is asked for: `saddle --help` must not wait for torch."""
+    """A group that imports a command only when it is called: `saddle --help` must not wait for torch."""
 
     table = COMMANDS
     module = "launch.{}"
@@ -48,9 +49,10 @@ def saddle(ctx: click.Context) -> None:
 
 
 def run(command: click.Command, name: str) -> None:
-    """Run a command and exit: 0 or the code it returns, 2 with one line for wrong usage or input, 130 for Ctrl-C."""
+    """Run a command and exit: with 0 or the code it returns; with 2 and one line for wrong usage or input; with 130
+    after Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be bytes that are not text
     try:
         command.context_settings.setdefault("help_option_names", ["-h", "--help"])
         code = command.main(prog_name=name, standalone_mode=False)
@@ -73,7 +75,7 @@ def run(command: click.Command, name: str) -> None:
 
 
 def refuse(where: str, message: str) -> None:
-    """One line on standard error, and exit code 2."""
+    """Print one line on standard error, and exit with 2."""
     print(f"{where}: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 

@@ -1,4 +1,4 @@
-"""`saddle demo`: real digits, a few minutes of training, and everything that a trained network can show."""
+"""`saddle demo`: train on real digits for a few minutes, then make a grid, a video, a progress strip and a score."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gan.checkpoint import Snapshot
 
 RESOLUTION = 16
-SCALE = 6  # of the pictures: a digit of 16 pixels is too small to look at
+SCALE = 6  # enlargement of the pictures: a digit of 16 pixels is too small to look at
 GRID_COLUMNS, GRID_ROWS = 10, 10
 STRIP_COLUMNS, STRIP_ROWS = 10, 10
 WALK_COLUMNS, WALK_ROWS = 5, 2
@@ -34,17 +34,19 @@ SAMPLES = 10_000  # for the score
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="runs/demo", help="Where all goes.")
+@click.option(
+    "--outdir", type=click.Path(path_type=Path, file_okay=False), default="runs/demo", help="Folder for all files."
+)
 @click.option("--cond", type=bool, default=False, help="Train on the labels too: a column of the grid per digit.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the training and of the score.")
-@click.option("--gpus", type=click.IntRange(1), default=2, help="Ranks (processes where there is no GPU).")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the training and of the score.")
+@click.option("--gpus", type=click.IntRange(1), default=2, help="Processes, each on a GPU if there are GPUs.")
 def main(outdir: Path, cond: bool, seed: int, gpus: int) -> int:
     """Train on real digits for a few minutes and show the results: grid, video, progress strip and score.
 
-    Run it again to go on where it was stopped; a finished training is not repeated.
+    Run it again to resume a training that was stopped. A finished training is not repeated.
     """
     seconds: dict[str, float] = {}
-    find_ffmpeg()  # missing? say so now, not after the training
+    find_ffmpeg()  # if it is missing, say so now and not after the training
     data = outdir / "digits.lmdb"
     training = outdir / (f"training-seed{seed}-cond" if cond else f"training-seed{seed}")
     with timed(seconds, "prepare"):
@@ -65,14 +67,14 @@ def main(outdir: Path, cond: bool, seed: int, gpus: int) -> int:
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Note how long the block took."""
+    """Record under `name` how many seconds the block took."""
     start = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def prepare_digits(path: Path) -> None:
-    """Build the dataset of digits unless it is there."""
+    """Build the dataset of digits unless it exists."""
     from data.prepare import prepare
 
     if path.exists():
@@ -82,7 +84,7 @@ def prepare_digits(path: Path) -> None:
 
 
 def train(data: Path, outdir: Path, cond: bool, seed: int, gpus: int) -> int:
-    """Run `saddle train` as a user would -> its exit code."""
+    """Run `saddle train` as a user would. -> its exit code."""
     flags = [f"--data={data}", f"--outdir={outdir}", "--preset=digits", f"--gpus={gpus}", f"--seed={seed}"]
     if cond:
         flags.append("--cond=1")
@@ -91,7 +93,7 @@ def train(data: Path, outdir: Path, cond: bool, seed: int, gpus: int) -> int:
 
 
 def show(outdir: Path, training: Path, seconds: dict[str, float]) -> dict[str, Path]:
-    """Make grid, video and progress strip from the newest run of `training` -> their paths by name."""
+    """Make grid, video and progress strip from the newest run of `training`. -> their paths by name."""
     newest = find_snapshot(training)
     snapshot = load_network(newest)
     made = {
@@ -120,7 +122,8 @@ def walk_frames(snapshot: "Snapshot") -> Iterator[np.ndarray]:
 
 
 def progress_strip(run_dir: Path) -> np.ndarray:
-    """A row per latent, a column per snapshot of a run, early ones enlarged to the last size: uint8 [H, W, C]."""
+    """A picture with a row per latent and a column per snapshot of a run; images of early stages are enlarged to the
+    last size: uint8 [H, W, C]."""
     from gan.sampling import tile
 
     paths = sorted(run_dir.glob("network-snapshot-*.safetensors"))
@@ -145,7 +148,7 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
-    """Score the trained network, print the table -> the figures of summary.json."""
+    """Score the trained network and print the table. -> the figures of summary.json."""
     from data.dataset import ImageDataset
 
     snapshot = load_network(training)
@@ -159,8 +162,8 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
     blurred = floors["blurred reals"].frechet_distance
     click.echo(
         f"\nIts Fréchet distance is {distance / half:.1f} times that between two halves of the reals, and "
-        f"{distance / blurred:.2f} times that of blurred reals. (Halves are small samples, which by itself "
-        "makes their distance larger.)"
+        f"{distance / blurred:.2f} times that of blurred reals. (Halves are small samples, which alone makes "
+        "their distance larger.)"
     )
     return {
         **asdict(network_score),
@@ -173,9 +176,9 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
 def closing_words(made: dict[str, Path], outdir: Path) -> str:
     """What to look at, and what to do next."""
     return f"""
-Look at  {made["grid"]}      one hundred digits that nobody wrote
-         {made["video"]}      a walk through the space between them
-         {made["progress"]}  how ten of them came to be: time runs to the right
+Look at  {made["grid"]}      one hundred generated digits
+         {made["video"]}      a walk through latent space
+         {made["progress"]}  ten latents during training, from left to right
          {outdir / "summary.json"}  the figures
 
 Next     saddle prepare FOLDER mine.lmdb --resolution=64

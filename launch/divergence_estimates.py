@@ -17,7 +17,7 @@ from launch.tables import save_rows, text_table
 def estimate_divergences(
     names: str, data: str, against: str, samples: int, seed: int, features: bool, json_path: Path | None
 ) -> None:
-    """Print, and write, D_f(P||Q) for each divergence; P is the set `data`, Q the set `against`.
+    """Print estimates of D_f(P||Q), and write them as JSON; P is the set `data`, Q the set `against`.
 
     Raises UserError for names that do not exist and sets that cannot be read or compared.
     """
@@ -26,7 +26,7 @@ def estimate_divergences(
 
     rows = {name: divergence(name) for name in split_names(names)}
     if not rows:
-        raise UserError("--divergence names none; write --divergence=kl,js")
+        raise UserError("--divergence is empty; write for example --divergence=kl,js")
     p = read_set(data, samples, seed)
     q = read_set(against, samples, seed)
     if features:
@@ -41,12 +41,12 @@ def estimate_divergences(
         table.append({"divergence": name, **asdict(result)})
         click.echo(f"{name} done in {result.steps} steps")
     click.echo(text_table(table))
-    click.echo("bound: at most the divergence, but by sampling error; low to high holds it in 95 of 100 samplings")
+    click.echo("bound: at most the divergence, up to sampling error; low, high: 95 % confidence interval of the bound")
     save_rows(json_path, table)
 
 
 def read_set(source: str, samples: int, seed: int) -> np.ndarray:
-    """At most `samples` of a .npy file, a dataset, a snapshot or a run: float vectors [n, K] or uint8 [n, H, W, C]."""
+    """Up to `samples` samples of a .npy file, a dataset, a snapshot or a run: vectors [n, K] or uint8 [n, H, W, C]."""
     path = Path(source)
     if path.suffix == ".npy":
         return _read_array(path)[:samples]

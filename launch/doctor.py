@@ -26,16 +26,16 @@ class Finding:
     """One row of the table."""
 
     name: str
-    state: str  # OK; NOTE: works, and could be better; MISSING; BROKEN
+    state: str  # OK; NOTE: works, but could be better; MISSING; BROKEN
     found: str
     remedy: str = ""
-    needed: bool = False  # without it nothing trains
+    needed: bool = False  # training cannot run without it
 
 
 @click.command()
 @json_option
 def main(json_path: Path | None) -> int:
-    """Show what works on this machine and what is missing, with the remedy. Exits 2 if training cannot run."""
+    """Show what works on this machine, what is missing, and how to install it. Exits with 2 if training cannot run."""
     findings = examine()
     for line in table(findings):
         click.echo(line)
@@ -46,14 +46,14 @@ def main(json_path: Path | None) -> int:
 
 
 def examine() -> list[Finding]:
-    """The findings of all PROBES. A probe that fails is a finding too: the doctor itself must run on any machine."""
+    """The findings of all PROBES. A probe's exception becomes a finding, as this command must run on any machine."""
     findings: list[Finding] = []
     for name, (probe, needed) in PROBES.items():
         try:
             findings += probe()
-        except Exception as error:  # whatever is broken on this machine
+        except Exception as error:  # anything may be broken on this machine
             found = f"{type(error).__name__}: {error}"
-            findings.append(Finding(name, BROKEN, found, "./run setup installs what is needed again", needed))
+            findings.append(Finding(name, BROKEN, found, "./run setup installs all that is needed", needed))
     return findings
 
 
@@ -132,7 +132,7 @@ def _nvcc() -> Iterator[Finding]:
     from ops.toolchain import cuda, find_nvcc
 
     nvcc = find_nvcc()
-    missing = cuda()[2]  # what keeps this machine's GPU from compiled kernels
+    missing = cuda()[2]  # what is missing to compile kernels for this machine's GPU
     found = f"CUDA {nvcc.version} in {nvcc.home}" if nvcc else "not found"
     if missing:
         yield Finding("nvcc", BROKEN if nvcc else MISSING, found, f"{missing}; until then the GPU runs the reference")
@@ -212,12 +212,12 @@ def _threads() -> Iterator[Finding]:
     if len(runtimes) < 2:
         yield Finding("OpenMP", OK, ", ".join(runtimes) or "none")
     else:
-        remedy = "two runtimes wait for each other's threads: remove what loads the second (LD_PRELOAD? a library?)"
+        remedy = "two OpenMP runtimes slow each other down: find what loads the second one (LD_PRELOAD? a library?)"
         yield Finding("OpenMP", NOTE, ", ".join(runtimes), remedy)
 
 
 def openmp_runtimes() -> list[str]:
-    """Paths of the OpenMP runtimes loaded into this process, as far as the system tells (Linux)."""
+    """Paths of the OpenMP runtimes that are loaded into this process; none on systems other than Linux."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
     paths = {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
@@ -248,7 +248,7 @@ def _ffmpeg() -> Iterator[Finding]:
         yield Finding("ffmpeg", NOTE, "not found: no videos", str(error))
 
 
-PROBES: dict[str, tuple[Callable[[], Any], bool]] = {  # what to look at, and whether nothing trains without it
+PROBES: dict[str, tuple[Callable[[], Any], bool]] = {  # name -> (the probe, does training need it?)
     "python": (_python, True),
     "PyTorch": (_torch, True),
     "packages": (_packages, False),

@@ -1,4 +1,4 @@
-"""`saddle evaluate`: scores of snapshots beside those of the real images; divergences between sets of samples."""
+"""`saddle evaluate`: scores of snapshots beside scores of real images; divergences between two sets of samples."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,13 +22,37 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--network", "networks", multiple=True, help="A snapshot, run or outdir; may be repeated.")
-@click.option("--data", "data", required=True, help="The dataset to compare with, labeled for scores.")
-@click.option("--divergence", "divergences", help="Instead of scores: D(data||against), as in kl,js,jsw:pi=0.3.")
-@click.option("--against", help="A dataset, a .npy of vectors [n, K] or uint8 [n, H, W, C], a snapshot or a run.")
-@click.option("--features", type=bool, default=False, help="Divergence between features of a classifier of the labels.")
-@click.option("--samples", type=click.IntRange(100), default=10_000, show_default=True, help="Samples of each network.")
+@click.option("--data", "data", required=True, help="The dataset to compare with; scores need one with classes.")
 @click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of latents and classifier."
+    "--divergence",
+    "divergences",
+    metavar="NAME,...",
+    help="Instead of scores, estimate these divergences D(data||against), for example kl,js,jsw:pi=0.3.",
+)
+@click.option(
+    "--against",
+    help="The second set for --divergence: a dataset, a snapshot, a run, or a .npy of vectors [n, K] or uint8 images "
+    "[n, H, W, C].",
+)
+@click.option(
+    "--features",
+    type=bool,
+    default=False,
+    help="Estimate divergences between features of a classifier that is trained on the labels of --data.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(100),
+    default=10_000,
+    show_default=True,
+    help="Samples of each network; with --divergence, at most so many of each set.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the latents and of the classifier.",
 )
 @json_option
 def main(
@@ -43,8 +67,8 @@ def main(
 ) -> None:
     """Score snapshots against a labeled dataset, or estimate divergences between two sets of samples.
 
-    Fréchet distance and mode-KL in the features of one small classifier that is trained on the dataset first, beside
-    the scores of real images: read the distance as a multiple of that between two halves of the reals.
+    Scores are the Fréchet distance and mode-KL, in the features of a small classifier that is first trained on the
+    dataset. The table also has scores of real images: compare a Fréchet distance with that between two halves of them.
     """
     if divergences is not None:
         from launch.divergence_estimates import estimate_divergences
@@ -71,7 +95,8 @@ def main(
 
 
 def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> int:
-    """The level of the dataset that a network makes. UserError if its images or classes are not the dataset's."""
+    """The dataset's level with the size of a network's images. Raises UserError if its images or classes differ from
+    the dataset's."""
     manifest = dataset.manifest
     made = snapshot.images
     same_format = (made.channels, made.base) == (manifest.channels, manifest.base)
@@ -95,7 +120,7 @@ def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> in
 
 
 def scores_as_json(reference: "Reference", rows: Mapping[str, "Score"], paths: Mapping[str, Path]) -> dict[str, Any]:
-    """The table for programs; `network` is the snapshot that was scored, null in the rows of reals."""
+    """The table as plain values for JSON; `network` is the scored snapshot's path, null in the rows of reals."""
     classifier = reference.classifier
     return {
         "classifier": {

@@ -1,7 +1,7 @@
-"""`saddle generate grid|images|video`: what a trained network makes.
+"""`saddle generate grid|images|video`: pictures by a trained network.
 
-A seed's image is the same in a grid and as a single image. A conditional network that is asked for no class gives seed
-s the class s modulo the number of classes; in a video every cell keeps one class, counted through the cells.
+A seed's image is the same in a grid and as a single image. Without --class, a conditional network makes the image of
+seed s in class s modulo the number of classes; in a video, cell c of the grid has class c modulo that number.
 """
 
 import math
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Finite(click.FloatRange):
-    """A number in a range; `nan` is in none."""
+    """A finite number in a range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """'0.7' -> 0.7."""
@@ -42,7 +42,7 @@ class Finite(click.FloatRange):
 
 
 def ending(suffix: str) -> Callable[..., Path]:
-    """A callback that refuses an output of another kind before anything is made."""
+    """A callback that refuses an output path with another suffix, before anything is made."""
 
     def check(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
         if path.suffix != suffix:
@@ -53,7 +53,7 @@ def ending(suffix: str) -> Callable[..., Path]:
 
 
 def output_option(default: str) -> Callable[..., Any]:
-    """`--output`, of the same kind of file as its default."""
+    """The option `--output`, for a path with the same suffix as its default."""
     kind, check = click.Path(path_type=Path), ending(Path(default).suffix)
     return click.option("--output", type=kind, callback=check, default=default, show_default=True)
 
@@ -74,7 +74,13 @@ class GridSize(click.ParamType):
 def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that all three subcommands share."""
     for option in (
-        click.option("--trunc", type=Finite(0), default=1.0, show_default=True, help="1: all variety; 0: none."),
+        click.option(
+            "--trunc",
+            type=Finite(0),
+            default=1.0,
+            show_default=True,
+            help="Truncation: 1 for none, 0 for the mean image.",
+        ),
         click.option("--class", "class_", metavar="NAME|INDEX", help="One class for all images."),
         click.option(
             "--network", required=True, help="A snapshot, a run directory or an outdir (its newest snapshot)."
@@ -85,7 +91,9 @@ def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 scale_option = click.option(
-    "--scale", type=click.IntRange(1), help=f"Enlarge pixels [default: until the short side has {VISIBLE} of them]."
+    "--scale",
+    type=click.IntRange(1),
+    help=f"Times to enlarge [default: until the shorter side has {VISIBLE} pixels].",
 )
 
 
@@ -93,14 +101,18 @@ scale_option = click.option(
 def main() -> None:
     """Make an image grid, single images or a video from a snapshot.
 
-    The same seed gives the same image everywhere. A conditional network that is asked for no --class gives seed s the
-    class s modulo the number of classes; in a video, cell by cell.
+    The same seed gives the same image everywhere. Without --class, a conditional network makes the image of seed s in
+    class s modulo the number of classes; in a video, cell c has class c modulo that number.
     """
 
 
 @main.command()
 @network_options
-@click.option("--seeds", metavar="0,1,4-6", help="[default: 0-63, or whole rows of all classes, or what --grid holds]")
+@click.option(
+    "--seeds",
+    metavar="0,1,4-6",
+    help="One image each [default: 0-63, or as many as fill --grid, or whole rows of up to 16 classes].",
+)
 @click.option("--grid", "size", type=GridSize(), help="Columns x rows [default: nearly square, or a column per class].")
 @output_option("grid.png")
 @scale_option
@@ -130,7 +142,7 @@ def grid(
 @network_options
 @click.option("--seeds", metavar="0,1,4-6", default="0-63", show_default=True)
 @click.option(
-    "--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where seed0000.png goes."
+    "--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for seed0000.png, ..."
 )
 def images(network: str, seeds: str, class_: str | None, trunc: float, outdir: Path) -> None:
     """One PNG per seed, at the network's own size."""
@@ -148,7 +160,7 @@ def images(network: str, seeds: str, class_: str | None, trunc: float, outdir: P
 
 @main.command()
 @network_options
-@click.option("--seeds", metavar="0,1,4-6", default="0-31", show_default=True, help="Keyframes, in the order of cells.")
+@click.option("--seeds", metavar="0,1,4-6", default="0-31", show_default=True, help="Keyframes, cell after cell.")
 @click.option("--grid", "size", type=GridSize(), default="4x2", show_default=True, help="Columns x rows of cells.")
 @click.option("--num-keyframes", type=click.IntRange(1), help="Keyframes of a cell [default: seeds / cells].")
 @click.option("--w-frames", type=click.IntRange(1), default=60, show_default=True, help="Frames per keyframe.")
@@ -167,7 +179,7 @@ def video(
     output: Path,
     scale: int | None,
 ) -> None:
-    """A looping walk through latent space, one per cell of a grid, as H.264."""
+    """One H.264 video: each cell is a looping walk in latent space."""
     from tqdm import tqdm
 
     from gan.sampling import parse_seeds
@@ -184,13 +196,14 @@ def video(
 
 
 def class_index(snapshot: "Snapshot", name: str | None) -> int | None:
-    """The index of a class given by name or index, None for none. click.UsageError for one that the network has not."""
+    """The index of a class that is given by name or index; None for none. Raises click.UsageError if the network does
+    not have that class."""
     if name is None:
         return None
     classes = snapshot.G.classes
     if not classes:
         raise click.UsageError(
-            "--class: this network was trained without classes; leave it out, or train with --cond=1"
+            "--class: this network was trained without classes; leave --class out, or train with --cond=1"
         )
     names = [composed(known) for known in snapshot.images.class_names]
     if name in snapshot.images.class_names:
@@ -200,14 +213,15 @@ def class_index(snapshot: "Snapshot", name: str | None) -> int | None:
     if name.isdecimal() and int(name) < classes:
         return int(name)
     shown = ", ".join(snapshot.images.class_names[:12]) + (", ..." if classes > 12 else "")
-    raise click.UsageError(f"--class={name} is none of the {classes} classes: {shown}")
+    raise click.UsageError(f"--class={name} is not one of the {classes} classes: {shown}")
 
 
 def arrange(seeds: list[int] | None, size: tuple[int, int] | None, classes: int) -> tuple[int, list[int]]:
-    """(columns, seeds) of a grid, from what the user gave of both; no wider than the seeds need.
+    """(columns, seeds) of a grid. The user may have given seeds, size = (columns, rows), both or neither. A grid is not
+    wider than its seeds need.
 
-    classes: of a network that makes all of them in turn, 0 for any other. Up to 16 get a column each, if the seeds fill
-    whole rows.
+    classes: the number of classes if the network makes all of them in turn, else 0. Up to 16 classes get a column each,
+    if the seeds fill whole rows.
     """
     from gan.sampling import grid_columns
 

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Checks and measures on a machine with a GPU, in under nine minutes, without a network, from a bare checkout:
-# compiles the kernels, runs the tests marked `cuda`, and measures the ops, the
-# training step and the reading of data. Ends with one table.
+# Test and measure on a machine with a GPU, in under nine minutes, without a network: compile the kernels, run the tests
+# marked `cuda`, and measure the ops, the training step and the reading of data. A checkout is enough. It ends with one
+# table.
 #
-#   OUT=DIR            where the output of each step goes; runs/gpu_check
+#   OUT=DIR            folder for the output of each step; runs/gpu_check
 #   PYTHON=PROGRAM     a Python with torch for CUDA, numpy, pillow, pytest, ninja, safetensors, click, tqdm; python3
-#   SADDLE_WHEELS=DIR  wheels of what launch/gpu_wheels.txt lists, where they are not installed
+#   SADDLE_WHEELS=DIR  folder with the wheels that launch/gpu_wheels.txt lists, if these packages are not installed
 #
-# Exit code: 0; 1 if a step failed; 2 if there is no GPU.
+# Exit code: 0 if all steps passed; 1 if a step failed; 2 if there is no GPU.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
@@ -28,9 +28,10 @@ trap 'exit 130' INT TERM
 : > "$scratch/table"
 
 export PYTHONPATH="$PWD:$scratch/wheels${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
-export SADDLE_OPS=compiled  # a figure of the reference kernels under the name of ours would be a lie
+export SADDLE_OPS=compiled  # fail rather than measure the reference kernels in place of ours
 
-# step NAME SECONDS PATTERN COMMAND...: its output into NAME.txt, a line into the table: the last one that matches PATTERN
+# step NAME SECONDS PATTERN COMMAND...: run a command for at most SECONDS, with its output in NAME.txt; add its result and
+# the last line of output that matches PATTERN to the table
 step() {
     name=$1 limit=$2 pattern=$3
     shift 3
@@ -60,7 +61,7 @@ if [ -n "${SADDLE_WHEELS:-}" ]; then
         --find-links "$SADDLE_WHEELS" --target "$scratch/wheels" -r launch/gpu_wheels.txt
 fi
 step build 150 '^ops(: ready|.build: error)' "$python" -m ops.build
-# Only files with such tests are collected: others import what a bare machine lacks.
+# Only files with such tests are collected: others import packages that this machine may lack.
 marked=$(grep -lE 'mark\.cuda|^from devices import' tests/test_*.py)
 # shellcheck disable=SC2086 # a list of files
 step tests 200 '[0-9]+ (passed|failed|error|deselected)|^no tests' "$python" -m pytest -m cuda -p no:cacheprovider $marked

@@ -13,7 +13,7 @@ from launch.cli import run
 
 
 def dataset_facts(dataset: ImageDataset) -> dict[str, Any]:
-    """The manifest of a dataset with what follows from it, as plain values."""
+    """The manifest of a dataset, its size and its counts, as plain values."""
     manifest = dataset.manifest
     classes = manifest.classes
     labels = dataset.labels if classes is not None else None
@@ -29,7 +29,7 @@ def dataset_facts(dataset: ImageDataset) -> dict[str, Any]:
 
 
 def show_facts(facts: dict[str, Any]) -> None:
-    """Print what `dataset_facts` found as text."""
+    """Print the result of `dataset_facts` as text."""
     click.echo(f"{facts['path']}: {format_megabytes(facts['bytes'])}, from {facts['source']}")
     click.echo(f"images   {facts['count']}, {format_size(facts['resolution'])}, {facts['channels']} channels")
     click.echo(
@@ -51,7 +51,7 @@ def show_facts(facts: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("data", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def main(data: str, as_json: bool) -> None:
     """Show what is in the dataset DATA."""
     facts = dataset_facts(ImageDataset(data))

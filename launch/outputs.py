@@ -1,4 +1,4 @@
-"""Files that a command writes where its user asked for them."""
+"""Writing files to the paths that a command's user gave."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from gan.files import replacing
 
 @contextmanager
 def output_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the block ends well and is removed when it fails.
+    """A temporary path to write to, which is renamed to `path` when the block ends, and removed when the block fails.
 
-    Missing folders are made. UserError says in one line what the system refused.
+    Missing folders are made. Raises UserError if the system refuses to write.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Pictures that a trained network makes: grids, walks through latent space and PNG files, for the commands."""
+"""Pictures by a trained network, for several commands: grids, walks through latent space, PNG files."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from gan.checkpoint import Snapshot
 
-MOST_CELLS = 100_000  # images in a picture, keyframes in a walk: more is a slip of the finger
-MOST_PIXELS = 1 << 28  # of a picture
-VISIBLE = 256  # pixels of a picture's shorter side below which small images are enlarged
+MOST_CELLS = 100_000  # images in a picture, or keyframes in a walk: more must be a typing error
+MOST_PIXELS = 1 << 28  # in a picture
+VISIBLE = 256  # pictures are enlarged until their shorter side has this many pixels
 
 
 def labels_of(snapshot: "Snapshot", seeds: Sequence[int], class_: int | None) -> "torch.Tensor | None":
@@ -33,24 +33,24 @@ def labels_of(snapshot: "Snapshot", seeds: Sequence[int], class_: int | None) ->
 
 
 def check_cells(count: int) -> None:
-    """click.UsageError for more images in one picture or walk than anyone means."""
+    """Raises click.UsageError for more than MOST_CELLS images in one picture or walk."""
     if count > MOST_CELLS:
         raise click.UsageError(f"{count} images in one picture or walk are too many: at most {MOST_CELLS}; see --grid")
 
 
 def check_pixels(height: int, width: int) -> None:
-    """click.UsageError for a picture that is too large to be held."""
+    """Raises click.UsageError for a picture that may not fit into memory."""
     if height * width > MOST_PIXELS:
         raise click.UsageError(f"a picture of {width}x{height} pixels is too large; see --grid and --scale")
 
 
 def keyframe_seeds(seeds: list[int], cells: int, keyframes: int | None) -> list[list[int]]:
-    """Seeds dealt to cells, `keyframes` in a row to each, from the start again when used up -> [cells][keyframes]."""
+    """Give each cell the next `keyframes` seeds; after the last seed comes the first again. -> [cells][keyframes]."""
     check_cells(cells)
     if keyframes is None:
         if len(seeds) % cells:
             raise click.UsageError(
-                f"{len(seeds)} --seeds do not divide among {cells} cells; see --grid, --num-keyframes"
+                f"{len(seeds)} --seeds cannot be divided equally among {cells} cells; see --grid, --num-keyframes"
             )
         keyframes = len(seeds) // cells
     check_cells(cells * keyframes)
@@ -91,7 +91,8 @@ def walk(
     columns: int,
     w_frames: int,
 ) -> Iterator[np.ndarray]:
-    """Yield the frames uint8 [H, W, C] of a loop through each cell's seeds [cells][keyframes]; few are in memory."""
+    """Yield the frames uint8 [H, W, C] of a video in which each cell loops through its seeds [cells][keyframes]. Only a
+    few frames are in memory at a time."""
     import torch
 
     from gan.sampling import batch_size, generate, latent_walk, seed_latents, tile, to_uint8
@@ -124,7 +125,7 @@ def opaque(picture: np.ndarray) -> np.ndarray:
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, 1 or 3 or 4] as a PNG, never half-written. UserError where that is not possible."""
+    """Write uint8 [H, W, 1 or 3 or 4] as a PNG, never half-written. Raises UserError if that is not possible."""
     from PIL import Image
 
     image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)

@@ -1,4 +1,4 @@
-"""`saddle prepare`: build a dataset, say what it will be before and what came of it after."""
+"""`saddle prepare`: build a dataset; print the plan before and a report after."""
 
 import click
 
@@ -19,7 +19,7 @@ SHOWN = 10  # skipped images that are printed
 
 
 def show_plan(plan: BuildPlan, costs: dict[str, Cost], workers: int, dest: str) -> None:
-    """What is about to be built and what that will take, in one line, and what other encodings would take."""
+    """Print in one line what will be built, its size and time, and the sizes with other encodings."""
     labels = f"{len(plan.source.classes)} classes" if plan.source.classes else "no classes"
     if plan.source.label_dim is not None:
         labels = f"labels of {plan.source.label_dim} numbers"
@@ -38,12 +38,12 @@ def show_plan(plan: BuildPlan, costs: dict[str, Cost], workers: int, dest: str) 
 
 
 def shown_encoding(name: str) -> str:
-    """The name of an encoding, with a warning if it loses something."""
+    """The name of an encoding, marked if it is lossy."""
     return name if ENCODINGS[name].lossless else f"{name} (lossy)"
 
 
 def show_report(report: BuildReport) -> None:
-    """What was built and what was left out."""
+    """Print what was built and what was left out."""
     manifest = report.manifest
     click.echo(f"stored   {manifest.count} of {report.found} images")
     for reason, count in manifest.skipped.items():
@@ -62,20 +62,20 @@ def show_report(report: BuildReport) -> None:
     for note in report.notes:
         click.echo(f"note: {note}")
     if report.empty_classes:
-        click.echo(f"note: {report.empty_classes} of the classes have no image; --max-images takes the first by name")
+        click.echo(f"note: {report.empty_classes} classes have no image, as --max-images takes the first ones by name")
     click.echo(f"hash     {manifest.content_hash}")
     click.echo(f"size     {format_megabytes(report.bytes)}, built in {report.seconds:.1f} s")
 
 
 def show_repair(problems: list[str], dest: str) -> None:
-    """What was bad and has been replaced."""
+    """Print what was bad and has been replaced."""
     for problem in problems[:SHOWN]:
         click.echo(f"repaired {problem}")
     click.echo(f"{dest}: {f'{len(problems)} problems repaired' if problems else 'every record is good'}")
 
 
 def read_size(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """The (height, width) of a flag; click adds its name to the message of a wrong one."""
+    """The (height, width) that a flag's text gives. Raises click.BadParameter, to whose message click adds the flag."""
     try:
         return None if text is None else parse_size(text)
     except DataError as error:
@@ -83,7 +83,7 @@ def read_size(context: click.Context, parameter: click.Parameter, text: str | No
 
 
 class PrepareCommand(click.Command):
-    """The command, whose help lists every kind of source."""
+    """The click command. Its help lists every kind of source."""
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("SOURCE is one of"):
@@ -97,30 +97,47 @@ class PrepareCommand(click.Command):
     "--resolution",
     metavar="SIZE",
     callback=read_size,
-    help="Largest level.  [default: the largest that the first image fills]",
+    help="Final size of the images.  [default: the largest size that the first image fills]",
 )
-@click.option("--base", metavar="SIZE", callback=read_size, default="4x4", show_default=True, help="Smallest level.")
-@click.option("--levels", type=click.IntRange(min=1), help="Keep only so many of the largest levels.  [default: all]")
+@click.option(
+    "--base",
+    metavar="SIZE",
+    callback=read_size,
+    default="4x4",
+    show_default=True,
+    help="Size of the smallest level: growing starts there.",
+)
+@click.option(
+    "--levels",
+    type=click.IntRange(min=1),
+    help="How many levels to store, from the largest down; each has half the size of the one before.  [default: all]",
+)
 @click.option(
     "--transform",
     type=click.Choice(list(TRANSFORMS)),
     default="center-crop",
     show_default=True,
-    help="Cut to the aspect, change the aspect, or fill up with black or transparency.",
+    help="For images of another aspect ratio: cut their edges, distort them, or add black or transparent bars.",
 )
-@click.option("--mode", type=click.Choice(["auto", *MODES]), default="auto", show_default=True, help="Channels stored.")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", *MODES]),
+    default="auto",
+    show_default=True,
+    help="Channels to store: grey, RGB or RGBA; auto: the fewest that a sample of the images needs.",
+)
 @click.option(
     "--encoding",
     type=click.Choice(list(ENCODINGS)),
-    help="How pixels are stored; only jpeg loses some.  [default: raw; webp if that would take more than 8 GB]",
+    help="How pixels are stored; only jpeg is lossy.  [default: raw; webp if raw would take more than 8 GB]",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that decode and encode.  [default: all cores]")
 @click.option(
-    "--max-images", type=click.IntRange(min=1), help="Take only the first so many images, in the order of their names."
+    "--max-images", type=click.IntRange(min=1), help="Take at most so many images, the first in the order of names."
 )
-@click.option("--strict", is_flag=True, help="Refuse at the first image that cannot be read instead of skipping it.")
+@click.option("--strict", is_flag=True, help="Stop at an image that cannot be read, instead of skipping it.")
 @click.option(
-    "--repair", is_flag=True, help="Replace the bad records of DEST, which was made of SOURCE, and only those."
+    "--repair", is_flag=True, help="Only replace the bad records of DEST, which was built from the same SOURCE."
 )
 def main(
     source: str,
@@ -138,7 +155,7 @@ def main(
 ) -> None:
     """Build the LMDB dataset DEST from SOURCE.
 
-    A SIZE is one side or HxW. If it was killed, the same command goes on after the last commit.
+    A SIZE is one side in pixels, or HxW. If a build was interrupted, the same command resumes it.
     """
     if repair:
         show_repair(repair_dataset(source, dest, track), dest)

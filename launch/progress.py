@@ -10,7 +10,8 @@ LOG_SECONDS = 10.0  # between two lines in a log
 
 
 def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """The same items, with their progress on standard error: a bar on a terminal, a line now and then in a log."""
+    """Yield the items, and show the progress on standard error: a bar on a terminal; otherwise, as in a log, a line
+    every LOG_SECONDS."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 

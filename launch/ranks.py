@@ -1,10 +1,10 @@
-"""Starting ranks by torchrun, passing signals on to them, and ending with their exit code.
+"""Starting ranks by torchrun, passing signals on to them, and exiting with their exit code.
 
     python -m launch.ranks TORCHRUN_ARGUMENTS -m launch.train ...
 
-runs torchrun and adds what it lacks: a signal that comes twice counts once; the exit code is the one that the ranks
-left (0, 2, 3 or 75), where torchrun has only 1; torchrun's own errors become one line with the remedy; addresses and
-network interface are found, on one host (`--standalone`: loopback) and on several.
+runs torchrun and adds four things. Signals that arrive together count as one. The exit code is that of the ranks (0, 2,
+3 or 75), where torchrun would exit with 1. torchrun's own errors become one line with the remedy. Addresses and network
+interfaces are found, on one host (`--standalone`: loopback) and on several.
 """
 
 import os
@@ -27,34 +27,34 @@ from gan.ranks.signals import TOGETHER, not_ignored
 ROOT = Path(__file__).resolve().parent.parent
 # Environment variables.
 PARENT = "SADDLE_PARENT"  # the process that started this one and waits for it
-ENDED = "SADDLE_ENDED"  # the file into which ranks write the exit code that they end with on purpose
+ENDED = "SADDLE_ENDED"  # the file into which ranks that end on purpose write their exit code
 REJOIN = "SADDLE_REJOIN"  # seconds that a host waits for the others after its ranks have ended
 REACH = "SADDLE_REACH"  # seconds that a host waits for the meeting point to answer
 
-WORD = 20  # characters of the file ENDED
+WORD = 20  # length of the file ENDED in characters
 DEFAULTS = {
-    # Otherwise ranks that are started again find the addresses of the ranks before them (pytorch#135712).
+    # Otherwise restarted ranks find the addresses of the ranks before them (pytorch#135712).
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     # Seconds to finish a step and save, between a signal and SIGKILL; a scheduler's own grace must be longer.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
     REJOIN: "300",
     REACH: "60",
-    # torch's C++ prints forty lines about every lost connection; our ranks say it in one.
+    # torch's C++ code prints forty lines about every lost connection; our ranks print one.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "OMP_NUM_THREADS": "1",  # else torchrun sets it, with a warning; ranks set their threads later
 }
-STOPPED = 5.0  # seconds to let other hosts end too, after the ranks of this one stopped on purpose
-AGAIN = "the same command goes on from the newest training state, if one was saved"
+STOPPED = 5.0  # seconds that the other hosts have to end, after this host's ranks ended on purpose
+AGAIN = "the same command resumes from the newest training state, if one was saved"
 STANDALONE = "--standalone"  # torchrun's flag for ranks that are all on this host
-# Seconds that torchrun waits for the fewest hosts that it was asked for, and then for more of them.
+# Seconds that torchrun waits for the minimum number of hosts, and then for further ones.
 MEETING = "join_timeout=300,last_call_timeout=10"
 
 
 def call(command: list[str], ranks: int) -> int:
-    """Run a command that starts `ranks` ranks, to its end. -> its exit code.
+    """Run a command that starts `ranks` ranks, and wait for its end. -> its exit code.
 
-    Signals go on to it, and we wait until it has ended its ranks and itself. It gets a process group of its own, so
-    that a terminal's Ctrl-C reaches this process alone and the command hears of it once.
+    This process passes signals on to the command, and waits until its ranks and the command have ended. The command
+    gets a process group of its own, so that a terminal's Ctrl-C reaches only this process and the command gets it once.
     """
     with subprocess.Popen(command, env=environment(ranks), process_group=0) as child:
 
@@ -71,15 +71,15 @@ def call(command: list[str], ranks: int) -> int:
 
 
 def torchrun(ranks: int, module: str, arguments: list[str]) -> list[str]:
-    """The command line that runs a module on so many local ranks, as launch/single_node.sh does."""
+    """The command line that runs a module on `ranks` local ranks, as launch/single_node.sh does."""
     start = [sys.executable, "-m", "launch.ranks", "--standalone", f"--nproc-per-node={ranks}"]
     return [*start, "-m", module, *arguments]
 
 
 def end_with_parent() -> None:
-    """If torchrun or `call` started this process: get SIGTERM when the parent ends, in whatever way. On Linux only.
+    """If torchrun or `call` started this process, let it get SIGTERM when its parent ends for any reason. Linux only.
 
-    Otherwise a rank whose launcher was killed would train on unnoticed, and nobody else could have its run.
+    Otherwise a rank whose launcher was killed would go on training unnoticed, and keep its run locked.
     """
     if "WORLD_SIZE" not in os.environ and os.environ.get(PARENT) != str(os.getppid()):
         return
@@ -91,8 +91,8 @@ def end_with_parent() -> None:
 
 
 def environment(ranks: int) -> dict[str, str]:
-    """The variables for a command that starts `ranks` ranks: our packages come before whatever the working directory
-    holds, and each rank gets its share of the threads."""
+    """The environment for a command that starts `ranks` ranks: Python finds our packages before those of the working
+    directory, and each rank gets an equal share of the threads."""
     from gan.ranks.distributed import cores
 
     users = os.environ.get("PYTHONPATH")
@@ -106,9 +106,10 @@ def environment(ranks: int) -> dict[str, str]:
 
 
 def leave(word: int | str) -> bool:
-    """Tell the launcher above this rank the exit code that it ends with on purpose, or a word -> is there a launcher?
+    """Tell this rank's launcher, if there is one, with which exit code it ends on purpose, or a word. -> is there a
+    launcher?
 
-    One write of fixed length replaces what another rank left. A file that is emptied first could stay empty, since a
+    One write of fixed length replaces what another rank wrote. A file that is emptied first could stay empty, since a
     rank may be killed between any two calls.
     """
     if ENDED in os.environ:
@@ -119,7 +120,8 @@ def leave(word: int | str) -> bool:
 
 
 def endpoint(arguments: list[str]) -> tuple[str, int] | None:
-    """(host, port) of `--rdzv-endpoint=HOST:PORT`. UserError unless the host has an address."""
+    """(IPv4 address, port) of `--rdzv-endpoint=HOST:PORT`, None without that flag. Raises UserError if the host has no
+    address."""
     given = [a.partition("=")[2] for a in arguments if a.replace("_", "-").startswith("--rdzv-endpoint=")]
     if not given:
         return None
@@ -133,11 +135,11 @@ def endpoint(arguments: list[str]) -> tuple[str, int] | None:
 
 
 def addresses(arguments: list[str]) -> list[str]:
-    """torchrun's arguments with what they lack: where ranks meet, who holds the store there, and by which address
-    others reach this host. With several hosts, sets the network interface for gloo and NCCL, unless it is set.
+    """torchrun's arguments, with flags added that say where ranks meet, which host holds the store, and at which
+    address others reach this host. Also sets the network interface for gloo and NCCL, unless it is set.
 
-    torchrun itself compares names, and many hosts take their own for 127.0.0.1, or for nothing. Raises UserError with
-    the remedy.
+    torchrun itself compares the names of hosts, but many hosts resolve their own name to 127.0.0.1, or not at all.
+    Raises UserError with the remedy.
     """
     if STANDALONE in arguments:
         return on_this_host([argument for argument in arguments if argument != STANDALONE])
@@ -146,8 +148,8 @@ def addresses(arguments: list[str]) -> list[str]:
 
 
 def on_this_host(arguments: list[str]) -> list[str]:
-    """What torchrun makes of `--standalone`, but with the loopback address in the place of two names: that of this
-    host, which its ranks would look up and which may not resolve, and `localhost`."""
+    """The flags for which torchrun's `--standalone` stands, but with the loopback address instead of two names: that
+    of this host, which ranks would look up and which may not resolve, and `localhost`."""
     from gan.ranks.distributed import LOOPBACK, use_loopback
 
     use_loopback()
@@ -164,12 +166,12 @@ def on_several_hosts(arguments: list[str], host: str, port: int) -> list[str]:
     name = interface(ours)
     if not ours or ours.startswith("127.") or not name:
         raise UserError(
-            f"{host} is reached from here by {ours or 'no address'}, where other hosts cannot answer: give the address "
+            f"this host reaches {host} from {ours or 'no address'}, where other hosts cannot answer: give the address "
             "of a network that they share in --rdzv-endpoint, or this host's in --local-addr"
         )
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, name)
-    # Debian gives a host its own name as 127.0.1.1.
+    # On Debian a host's own name resolves to 127.0.1.1.
     holds = host in (ours, "127.0.0.1", "127.0.1.1")
     if holds:
         check_port(host, port)
@@ -180,7 +182,7 @@ def on_several_hosts(arguments: list[str], host: str, port: int) -> list[str]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises UserError where something listens there already."""
+    """Raises UserError if another process listens at this address."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -192,7 +194,8 @@ def check_port(host: str, port: int) -> None:
 
 
 def check_reach(host: str, port: int, seconds: float) -> None:
-    """Raises UserError if nothing listens there for so many seconds: torch would wait for minutes, and then not end."""
+    """Raises UserError if nothing answers at this address for so many seconds. torch itself would wait for minutes, and
+    then not end."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -209,9 +212,9 @@ def check_reach(host: str, port: int, seconds: float) -> None:
 
 
 def raise_once(number: int, _: Any) -> None:
-    """Signal handler that raises torchrun's SignalException, on which torchrun passes the signal on to its ranks and
-    ends: once for several signals that come together. On a later one the ranks are killed."""
-    # Imported by `agent` before: a handler that runs in the middle of an import could get half a module.
+    """Signal handler that raises torchrun's SignalException: torchrun then passes the signal on to its ranks and ends.
+    It is raised once for several signals that arrive together. At a later one this handler kills the ranks."""
+    # `agent` has imported this before: a handler that runs during an import could get an incomplete module.
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     now = time.monotonic()
@@ -230,7 +233,7 @@ raise_once.first = None  # type: ignore[attr-defined]
 
 
 def children() -> list[int]:
-    """The processes that this one started and that have not ended. On Linux only; elsewhere none."""
+    """The ids of this process's children that have not ended. On Linux only; elsewhere none."""
     found = []
     for path in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # the thread has ended meanwhile
@@ -243,15 +246,15 @@ def _has_ended(pid: str) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return True
-    return state == "Z"  # it waits for its parent to ask for its exit code
+    return state == "Z"  # a zombie: it has ended, and its parent has not asked for its exit code
 
 
 @contextmanager
 def end_when_left_alone(ended: Path) -> Iterator[None]:
-    """Within the block, end this launcher when it has had ranks and has had none for REJOIN seconds; or for STOPPED
-    seconds, where the code that they left in the file `ended` says that they stopped on purpose. On Linux only.
+    """Within the block, end this launcher if its ranks have been gone for REJOIN seconds; or for STOPPED seconds, if
+    they wrote into the file `ended` that they stopped on purpose. On Linux only.
 
-    torchrun waits for other hosts far longer than it says, and an outer scheduler must get its turn.
+    torchrun waits for other hosts much longer than its time limits, but the scheduler must be able to restart the job.
     """
     closed = threading.Event()
     thread = threading.Thread(target=_watch_ranks, args=(ended, closed), name="saddle-rejoin", daemon=True)
@@ -262,12 +265,12 @@ def end_when_left_alone(ended: Path) -> Iterator[None]:
     finally:
         closed.set()
         if thread.is_alive():
-            thread.join()  # it reads `ended`, which the caller removes next
+            thread.join()  # it reads the file `ended`, which the caller removes next
 
 
 def _watch_ranks(ended: Path, closed: threading.Event) -> None:
     limit = float(os.environ[REJOIN])
-    since = None  # when there last were ranks
+    since = None  # when ranks were last seen
     while not closed.wait(min(limit / 4, 1)):
         now = time.monotonic()
         if children():
@@ -280,18 +283,18 @@ def _watch_ranks(ended: Path, closed: threading.Event) -> None:
             os._exit(int(word))
         if now - since > limit:
             ended.unlink()
-            tell(f"no ranks for {limit:g} s, the other hosts did not come back ({REJOIN}); {AGAIN}")
+            tell(f"no ranks for {limit:g} s ({REJOIN}), as the other hosts did not come back; {AGAIN}")
             os._exit(1)
 
 
 def tell(line: str) -> None:
-    """One line of this host's launcher, if its terminal is still open."""
+    """Print a line with this host's name on standard error, if that is still open."""
     with suppress(OSError):
         print(f"{socket.gethostname()}: {line}", file=sys.stderr, flush=True)
 
 
 def agent(arguments: list[str]) -> int:
-    """Run torchrun -> its exit code. Its exceptions become one line each."""
+    """Run torchrun. -> its exit code. Its exceptions become one line each."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -312,17 +315,17 @@ def agent(arguments: list[str]) -> int:
     except (RendezvousError, DistError) as error:
         where = next((a for a in arguments if "endpoint" in a), "the rendezvous")
         tell(
-            f"{where} cannot be reached or did not answer: is the host that it names up, its launcher running, "
-            f"the port open? ({' '.join(str(error).split())[:150]})"
+            f"{where} cannot be reached or did not answer: check that this host is up, that its launcher runs and that "
+            f"the port is open ({' '.join(str(error).split())[:150]})"
         )
         return 2
     finally:
         for number in numbers:
-            signal.signal(number, signal.SIG_IGN)  # it has ended; a late signal must not change the exit code
+            signal.signal(number, signal.SIG_IGN)  # torchrun has ended; a late signal must not change the exit code
 
 
 def main() -> None:
-    """Run torchrun, end when the parent does, and exit with the code that the ranks left."""
+    """Run torchrun, end when the parent process does, and exit with the code that the ranks wrote."""
     end_with_parent()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -338,7 +341,7 @@ def main() -> None:
     if word.isdigit():
         code = int(word)
     elif code == 2 and word:
-        code = 1  # ranks had begun: nothing is wrong with the command
+        code = 1  # ranks had started, so that the command itself is not wrong
     elif code > 128:
         tell(f"stopped by a signal; {AGAIN}")
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""What commands compare: networks found and loaded, their samples, and the real images of datasets."""
+"""Finding and loading networks, sampling them, and reading the real images of datasets, for several commands."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def find_snapshot(network: str | Path) -> Path:
-    """A snapshot itself, or the newest one below a directory, such as a run or an outdir. UserError if none."""
+    """The path of a snapshot: `network` itself, or the newest one below it if it is a directory, such as a run or an
+    outdir. Raises UserError if there is none."""
     path = Path(network)
     if not path.is_dir():
-        return path  # load_snapshot says what is wrong with it
+        return path  # load_snapshot raises UserError if it is no snapshot
     found = sorted(path.rglob("network-snapshot-*.safetensors"))
     last_of_runs = {snapshot.parent: snapshot for snapshot in found}.values()
     if not last_of_runs:
@@ -28,7 +29,8 @@ def find_snapshot(network: str | Path) -> Path:
 
 
 def load_network(network: str | Path) -> "Snapshot":
-    """The snapshot that `find_snapshot` finds, on the GPU if there is one. UserError for images that no PNG holds."""
+    """Load the snapshot that `find_snapshot` finds, onto the GPU if there is one. Raises UserError if its images do not
+    have 1, 3 or 4 channels."""
     import torch
 
     from gan.checkpoint import load_snapshot
@@ -52,7 +54,8 @@ def classes_in_turn(snapshot: "Snapshot", samples: int) -> "torch.Tensor | None"
 def sample_batches(
     snapshot: "Snapshot", labels: "torch.Tensor | None", level: int, samples: int, seed: int
 ) -> Iterator[np.ndarray]:
-    """Yield samples uint8 [n, H, W, C] as the classifier sees them; of an early stage, enlarged to the level first."""
+    """Yield samples uint8 [n, H, W, C] in the size that the classifier takes. Images of an earlier stage are enlarged
+    to the level first."""
     import torch
 
     from gan.metrics.classifier import shrink
@@ -66,7 +69,8 @@ def sample_batches(
 
 
 def read_reals(dataset: "ImageDataset", most: int, level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many images at a level, uint8 [n, H, W, C] as the classifier sees them, and their indices [n]."""
+    """At most `most` images of a level, uint8 [n, H, W, C] in the size that the classifier takes, and their indices
+    [n]."""
     from gan.metrics.classifier import shrink
 
     indices = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:most])

@@ -1,4 +1,4 @@
-"""Scores of networks against a labeled dataset, by a classifier of its classes: computed, and shown as a table."""
+"""Scoring networks against a labeled dataset, by a classifier of its classes, and showing the scores as a table."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -26,9 +26,8 @@ COLUMNS = {  # field of a Score -> its heading and format
 
 
 def build_reference(dataset: "ImageDataset", level: int, seed: int) -> "Reference":
-    """The reals of a dataset at a level, at most MOST_REALS, and a classifier trained on them, which is said aloud.
-
-    Raises UserError for a dataset without classes.
+    """At most MOST_REALS real images of a dataset at a level, and a classifier trained on them. It prints a line, as
+    the training takes a while. Raises UserError for a dataset without classes.
     """
     import torch
 
@@ -39,8 +38,8 @@ def build_reference(dataset: "ImageDataset", level: int, seed: int) -> "Referenc
     if labels is None or classes is None:
         what = "no labels" if labels is None else f"vectors of {dataset.manifest.label_dim} numbers for labels"
         raise UserError(
-            f"{dataset.path} has {what}, and a classifier of its images needs classes: prepare a folder with a folder "
-            "per class"
+            f"{dataset.path} has {what}, and a classifier of its images needs classes: prepare a folder with a "
+            "sub-folder per class"
         )
     click.echo(f"training a classifier on {dataset.path} ...")
     images, indices = read_reals(dataset, MOST_REALS, level, seed)
@@ -50,7 +49,7 @@ def build_reference(dataset: "ImageDataset", level: int, seed: int) -> "Referenc
 
 
 def score_network(snapshot: "Snapshot", reference: "Reference", level: int, samples: int, seed: int) -> "Score":
-    """Score samples of a network against reals of a level; a conditional one is asked for all classes in turn."""
+    """Score samples of a network against the reals of a level. A conditional network makes all classes in turn."""
     from gan.metrics.score import score
 
     labels = classes_in_turn(snapshot, samples)
@@ -59,7 +58,7 @@ def score_network(snapshot: "Snapshot", reference: "Reference", level: int, samp
 
 
 def classifier_summary(reference: "Reference") -> str:
-    """One line on the classifier behind the figures."""
+    """One line about the classifier: classes, resolution and accuracy."""
     classifier = reference.classifier
     count, height, width, _ = reference.images.shape
     return (
@@ -69,7 +68,7 @@ def classifier_summary(reference: "Reference") -> str:
 
 
 def score_table(rows: Mapping[str, "Score"]) -> str:
-    """Scores by name as lines of text, without columns that none has; lower is better for Fréchet distance, mode-KL."""
+    """A table of scores by name, without columns that are empty in all rows."""
     used = [field for field in COLUMNS if any(getattr(row, field) is not None for row in rows.values())]
     headings = ["", *(COLUMNS[field][0] for field in used)]
     lines = [[name, *(_cell(field, getattr(row, field)) for field in used)] for name, row in rows.items()]

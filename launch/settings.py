@@ -1,4 +1,4 @@
-"""From presets and flags to a configuration, and from the configuration's keys back to flags in what a user reads."""
+"""Reading a configuration from presets and flags, and replacing its keys by flags in messages to the user."""
 
 import re
 import tomllib
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 PATHS = ("init_from", "run.cache")  # keys whose values are made absolute: ranks may run elsewhere
-# What gan calls by other names than the keys of the configuration.
+# Arguments of functions in gan that are not keys of the configuration, and their flags.
 ARGUMENTS = {"resume": "--resume", "outdir": "--outdir"}
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: an option of the command for every setting that has a flag, and `--set` for all."""
+    """Decorator that adds an option for every setting with a flag, and `--set` for all settings."""
     command = click.option(
-        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set any key of gan/config.py; repeatable."
+        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of gan/config.py; repeatable."
     )(command)
     for key, setting in reversed(flagged().items()):
         command = click.option(setting.flag, parameter(key), type=_click_type(setting), help=_help(setting))(command)
@@ -37,7 +37,7 @@ def flagged() -> dict[str, Setting]:
 
 
 def parameter(key: str) -> str:
-    """The name under which click hands over a setting's flag: "init_from" for --init-from."""
+    """The name of the argument in which click passes a setting's flag: "init_from" for --init-from."""
     return settings()[key].flag.removeprefix("--").replace("-", "_")
 
 
@@ -51,7 +51,7 @@ def _help(setting: Setting) -> str:
 
 
 def read_config(flags: Mapping[str, Any]) -> TrainConfig:
-    """Defaults < preset < flags < --set. Raises UserError for what does not exist or cannot be."""
+    """The configuration: defaults < preset < flags < --set. Raises UserError for unknown keys and wrong values."""
     values = {key: flags[parameter(key)] for key in flagged() if flags.get(parameter(key)) is not None}
     for text in flags["assignments"]:
         key, value = parse_assignment(text)
@@ -67,7 +67,7 @@ def read_config(flags: Mapping[str, Any]) -> TrainConfig:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The dotted keys of a preset, by name or by path."""
+    """The values of a preset by dotted key. name: a preset's name, or the path of a .toml file."""
     path = Path(name)
     if path.suffix != ".toml":
         known, message = choice("--preset", name, [p.stem for p in PRESETS.glob("*.toml")])
@@ -81,19 +81,19 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def as_flags(message: str) -> str:
-    """A message of gan, which speaks of keys, in the words of the command line: "batch=3" becomes "--batch=3"."""
-    if NO_SUCH_KEY in message:  # of a preset or --set, which are written in keys
+    """A message of gan, with the keys of settings replaced by their flags: "batch=3" becomes "--batch=3"."""
+    if NO_SUCH_KEY in message:  # a key in a preset or in --set, where the user wrote the key and not a flag
         return message
     names = {key: setting.flag for key, setting in flagged().items()} | ARGUMENTS
     for key, flag in names.items():
-        # A key without a dot is an ordinary word too, and is meant as a key only before a value.
+        # A key without a dot may be an ordinary word: it is a key only if "=" follows.
         ending = r"(?![\w.])" if "." in key else "(?==)"
         message = re.sub(rf"(?<![\w.\-/]){re.escape(key)}{ending}", flag, message)
     return message
 
 
 def image_format(dataset: "ImageDataset", config: TrainConfig) -> "ImageFormat":
-    """What the networks must know of the dataset. Raises UserError for resolutions and labels that it does not have."""
+    """What the networks must know about the dataset. Raises UserError for a resolution or labels that it lacks."""
     from gan.networks import ImageFormat
 
     manifest = dataset.manifest
@@ -101,16 +101,18 @@ def image_format(dataset: "ImageDataset", config: TrainConfig) -> "ImageFormat":
     wanted = config.data.resolution or max(sides)
     stored = ", ".join(str(side) for side in sorted(sides))
     if wanted not in sides:
-        raise UserError(f"data.resolution={wanted}: {dataset.path} holds {stored}; choose one or prepare it anew")
+        raise UserError(
+            f"data.resolution={wanted}: {dataset.path} has sizes {stored}; choose one of them, or prepare it again"
+        )
     last = sides[wanted]
     if config.growth.mode == "progressive" and set(range(last)) - set(manifest.levels):
         raise UserError(
-            f"{dataset.path} holds {stored} only, and growing starts at {max(manifest.base)}; "
+            f"{dataset.path} has only sizes {stored}, and growing starts at {max(manifest.base)}; "
             "prepare it with all levels, or --set growth.mode=none"
         )
     classes = tuple(manifest.classes or ())
     if config.data.cond and not classes:
-        vectors = manifest.label_dim and "vectors for labels, which no network here takes yet"
+        vectors = manifest.label_dim and "vectors for labels, which cannot be trained on yet"
         raise UserError(
             f"data.cond=1 needs class labels and {dataset.path} has {vectors or 'none'}; "
             "put each class in a folder of its own"

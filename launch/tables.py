@@ -13,7 +13,8 @@ from launch.outputs import output_file
 
 
 def aligned(cells: Sequence[Sequence[str]], right: Container[int] | None = None) -> Iterator[str]:
-    """Rows of as many cells each -> lines of columns, to the right in those named: by default all but the first."""
+    """Rows with equally many cells -> lines with aligned columns. right: the indices of the columns to align to the
+    right, by default all but the first."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     to_the_right = range(1, len(widths)) if right is None else right
     for line in cells:
@@ -25,7 +26,7 @@ def aligned(cells: Sequence[Sequence[str]], right: Container[int] | None = None)
 
 
 def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys -> aligned lines under them; floats to six significant digits."""
+    """Rows with the same keys -> aligned lines under a line of the keys; floats have six significant digits."""
     return "\n".join(aligned([list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]))
 
 
@@ -36,23 +37,23 @@ def _text(value: Any) -> str:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write plain values as indented JSON, never half-written. UserError where it cannot be written."""
+    """Write plain values as indented JSON, never half-written. Raises UserError if the file cannot be written."""
     with output_file(path) as part:
         part.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: `--json=FILE`, which the command gets as `json_path`, a Path or None, and hands to `save_rows`.
+    """Decorator that adds `--json=FILE`. The command gets `json_path`, a Path or None, and passes it to `save_rows`.
 
-    A place that cannot be written is refused before the command begins.
+    A path that cannot be written is refused before the command starts.
     """
     kind = click.Path(path_type=Path, dir_okay=False)
-    text = "Write the rows here too."
+    text = "Also write the rows to this file, as JSON."
     return click.option("--json", "json_path", type=kind, callback=_check_writable, help=text)(command)
 
 
 def _check_writable(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """The path of an option. UserError if nothing can be created there; no file or folder is left behind."""
+    """Return the option's path. Raises UserError if no file can be created there. Leaves no file or folder behind."""
     if path:
         nearest = next(folder for folder in path.absolute().parents if folder.exists())
         try:
@@ -64,7 +65,8 @@ def _check_writable(_ctx: click.Context, _option: click.Parameter, path: Path | 
 
 
 def save_rows(json_path: Path | None, values: Any) -> None:
-    """Write what `--json` asks for and say so; nothing where it was not given. UserError where it cannot be written."""
+    """Write the values to the file of `--json` and say so; do nothing without `--json`. Raises UserError if the file
+    cannot be written."""
     if json_path:
         write_json(json_path, values)
         click.echo(f"wrote {json_path}")

@@ -1,4 +1,4 @@
-"""`saddle train`: join a dataset and the trainer, alone, by `--gpus=N`, or as a rank under torchrun."""
+"""`saddle train`: train on a dataset, in one process, in N by `--gpus=N`, or as a rank of torchrun."""
 
 import json
 import math
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Train(click.Command):
-    """The command, whose help lists every objective and every regularizer."""
+    """The click command. Its help lists every objective and every regularizer."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from gan.methods.objectives import OBJECTIVES
@@ -53,20 +53,25 @@ class Train(click.Command):
 
 @click.command(cls=Train, context_settings={"show_default": True, "max_content_width": 120})
 @click.option("--data", required=True, type=click.Path(), help="Dataset made by `saddle prepare`.")
-@click.option("--outdir", required=True, type=click.Path(), help="Where runs are kept, numbered.")
+@click.option(
+    "--outdir", required=True, type=click.Path(), help="Folder of the runs: each gets a numbered folder in it."
+)
 @click.option("--preset", default="default", help="A name in launch/presets, or a .toml file.")
 @click.option(
-    "--gpus", type=click.IntRange(min=1), default=1, help="Ranks on this host (processes where it has no GPU)."
+    "--gpus", type=click.IntRange(min=1), default=1, help="Processes on this host, each on a GPU if there are GPUs."
 )
 @click.option(
-    "--resume", default="latest", help="latest (the newest run like this one) | none (a new run) | a run's PATH."
+    "--resume",
+    default="latest",
+    help="latest: resume the newest run with the same settings, seed and dataset, or start one | none: start a new run "
+    "| PATH: resume the run in this folder.",
 )
 @setting_options
-@click.option("-n", "--dry-run", is_flag=True, help="Print what would be done, and stop.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the configuration and which run would be used, and stop.")
 def main(**flags: Any) -> int:
-    """Train a model on a dataset. The same command again goes on where the run was stopped.
+    """Train a model on a dataset. To resume a run that was stopped, run the same command again.
 
-    On many GPUs: --gpus=N, or torchrun ... -m launch.train with the same flags.
+    On several GPUs of one machine use --gpus=N; on several machines launch/multi_node.sh with the same flags.
     """
     end_with_parent()
     if "WORLD_SIZE" in os.environ and not flags["dry_run"]:
@@ -83,7 +88,7 @@ def main(**flags: Any) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """A checked command: everything that can be wrong is found before the first rank starts."""
+    """A checked command: errors in flags, preset or dataset are found before the first rank starts."""
 
     plan: "RunPlan"
     dataset: ImageDataset
@@ -92,7 +97,7 @@ class Job:
 
 
 def make_job(flags: Mapping[str, Any]) -> Job:
-    """Read preset, flags and dataset; raises UserError or DataError for whatever does not fit together."""
+    """Read preset, flags and dataset. Raises UserError or DataError for what is wrong or does not fit together."""
     from gan.families import find_family
     from gan.ranks.distributed import Ranks, check_devices
     from gan.run.plan import plan_run
@@ -116,7 +121,7 @@ def make_job(flags: Mapping[str, Any]) -> Job:
 
 
 def find_dataset(flags: Mapping[str, Any], config: TrainConfig) -> ImageDataset:
-    """The dataset, or its copy on this node, which is made now unless nothing is to be done."""
+    """Open the dataset, or with --cache its copy on this node, made now if it is missing; a dry run makes no copy."""
     path = Path(flags["data"])
     if config.run.cache and not flags["dry_run"]:
         path = cached(path, config.run.cache, announce=partial(click.echo, err=True))
@@ -124,29 +129,29 @@ def find_dataset(flags: Mapping[str, Any], config: TrainConfig) -> ImageDataset:
 
 
 def dry_run(job: Job) -> int:
-    """Print the options, and where the run would go."""
+    """Print the options, and the run that would be resumed or started. -> exit code 0."""
     from gan.run.directories import find_run
 
     click.echo(json.dumps(job.plan.options, indent=2))
     found = find_run(job.plan, job.outdir, job.resume)
-    click.echo(f"would {f'go on with {found}' if found else f'start {job.outdir}/NNNNN-{job.plan.name}'}")
+    click.echo(f"would {f'resume {found}' if found else f'start {job.outdir}/NNNNN-{job.plan.name}'}")
     return 0
 
 
 def start_ranks(job: Job, flags: Mapping[str, Any]) -> int:
-    """Run the same command on N local ranks through torchrun -> its exit code."""
+    """Run the same command on N local ranks through torchrun. -> its exit code."""
     from gan.run.directories import hold, open_run
     from ops.registry import kernels
 
-    kernels()  # compiled before there are ranks, and refused in one line where they must be and cannot
+    kernels()  # compile them before ranks start: an error is then one line, and not one per rank
     run = open_run(job.plan, job.outdir, job.resume)
-    with hold(run):  # in use? say so now, in one line
+    with hold(run):  # raises UserError now, before ranks start, if the run is in use
         pass
     return call(torchrun(flags["gpus"], "launch.train", [*arguments(flags), f"--resume={run}"]), flags["gpus"])
 
 
 def arguments(flags: Mapping[str, Any]) -> list[str]:
-    """The flags of this command again, as arguments."""
+    """The flags of this command, as arguments for the same command."""
     single = {k: v for k, v in flags.items() if k not in ("assignments", "dry_run", "resume") and v is not None}
     return [f"--{k.replace('_', '-')}={v}" for k, v in single.items()] + [f"--set={a}" for a in flags["assignments"]]
 
@@ -154,8 +159,8 @@ def arguments(flags: Mapping[str, Any]) -> list[str]:
 def as_rank(flags: Mapping[str, Any]) -> None:
     """Train as one of torchrun's ranks, and end the process.
 
-    What all ranks know ends them with 0, after the launcher was told the code: torchrun would start again, or end with
-    1, what exits otherwise. What befell this rank alone ends it with 1, or 2 where a user can mend it.
+    If all ranks end for the same reason, they tell their launcher the exit code and exit with 0: after any other code
+    torchrun would restart them, or exit with 1. If only this rank fails, it exits with 1, or 2 if the user can mend it.
     """
     from gan.ranks import distributed
 
@@ -165,7 +170,7 @@ def as_rank(flags: Mapping[str, Any]) -> None:
         job, ranks = meet(flags)
         code = work(job, ranks, patience=15.0)
         if ranks.world > int(os.environ["LOCAL_WORLD_SIZE"]):
-            time.sleep(1)  # a launcher that waits to let another host in must see that before it sees us end
+            time.sleep(1)  # a launcher that is about to let another host join must notice it before it sees us end
     except EverywhereError as error:
         if os.environ["RANK"] == "0":
             print(f"saddle train: error: {as_flags(str(error))}", file=sys.stderr)
@@ -181,9 +186,9 @@ def as_rank(flags: Mapping[str, Any]) -> None:
 
 
 def meet(flags: Mapping[str, Any]) -> tuple[Job, "Ranks"]:
-    """The job, and this rank among its peers, which all have the same job, code and versions.
+    """Join the other ranks, which must all have the same job, code and versions. -> the job, and this rank.
 
-    Raises EverywhereError where they do not, or one has found a reason not to train; PeerError where one is missing.
+    Raises EverywhereError if they differ, or if a rank cannot train; PeerError if a rank is missing.
     """
     from gan.ranks import distributed, selftest
     from ops.registry import kernels
@@ -212,13 +217,13 @@ def meet(flags: Mapping[str, Any]) -> tuple[Job, "Ranks"]:
         raise
     except RuntimeError as error:
         raise PeerError(f"cannot join the other ranks: {' '.join(str(error).split())[:200]}") from error
-    assert job  # else all ranks were told the refusal
+    assert job  # without a job there is a refusal, which `check` has raised on all ranks
     return job, ranks
 
 
 def work(job: Job, ranks: "Ranks", patience: float = 0.0) -> int:
-    """Find or make the run, hold it, and train to the end -> the exit code. patience: seconds to wait for whoever has
-    the run: ranks of a host that is gone may need them to end."""
+    """Find or make the run, lock it, and train to the end. -> the exit code. patience: seconds to wait for the process
+    that has the lock, as ranks that have lost another host may take a while to end."""
     from gan.ranks import distributed
     from gan.run.directories import hold, open_run
     from gan.run.report import tell
@@ -239,7 +244,7 @@ def work(job: Job, ranks: "Ranks", patience: float = 0.0) -> int:
 
 
 def make_feed(job: Job, ranks: "Ranks") -> "Feed":
-    """Requests -> batches, in memory that is page-locked where a GPU copies from it."""
+    """A function that reads the batches for requests, into memory that is page-locked if a GPU copies from it."""
     import torch
 
     from gan.schedules import stage_start
@@ -251,7 +256,7 @@ def make_feed(job: Job, ranks: "Ranks") -> "Feed":
 
     def in_first_epoch(first: int, stage: int) -> bool:
         length = len(job.dataset)
-        whole = -(-stage_start(job.plan.schedule, stage) // length)  # the first epoch that is all in this stage
+        whole = -(-stage_start(job.plan.schedule, stage) // length)  # the first epoch that lies in this stage only
         return first < (whole + 1) * length
 
     checks: dict[str, Check] = {"never": unchecked, "first": in_first_epoch, "always": lambda first, stage: True}

@@ -1,4 +1,4 @@
-"""Frames into an H.264 file, one at a time, by ffmpeg."""
+"""Writing frames to an H.264 file by ffmpeg, one frame at a time."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def find_ffmpeg() -> str:
     chosen = os.environ.get("SADDLE_FFMPEG")
     if chosen:
         if not shutil.which(chosen):
-            raise UserError(f"SADDLE_FFMPEG={chosen} is not a program; unset it or name an ffmpeg")
+            raise UserError(f"SADDLE_FFMPEG={chosen} is not a program; unset it, or set it to an ffmpeg")
         return chosen
     on_path = shutil.which("ffmpeg")
     if on_path:
@@ -35,23 +35,23 @@ def find_ffmpeg() -> str:
 
 
 def encoding(target: Path, width: int, height: int, fps: float) -> Any:
-    """What ffmpeg is to do: turn rgb24 frames on standard input into H.264 in yuv420p, which every player takes."""
+    """The ffmpeg stream that turns rgb24 frames on standard input into H.264 in yuv420p, which all players can play."""
     import ffmpeg
 
     frames = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
-    # 4:2:0 needs even sides; colors are converted and tagged as BT.709 because untagged video is guessed by its size.
+    # 4:2:0 needs even sides. Colors are converted to BT.709 and tagged, as players guess them in untagged video.
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
     colors = "scale=out_color_matrix=bt709:out_range=tv,setparams=color_primaries=bt709:color_trc=bt709"
     options = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 18, "movflags": "+faststart", "vf": f"{even},{colors}"}
-    # The absolute path can be taken neither for an option (-x.mp4) nor for a protocol (concat:x.mp4).
+    # ffmpeg could take a relative path for an option (-x.mp4) or for a protocol (concat:x.mp4).
     return ffmpeg.output(frames, str(target.absolute()), **options).global_args("-loglevel", "error")
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> tuple[int, int, int]:
-    """Encode frames uint8 [H, W, 3] into `path` (.mp4) -> (frames, width, height), the sides padded to even numbers.
+    """Encode frames uint8 [H, W, 3] into `path` (.mp4). -> (frames, width, height), the sides padded to even numbers.
 
-    The file appears when it is complete. UserError, and nothing left behind, for a missing ffmpeg, a folder that cannot
-    be written and an encoder that fails.
+    The file appears when it is complete. Raises UserError, and leaves nothing behind, if ffmpeg is missing or fails, or
+    the folder cannot be written.
     """
     if path.suffix != ".mp4":
         raise UserError(f"{path}: a video is written as .mp4; name it {path.stem}.mp4")
@@ -74,9 +74,9 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> tuple[i
 
 
 def start(stream: Any, binary: str) -> subprocess.Popen[bytes]:
-    """Run an ffmpeg that reads frames from a pipe. UserError if it is no program that runs here.
+    """Start ffmpeg, reading frames from a pipe. Raises UserError if `binary` does not run here.
 
-    Nobody reads its messages until all frames are written: at log level `error` they are few, and the pipe holds them.
+    Its messages are read after all frames are written: at log level `error` they are few and fit into the pipe.
     """
     import ffmpeg
 
@@ -87,10 +87,10 @@ def start(stream: Any, binary: str) -> subprocess.Popen[bytes]:
 
 
 def feed(process: subprocess.Popen[bytes], frames: Iterable[np.ndarray]) -> int:
-    """Write frames to a process until they end or it does -> the number written."""
+    """Write frames to a process until either ends. -> the number of frames written."""
     assert process.stdin
     count = 0
-    with suppress(BrokenPipeError):  # it has ended; its exit code and last words tell more
+    with suppress(BrokenPipeError):  # ffmpeg has ended; its exit code and messages say why
         for frame in frames:
             process.stdin.write(np.ascontiguousarray(frame).data)
             count += 1
@@ -101,4 +101,4 @@ def how_it_ended(code: int, messages: bytes) -> str:
     """The exit code of an ffmpeg that failed, in words, with the last line that it wrote."""
     lines = messages.decode(errors="replace").strip().splitlines()
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"stopped with code {code}"
-    return f"ffmpeg {how}: {lines[-1] if lines else 'it said nothing'}"
+    return f"ffmpeg {how}: {lines[-1] if lines else 'it printed nothing'}"

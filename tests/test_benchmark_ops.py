@@ -234,7 +234,7 @@ def test_a_contest_ends_when_its_time_is_up_but_has_three_rounds():
         assert times["a"].samples == len(clock.asked) == rounds
 
 
-def test_who_cannot_take_part_is_left_out_and_said():
+def test_a_contestant_that_cannot_run_is_left_out_and_named():
     def refuse():
         raise NotImplementedError('"kernel" not implemented for X\nand more')
 

@@ -191,7 +191,7 @@ def test_sources_edited_meanwhile_are_not_kept_under_the_wrong_key(source, monke
     assert build(recipe(source)) == find(recipe(source))
 
 
-def test_stale_locks_and_leftovers_of_the_killed_stop_nobody(source):
+def test_stale_locks_and_files_of_killed_builds_stop_no_build(source):
     made = recipe(source)
     home = ops.build.cache() / made.key
     for folder in (home, home.with_name(f"{made.key}.part-{os.getpid()}"), home.with_name(f"{made.key}.part-1")):
@@ -350,7 +350,7 @@ def test_ninja_is_found_beside_python_whatever_the_path(monkeypatch):
 # ---- which kernels
 
 
-def test_without_a_compiler_the_reference_serves_and_it_is_said_once(source):
+def test_without_a_compiler_the_reference_kernels_run_after_one_warning(source):
     code = "from ops.registry import kernels; print(kernels(), kernels())"
     out, err = finish(start(code, CXX="/nonexistent"))
     assert out.split() == ["reference", "reference"]
@@ -381,7 +381,7 @@ def test_the_mode_decides(source, monkeypatch, caplog):
     assert status(source).library == str(find(recipe(source)))
 
 
-def test_what_the_gpu_lacks_is_said_and_the_cpu_served(source, monkeypatch, caplog):
+def test_if_only_cuda_cannot_be_compiled_the_cpu_kernels_are_and_a_warning_says_why(source, monkeypatch, caplog):
     monkeypatch.setattr(toolchain, "cuda", lambda: (None, (), "nvcc is missing: install it"))
     assert choose(source) == "compiled"
     (said,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING][1:]
@@ -444,7 +444,7 @@ def test_many_threads_choose_once(monkeypatch):
     assert seen == ["compiled"] * 8 and len(chosen) == 1
 
 
-def test_the_first_question_may_come_while_torch_compile_traces(monkeypatch):
+def test_kernels_may_first_be_chosen_while_torch_compile_traces(monkeypatch):
     chosen = []
     monkeypatch.setattr(ops.registry, "_kernels", "")
     monkeypatch.setattr(ops.choice, "choose", lambda: chosen.append(1) or "compiled")
@@ -550,7 +550,7 @@ def test_what_cuda_lacks_is_named(monkeypatch, tmp_path):
     assert lacks(good) == (None, (), ""), "no GPU, and none named"
 
 
-def test_gpus_are_asked_what_they_are(monkeypatch):
+def test_capabilities_come_from_the_gpus_or_none_in_a_forked_process(monkeypatch):
     def refuse(device):
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
 
@@ -563,7 +563,7 @@ def test_gpus_are_asked_what_they_are(monkeypatch):
     assert toolchain.capabilities() == []
 
 
-def test_nvcc_is_asked_for_what_it_is(monkeypatch, tmp_path):
+def test_version_and_architectures_come_from_nvcc(monkeypatch, tmp_path):
     (tmp_path / "bin").mkdir()
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.write_text(

@@ -77,7 +77,7 @@ def test_a_damaged_copy_is_replaced(source, copy, damage):
     assert again(source, copy) and not again(source, copy)
 
 
-def test_who_reads_a_copy_that_is_replaced_keeps_it(source, copy):
+def test_an_open_reader_keeps_the_copy_that_another_process_replaces(source, copy):
     dataset = ImageDataset(copy)
     before = dataset.read(np.arange(50), 1)
     os.utime(copy, (0, 0))
@@ -94,7 +94,7 @@ def test_a_copy_of_another_time_is_read_again_and_kept(source, copy, monkeypatch
     assert not again(source, copy)
 
 
-def test_what_a_killed_process_left_is_no_copy(source, copy):
+def test_the_unfinished_copy_of_a_killed_process_is_not_used(source, copy):
     copy.rename(copy.with_suffix(".part"))
     flip(copy.with_suffix(".part"))
     assert again(source, copy) and not copy.with_suffix(".part").exists()
@@ -116,7 +116,7 @@ def test_waiting_has_a_limit(source, copy):
             cached(source, copy.parent, wait=0.1)
 
 
-def test_who_dies_while_it_copies_holds_nobody_up(source, tmp_path):
+def test_a_process_that_dies_while_it_copies_does_not_block_others(source, tmp_path):
     """Its lock goes with it, and what it left unfinished is made anew."""
     script = (
         "import os, sys; from data import cache\n"
@@ -129,7 +129,7 @@ def test_who_dies_while_it_copies_holds_nobody_up(source, tmp_path):
     assert copy.read_bytes() == source.read_bytes() and not copy.with_suffix(".part").exists()
 
 
-def test_no_room(source, tmp_path, monkeypatch):
+def test_too_little_room_for_a_copy_is_refused(source, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DataError, match="make room"):
@@ -137,7 +137,7 @@ def test_no_room(source, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").glob("*.part")) + list((tmp_path / "cache").glob("*.lmdb"))
 
 
-def test_a_disk_that_gives_back_something_else(source, tmp_path, monkeypatch):
+def test_a_copy_that_reads_back_differently_is_refused(source, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_crc", lambda path: 1)
     with pytest.raises(DataError, match="does not give back"):
         cached(source, tmp_path)

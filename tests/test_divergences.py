@@ -263,7 +263,7 @@ def test_clamped_conjugates_do_not_turn_down():
         assert derivative(divergence(name).paper.conjugate, t) == 0
 
 
-def test_real_is_not_what_has_a_positive_output():
+def test_the_boundary_between_real_and_fake_is_not_always_at_output_zero():
     """Boundaries of the paper's own activations for jsw and alpha, which are not affine in log u, and of ours."""
     boundary = -math.log(0.5**-0.5 - 1)
     assert boundary == pytest.approx(0.8814, abs=5e-5)
@@ -317,7 +317,7 @@ def test_registering_a_new_row(monkeypatch):
         ("kl:pi=0.3", "kl takes none"),
     ],
 )
-def test_what_is_not_there_is_answered_in_one_line(text, message):
+def test_unknown_names_and_forms_are_errors_of_one_line(text, message):
     with pytest.raises(UserError, match=message):
         divergence(text)
     with pytest.raises(UserError, match="there is paper"):

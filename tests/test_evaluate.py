@@ -128,7 +128,7 @@ def test_a_snapshot_in_mid_fade_is_not_scored(dataset, tmp_path):
     assert isinstance(result.exception, UserError) and "alpha 0.40" in str(result.exception)
 
 
-def test_table_drops_columns_that_nobody_has():
+def test_table_drops_columns_that_are_empty_in_all_rows():
     row = Score(100, 1.5, 0.25, 0.045, 0.9, None)
     lines = scores.score_table({"a": row, "longer": row}).splitlines()
     assert "as asked" not in lines[0]

@@ -123,7 +123,7 @@ def test_against_the_best_critic_the_game_is_the_divergence(name, form_name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name,form,steps", [("tv", "paper", 4000), ("js2", "log_ratio", 2500)])
 def test_training_reaches_the_exact_parameters(name, form, steps):
-    found = learned(f"f:{name}:form={form},saturating=1", PAPER, steps=steps)
+    found = learned(f"f:{name}:form={form},saturating=1", PAPER, steps=steps, batch=512)
     bound, mean, deviation = EXACT[name]
     assert abs(found.mean - mean) < 0.05 and abs(found.deviation - deviation) < 0.05
     assert abs(found.divergence - bound) < 0.005

@@ -177,7 +177,7 @@ def test_wrong_options_exit_2(network, arguments):
     ("arguments", "message"),
     [(["--seeds=a"], "'a'"), (["--seeds="], "''"), (["--output=/dev/null/x.png"], "cannot write")],
 )
-def test_what_cannot_be_is_said(network, arguments, message):
+def test_impossible_requests_are_refused_with_a_reason(network, arguments, message):
     with pytest.raises(UserError, match=message):
         raise saddle_generate("grid", f"--network={network}", *arguments).exception
 

@@ -19,7 +19,7 @@ from data.prepare import prepare
 from gan.checkpoint import newest_state
 from launch.ranks import environment
 
-KILLS = int(os.environ.get("SADDLE_KILLS", 5))
+KILLS = int(os.environ.get("SADDLE_KILLS", 4))
 RANKS = int(os.environ.get("SADDLE_KILL_RANKS", 2))
 STEP = 16
 FLAGS = [

@@ -141,7 +141,7 @@ def test_closing_ends_the_thread(dataset, taken):
     assert not loader_threads()
 
 
-def test_forgetting_it_ends_the_thread(dataset):
+def test_a_loader_without_references_ends_its_thread(dataset):
     batches = load(dataset, ((first, 1, 0) for first in itertools.count()), seed=0)
     next(batches)
     del batches

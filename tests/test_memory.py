@@ -106,7 +106,7 @@ def test_what_the_user_set_stays(monkeypatch):
     assert memory.keep_pages() == {} and calls == []
 
 
-def test_elsewhere_nothing_happens(monkeypatch):
+def test_without_glibc_nothing_is_set(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", None)
     monkeypatch.setattr(memory.sys, "platform", "darwin")
     assert memory.keep_pages() == {}

@@ -150,7 +150,7 @@ def test_scores_rank_reals_before_blur_before_noise(reference):
     assert floors["all reals"].accuracy_as_asked > 0.97
 
 
-def test_a_network_of_one_class_is_found_out(reference):
+def test_a_network_that_makes_one_class_has_a_high_mode_kl(reference):
     threes = reference.images[reference.labels == 3]
     row = score(reference, [threes], np.full(len(threes), 3))
     assert row.accuracy_as_asked > 0.97
@@ -180,8 +180,8 @@ def test_classifier_is_deterministic_and_leaves_the_random_state_alone():
 
 @pytest.mark.parametrize(
     ("shape", "classes", "message"),
-    [((20, 8, 8, 1), 1, "two classes"), ((9, 8, 8, 1), 2, "10 labelled"), ((20, 4, 8, 1), 2, "8 pixels")],
+    [((20, 8, 8, 1), 1, "two classes"), ((9, 8, 8, 1), 2, "10 labeled"), ((20, 4, 8, 1), 2, "8 pixels")],
 )
-def test_what_no_classifier_can_be_made_of_is_refused(shape, classes, message):
+def test_too_few_classes_or_images_for_a_classifier_are_refused(shape, classes, message):
     with pytest.raises(UserError, match=message):
         train_classifier(np.zeros(shape, np.uint8), np.zeros(shape[0], np.int64), classes)

@@ -133,7 +133,7 @@ def test_pages_of_a_file_that_was_moved_away_can_be_dropped(tmp_path):
     np.testing.assert_array_equal(dataset.read(np.arange(3), 0), before)
 
 
-def test_where_it_cannot_be_done(tmp_path, monkeypatch):
+def test_dropping_pages_where_the_system_cannot_is_refused(tmp_path, monkeypatch):
     build(tmp_path / "x.lmdb", 2, side=16)
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: b"" if str(path) == "/proc/self/maps" else read(path))

@@ -60,7 +60,7 @@ def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_signal_is_a_wish_and_a_later_one_an_order():
+def test_the_first_signal_requests_a_stop_and_a_later_one_forces_it():
     request = StopRequest()
     assert not request
     assert not request.hear(signal.SIGUSR1, 100.0) and request.by == "SIGUSR1"
@@ -68,7 +68,7 @@ def test_a_signal_is_a_wish_and_a_later_one_an_order():
     assert request.hear(signal.SIGTERM, 100.1 + TOGETHER) and request.by == "SIGUSR1"
 
 
-def test_signals_are_heard_while_the_block_lasts_and_handled_as_before_afterwards():
+def test_signals_set_the_request_in_the_block_and_are_handled_as_before_after_it():
     before = [signal.getsignal(number) for number in SIGNALS]
     with listening() as request:
         assert not request

@@ -55,16 +55,16 @@ def test_the_rank_that_differs_is_named_with_what_differs(name):
     assert all(isinstance(r, EverywhereError) and str(r) == said for r in results)
 
 
-def test_one_that_refuses_makes_all_refuse_with_its_words():
+def test_one_rank_that_refuses_makes_all_raise_its_message():
     results = compared([{}, {}], ((1, "no dataset /data/x.lmdb"),))
     assert [str(r) for r in results] == [f"rank 1 on {socket.gethostname()}: no dataset /data/x.lmdb"] * 2
     assert [str(r) for r in compared([{}, {}], ((0, "no"), (1, "no")))] == ["no"] * 2
 
 
-def test_one_that_does_not_come_is_named():
+def test_a_rank_that_does_not_arrive_is_named():
     *came, absent = compared([{}, {}, {}], seconds=0.5, absent=1)
     assert absent is None and all(isinstance(r, PeerError) for r in came)
-    assert "rank 2 did not come within 0.5 s, or the store is gone (came: rank 0 on" in str(came[0])
+    assert "rank 2 did not arrive within 0.5 s, or the store is gone (arrived: rank 0 on" in str(came[0])
 
 
 def test_the_hash_of_the_code_sees_one_changed_byte(tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def test_a_host_whose_loopback_interface_is_down_is_told_the_remedy():
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "ip link set lo up" in done.stderr
 
 
-def test_nothing_is_said_by_a_launcher_that_ends_while_it_looks_for_its_ranks():
+def test_a_launcher_that_ends_while_a_thread_looks_for_its_ranks_prints_nothing():
     """As under load: the thread that looks is slow, and the launcher has removed its files before it is done."""
     code = """
 import sys, time
@@ -194,7 +194,7 @@ sys.exit(ranks.call([sys.executable, "-c", {child!r}], 1))
     assert (done.returncode, done.stdout) == (128 + 15, "SIG_IGN\n"), done.stderr
 
 
-def test_a_word_is_left_only_for_a_launcher(monkeypatch, tmp_path):
+def test_exit_codes_are_written_only_for_a_launcher(monkeypatch, tmp_path):
     monkeypatch.delenv("SADDLE_ENDED", raising=False)
     assert not leave(75)
     monkeypatch.setenv("SADDLE_ENDED", str(tmp_path / "ended"))

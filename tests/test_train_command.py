@@ -61,7 +61,7 @@ def test_a_run_from_start_to_end_and_again(digits, tmp_path, monkeypatch, capsys
     assert run.name == "00000-digits-digits-nonsaturating-r1-16-b16"
     options = json.loads((run / "training_options.json").read_text())
     assert options["config"]["batch"] == 16 and options["config"]["network"]["widths"] == [8, 8, 8]
-    assert "10 classes and they are not used; --cond=1" in capsys.readouterr().out
+    assert "10 classes, but training does not use them; --cond=1" in capsys.readouterr().out
 
     before = {p.name: p.stat().st_mtime_ns for p in run.iterdir()}
     assert saddle(monkeypatch, *command) == 0
@@ -113,7 +113,7 @@ def test_how_the_data_is_read_changes_nothing_and_blocks_do(digits, tmp_path, mo
 
     capsys.readouterr()
     assert saddle(monkeypatch, f"--data={digits}", *command, "-n") == 0
-    assert "would go on with" in capsys.readouterr().out
+    assert "would resume" in capsys.readouterr().out
     assert saddle(monkeypatch, f"--data={digits}", *command, "--set=data.block=8", "-n") == 0
     assert "would start" in capsys.readouterr().out
 
@@ -149,7 +149,7 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
         torch.testing.assert_close(ours["G/first.weight"], wanted, rtol=1e-4, atol=1e-5)
     assert saddle(monkeypatch, *command, f"--outdir={tmp_path}/x", f"--init-from={snapshot}", "--cond=1") == 2
     error = capsys.readouterr().err
-    assert "does not fit: G has embedding.weight [10, 8], it has none (2 tensors differ)" in error
+    assert "does not fit: embedding.weight of G is [10, 8] here and missing there (2 tensors differ)" in error
     assert not (tmp_path / "x").exists()
     snapshot.unlink()  # only the start needs it
     command = [*command, f"--outdir={tmp_path / snapshot.name}", f"--init-from={snapshot}", "--set=optimizer.g_lr=1e-9"]
@@ -164,7 +164,7 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
         (["--batch=18"], "--batch=18 is not a multiple of the coupling group of 4"),
         (["--batch=many"], "many"),
         (["--batch=256"], "holds 200 images, fewer than one batch of 256"),
-        (["--resolution=48"], "--resolution=48.*holds 4, 8, 16"),
+        (["--resolution=48"], "--resolution=48.*has sizes 4, 8, 16"),
         (["--objective=relativisitc"], "did you mean relativistic"),
         (["--regularizer=r2d2"], "did you mean r2"),
         (["--regularizer=zzz"], "known: bcr, clip, dragan"),
@@ -180,7 +180,7 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
         (["--gamma=nan"], "--gamma=nan must be at least 0"),
         (["--aug=dif"], "did you mean diff"),
         (["--set=regularizer.decay=linear"], "regularizer.decay=linear is unknown"),
-        (["--set=regularizer.decay=cosine"], "needs decay_kimg"),
+        (["--set=regularizer.decay=cosine"], "needs regularizer.decay_kimg"),
         (["--preset=digit"], "did you mean digits"),
         (["--set=regularizer.gama=1"], "did you mean regularizer.gamma"),
         (["--set=optimizer.g_lr=fast"], "wants float"),
@@ -273,7 +273,7 @@ def test_another_trajectory_cannot_be_resumed_into(digits, tmp_path, monkeypatch
     assert saddle(monkeypatch, *command) == 0
     run = only_run(tmp_path)
     assert saddle(monkeypatch, *command, f"--resume={run}", "--gamma=7") == 2
-    assert "another config.regularizer.gamma" in capsys.readouterr().err
+    assert "other values of config.regularizer.gamma" in capsys.readouterr().err
     assert saddle(monkeypatch, *command, f"--resume={run}") == 0
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "training_options.json").write_text("{}")
@@ -320,7 +320,8 @@ def test_another_number_of_ranks_goes_on_with_the_same_samples_and_draws(digits,
     whole = {k: v.clone() for k, v in load_file(newest).items()}  # else it is the file that is about to change
     newest.write_bytes(b"damaged")
     assert saddle(monkeypatch, *command) == 0
-    assert ("world size was 2: same samples and draws, equal to rounding" in capfd.readouterr().out) != exact
+    note = "world size was 2: samples and draws stay the same; results are equal only up to rounding"
+    assert (note in capfd.readouterr().out) != exact
     ours = load_file(newest)
     for name in whole:
         torch.testing.assert_close(ours[name], whole[name], rtol=0, atol=0 if exact else 1e-9, msg=name)
@@ -330,7 +331,8 @@ def test_another_number_of_ranks_goes_on_with_the_same_samples_and_draws(digits,
 def test_ranks_that_stop_on_values_that_are_not_finite_exit_with_3(digits, tmp_path, monkeypatch, capfd):
     flags = ["--gpus=2", "--set=optimizer.d_lr=1e30", "--set=run.max_skipped=2", "--set=regularizer.every=1"]
     assert saddle(monkeypatch, f"--data={digits}", f"--outdir={tmp_path}", *SHORT, *flags) == 3
-    assert re.search(r"stopped: 5 steps in a row not finite, in [DG]\.\S+;", capfd.readouterr().out)
+    printed = capfd.readouterr().out
+    assert re.search(r"stopped: the gradients of 5 steps in a row were not finite, in [DG]\.\S+;", printed)
     assert json.loads((only_run(tmp_path) / "exit.json").read_text())["code"] == 3
 
 
@@ -348,7 +350,8 @@ def test_ranks_end_with_their_command_however_it_ends(digits, tmp_path):
         process.send_signal(stop)
         process.wait(timeout=60)
         wait_until(lambda below=below: not any(Path(f"/proc/{pid}").exists() for pid in below), 60)
-        hold(only_run(outdir)).close()
+        with hold(only_run(outdir)):  # nobody has it any longer
+            pass
 
 
 @pytest.mark.slow
@@ -390,7 +393,7 @@ def test_a_run_outlives_the_reader_of_its_output(digits, tmp_path, gpus):
     assert all(lines)
     run = only_run(outdir)
     log = (run / "log.txt").read_text()
-    assert "nobody reads standard output any more" in log and "tick 10 " in log
+    assert "standard output is closed" in log and "tick 10 " in log
     assert json.loads((run / "exit.json").read_text())["code"] == 0
     assert newest_state(run)[0].name == "training-state-0000000800"
 
@@ -403,11 +406,11 @@ def test_a_run_that_differs_in_length_or_batch_alone_is_named(digits, tmp_path, 
     for flag in ("--kimg=1.6", "--kimg=0.4"):
         assert saddle(monkeypatch, *command, flag) == 2
         told = capsys.readouterr().err
-        assert f"{run} is this run with --kimg=0.8" in told and told.count("\n") == 1
+        assert f"{run} is the same run with --kimg=0.8" in told and told.count("\n") == 1
         assert f"--init-from={run} and --set growth.mode=none" in told and "--resume=none" in told
     assert saddle(monkeypatch, *command, "--batch=32") == 2
     told = capsys.readouterr().err
-    assert f"{run} is this run with --batch=16" in told and "--resume=none" in told
+    assert f"{run} is the same run with --batch=16" in told and "--resume=none" in told
     assert only_run(tmp_path)
 
     longer = [*command, "--kimg=1.2", f"--init-from={run}", "--set=growth.mode=none", "--set=growth.shares=[]"]
@@ -417,7 +420,7 @@ def test_a_run_that_differs_in_length_or_batch_alone_is_named(digits, tmp_path, 
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_gans_words_are_translated_to_flags_and_no_other_words_are():
+def test_keys_in_messages_become_flags_and_other_words_do_not():
     assert as_flags("batch=30 is not a multiple; try batch=32") == "--batch=30 is not a multiple; try --batch=32"
     assert as_flags("raise run.kimg or growth.kimg=3 of a/run.kimg.txt") == (
         "raise --kimg or growth.kimg=3 of a/run.kimg.txt"
@@ -429,7 +432,7 @@ def test_gans_words_are_translated_to_flags_and_no_other_words_are():
 
 
 @pytest.mark.parametrize("check,code", [("never", 0), ("first", 2), ("always", 2)])
-def test_a_flipped_pixel_ends_training_unless_nobody_checks(digits, tmp_path, monkeypatch, capsys, check, code):
+def test_a_flipped_pixel_ends_training_unless_checks_are_off(digits, tmp_path, monkeypatch, capsys, check, code):
     path = tmp_path / "flipped.lmdb"
     content = bytearray(digits.read_bytes())
     with lmdb.open(str(digits), subdir=False, readonly=True, lock=False) as env, env.begin() as transaction:

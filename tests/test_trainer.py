@@ -185,7 +185,7 @@ def noisy(images: torch.Tensor, draws: Draws, purpose: str) -> torch.Tensor:
     ],
     ids=["diff", "noise"],
 )
-def test_d_sees_reals_and_fakes_of_both_steps_changed(values, changed):
+def test_d_sees_reals_and_fakes_of_both_steps_augmented_or_noisy(values, changed):
     task = tiny_task(tiny_config({"precision.dtype": "float64", **values}))
     state = initial_state(task)
     G, D = (copy.deepcopy(state.networks[name]) for name in "GD")
@@ -316,7 +316,7 @@ def test_damaged_later_states_do_not_crowd_out_a_sound_one(tmp_path):
     assert newest.name == "training-state-0000000015" and len(passed_over) == 2
 
 
-def test_many_such_steps_stop_the_run_with_the_layers_name(tmp_path, capsys):
+def test_many_void_steps_stop_the_run_and_name_the_layer(tmp_path, capsys):
     task = tiny_task(tiny_config({"run.max_skipped": 5}))
     state = initial_state(task)
 
@@ -326,7 +326,7 @@ def test_many_such_steps_stop_the_run_with_the_layers_name(tmp_path, capsys):
 
     assert loop.train(state, task, poisoned, tmp_path, {}) == 3
     ended = json.loads((tmp_path / "exit.json").read_text())
-    assert ended["code"] == 3 and "10 steps in a row not finite, in D." in ended["reason"]
+    assert ended["code"] == 3 and "10 steps in a row were not finite, in D." in ended["reason"]
     tensors, about = load_state(newest_state(tmp_path)[0])
     assert about["images_seen"] == 320 and all(t.isfinite().all() for t in tensors.values())
 
@@ -390,7 +390,7 @@ def test_durations(seconds, text):
     assert report.duration(seconds) == text
 
 
-def test_what_became_infinite_is_put_back_too():
+def test_a_void_step_restores_optimizer_state_that_became_infinite():
     """Finite gradients may do that: Adam squares them."""
     task = tiny_task(tiny_config({}))
     state = initial_state(task)

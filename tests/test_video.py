@@ -96,7 +96,7 @@ sys.exit('first line\\nno such encoder')"""
 def test_an_encoder_that_is_killed_or_says_nothing_is_one_line(tmp_path, monkeypatch, text, said):
     program_text = f"import os, sys\nsys.stdin.buffer.read(9)\n{text}\nsys.exit(1)"
     monkeypatch.setenv("SADDLE_FFMPEG", program(tmp_path / "killed", program_text))
-    with pytest.raises(UserError, match=f"ffmpeg {'' if text else 'stopped with '}{said}: it said nothing$"):
+    with pytest.raises(UserError, match=f"ffmpeg {'' if text else 'stopped with '}{said}: it printed nothing$"):
         write_video(tmp_path / "out" / "x.mp4", (plain(0, 480, 640) for _ in range(50)), fps=30)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -115,7 +115,7 @@ def test_an_old_video_survives_a_failure(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["x.mp4"]
 
 
-def test_missing_ffmpeg_is_said(tmp_path, monkeypatch):
+def test_a_missing_ffmpeg_is_an_error_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("SADDLE_FFMPEG", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="SADDLE_FFMPEG"):
         write_video(tmp_path / "x.mp4", [plain(0)], fps=30)

@@ -35,14 +35,14 @@ def store(monkeypatch):
     return server
 
 
-def test_who_says_nothing_is_named_before_who_is_busy(store):
+def test_a_silent_rank_is_named_before_a_busy_one(store):
     ranks = [Heartbeats(Ranks(rank, 3), "test", 1.0) for rank in range(3)]
     for beat in range(3):
         for each in ranks[: 3 if beat < 2 else 2]:  # rank 2 falls silent
             each.say(7, "all_reduce from sum (gan/x.py:1)", True)
         ranks[0].look(10.0 * beat)
     said = ranks[0].suspects(22.0, silence=8.0)
-    assert said.startswith("rank 2 on ") and "has said nothing for 12 s" in said and "step 7" in said
+    assert said.startswith("rank 2 on ") and "has sent nothing for 12 s" in said and "step 7" in said
     ranks[2].say(7, "read (data/store.py:88)", False)
     ranks[0].look(23.0)
     said = ranks[0].suspects(24.0, silence=8.0)
@@ -52,7 +52,7 @@ def test_who_says_nothing_is_named_before_who_is_busy(store):
     assert "all ranks wait" in ranks[0].suspects(24.0, silence=8.0)
 
 
-def test_a_store_that_is_gone_is_said(monkeypatch):
+def test_a_store_that_does_not_answer_is_named(monkeypatch):
     code = "import torch.distributed as d, time; s = d.TCPStore('localhost', 0, is_master=True);"
     code += "print(s.port, flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as server:
@@ -101,7 +101,7 @@ the_slow_function()
     assert "the_slow_function" in (tmp_path / "hang-rank0.txt").read_text()
 
 
-def test_a_wish_to_stop_that_is_not_met_ends_the_process(tmp_path):
+def test_a_stop_request_that_is_not_met_in_time_ends_the_process(tmp_path):
     code = f"""
 import pathlib, time
 from gan.ranks.distributed import Ranks
@@ -114,7 +114,7 @@ time.sleep(60)
     assert done.returncode == 1 and "not stopped 1 s after SIGTERM" in done.stderr
 
 
-def test_only_what_collectives_raise_becomes_an_error_of_a_peer(tmp_path):
+def test_only_errors_of_collectives_become_peer_errors(tmp_path):
     dog = Watchdog(Ranks(), tmp_path, 100.0, StopRequest())
     with pytest.raises(RuntimeError, match=r"^ours$") as ours, naming(dog, lambda: "now"):
         raise RuntimeError("ours")
@@ -129,17 +129,17 @@ def test_only_what_collectives_raise_becomes_an_error_of_a_peer(tmp_path):
     assert not any(thread.is_alive() for thread in dog.threads)
 
 
-def test_drift_of_speed_is_said_once_per_stage():
+def test_the_warning_of_lower_speed_comes_once_per_stage():
     drift = Drift()
     series = [4.0, 2.0, 2.1, *[3.2] * (SLOW_TICKS + 3)]
     said = [drift.tick(0, seconds, 1.0) for seconds in series]
     assert [len(s) for s in said] == [0] * 5 + [1] + [0] * 3
-    assert "3.2 sec/kimg and the best of this resolution was 2" in said[5][0]
+    assert "3.2 sec/kimg, and the best at this resolution was 2" in said[5][0]
     assert not any(drift.tick(1, 9.0, 1.0) for _ in range(9))  # a larger stage takes longer, rightly
     assert not any(drift.tick(1, seconds, 1.0) for seconds in [14.0, 14.0, 9.0] * 5)  # now and then is no drift
 
 
-def test_drift_of_memory_is_growth_in_every_tick():
+def test_the_warning_of_memory_needs_growth_in_every_tick():
     drift, n = Drift(), GROWING_TICKS
     assert not any(drift.tick(0, 1.0, 2.0 + 0.01 * i) for i in range(n))  # too little to matter
     assert not any(drift.tick(1, 1.0, 2.0 + (i % 3)) for i in range(5 * n))  # up and down
@@ -181,7 +181,7 @@ def test_a_rank_that_is_stopped_is_named_and_one_that_goes_on_in_time_is_not(dig
     # Wherever rank 0 was when the other stopped: in a step, or comparing weights at the end of a tick.
     where = re.search(r", in all_(?:reduce|gather) from (\w+) \(gan/", line)
     assert line.startswith("rank 0 on ") and where, line
-    assert "rank 1 on " in line and f"(process {stopped}) has said nothing for" in line
+    assert "rank 1 on " in line and f"(process {stopped}) has sent nothing for" in line
     (stacks,) = tmp_path.glob("0*/hang-rank0.txt")
     assert where[1] in stacks.read_text()
     assert not list(tmp_path.glob("0*/exit.json"))

@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_leaves_the_state_before_and_the_run_alive(tmp_path,
     assert json.loads((tmp_path / "exit.json").read_text())["code"] == 0
 
 
-def test_a_last_state_that_cannot_be_saved_is_no_finished_run(tmp_path, monkeypatch):
+def test_a_run_whose_last_state_cannot_be_saved_is_not_finished(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "save_state", full_at(960))
     assert tiny_run(tmp_path) == 2
     ended = json.loads((tmp_path / "exit.json").read_text())
@@ -96,7 +96,7 @@ def test_too_little_space_is_seen_before_anything_is_written(tmp_path, monkeypat
     writer.close()
 
 
-def test_what_is_no_matter_of_disks_is_raised():
+def test_errors_that_are_not_about_files_are_raised():
     writer = Writer(print)
     writer.start(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -120,7 +120,7 @@ def test_ranks_that_differ_stop_unsaved(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "find_strangers", lambda value, ranks: [1, 3])
     assert tiny_run(tmp_path) == 2
     assert names(tmp_path) == []
-    assert "the weights of ranks 1, 3 are not those of the others" in capsys.readouterr().out
+    assert "the weights on ranks 1, 3 differ from those on the other ranks" in capsys.readouterr().out
     assert json.loads((tmp_path / "exit.json").read_text())["images_seen"] == 320
 
 

@@ -1,4 +1,5 @@
-"""A small classifier of the user's own labelled images: the eyes of the metrics, trained anew and alike each time."""
+"""A small classifier of the user's own labeled images, whose features the metrics use. It is trained anew each time,
+with the same result."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +13,16 @@ from torch import Tensor, nn
 from gan.errors import UserError
 
 FEATURES = 64
-LARGEST_SIDE = 32  # of what the network sees; larger images are averaged down to it
+LARGEST_SIDE = 32  # of the network's input; larger images are averaged down to it
 SMALLEST_SIDE = 8
-HELD_OUT = 0.2  # share of the images that measures the accuracy, at most 5000
+HELD_OUT = 0.2  # share of the images, at most 5000, that is not trained on and measures the accuracy
 STEPS = 1200
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network with its accuracy on `held_out` images that it never saw."""
+    """A trained network with its accuracy on `held_out` images that it was not trained on."""
 
     network: nn.Sequential  # [n, C, h, w] -> logits [n, K]; the last layer reads the features
     classes: int
@@ -45,7 +46,7 @@ def to_input(images: np.ndarray) -> Tensor:
 
 
 def shrink(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [N, H, W, C] -> uint8 [N, h, w, C], h and w at most 32, by box averaging; small ones as they are."""
+    """Images uint8 [N, H, W, C] -> uint8 [N, h, w, C], h and w at most 32, by box averaging; small ones unchanged."""
     height, width = (min(side, LARGEST_SIDE) for side in images.shape[1:3])
     if (height, width) == images.shape[1:3]:
         return images
@@ -56,7 +57,7 @@ def shrink(images: np.ndarray) -> np.ndarray:
 
 
 def build_network(channels: int, classes: int, width: int = 32) -> nn.Sequential:
-    """Three convolutions and two linear layers: [n, channels, h, w], h and w from 8 to 32, -> [n, classes]."""
+    """Three convolutions and two linear layers: [n, channels, h, w], h and w from 8 to 32 -> logits [n, classes]."""
 
     def convolution(inputs: int, outputs: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -85,8 +86,8 @@ def train_classifier(
 ) -> Classifier:
     """Fit images uint8 [N, H, W, C] with labels int64 [N] in [0, classes): the same arguments give the same classifier.
 
-    On a CPU it is trained by one thread, so that the number of cores does not change the scores; it is small enough.
-    The caller's random state is left as it was. UserError for fewer than two classes, ten images, or sides below 8.
+    On a CPU one thread trains it, so that the number of cores does not change the scores. The caller's random state is
+    restored. Raises UserError for fewer than two classes, fewer than ten images, or sides below 8.
     """
     check(images, classes)
     images = shrink(images)
@@ -106,7 +107,8 @@ def train_classifier(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums have one order, and no thread waits for another that a busy machine does not run."""
+    """Within the block torch uses one thread: so sums have a fixed order, and on a busy machine no thread must wait for
+    another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -116,13 +118,13 @@ def one_thread() -> Iterator[None]:
 
 
 def check(images: np.ndarray, classes: int) -> None:
-    """Refuse what no classifier can be made of."""
+    """Raises UserError if there are too few classes or images for a classifier, or the images are too small."""
     if classes < 2:
         raise UserError(
             "scores need a dataset with at least two classes: prepare a folder whose sub-folders are classes"
         )
     if len(images) < 10:
-        raise UserError(f"scores need at least 10 labelled images, not {len(images)}")
+        raise UserError(f"scores need at least 10 labeled images, not {len(images)}")
     if min(images.shape[1:3]) < SMALLEST_SIDE:
         raise UserError(f"scores need images of at least {SMALLEST_SIDE} pixels a side, not {images.shape[1:3]}")
 
@@ -130,7 +132,7 @@ def check(images: np.ndarray, classes: int) -> None:
 def fit(
     network: nn.Sequential, images: np.ndarray, labels: Tensor, order: Tensor, steps: int, generator: torch.Generator
 ) -> None:
-    """Adam under a one-cycle learning rate on batches of images[order], each shifted a little."""
+    """Train by AdamW, with a one-cycle learning rate, on batches of images[order]; each batch is shifted a little."""
     device = next(network.parameters()).device
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)

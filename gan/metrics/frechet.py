@@ -8,23 +8,25 @@ from gan.errors import UserError
 def gaussian_fit(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features [N >= 2, F] -> (mean [F], unbiased covariance [F, F]) in float64."""
     if len(features) < 2:
-        raise UserError(f"a covariance needs at least 2 samples, not {len(features)}; ask for more")
+        raise UserError(f"a covariance needs at least 2 samples, not {len(features)}; give more")
     features = np.asarray(features, dtype=np.float64)
     return features.mean(0), np.cov(features, rowvar=False).reshape(features.shape[1], features.shape[1])
 
 
 def square_root(sigma: np.ndarray) -> np.ndarray:
-    """The symmetric root of a positive semidefinite [F, F]; eigenvalues that are rounding noise about 0 count as 0."""
+    """The symmetric root of a positive semidefinite [F, F]. Eigenvalues as small as rounding errors count as 0."""
     values, vectors = np.linalg.eigh(sigma)
     noise = max(values[-1], 0) * len(values) * np.finfo(np.float64).eps
     return (vectors * np.sqrt(np.where(values > noise, values, 0))) @ vectors.T
 
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
-    """||mu1 - mu2||^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2). mu [F], sigma [F, F]; the square, as FID reports it.
+    """||mu1 - mu2||^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2), for mu [F] and sigma [F, F]: the squared distance, as
+    FID reports it.
 
-    The last trace is the nuclear norm of S1^1/2 S2^1/2: no root of a nonsymmetric matrix, and no loss of digits where a
-    covariance lacks full rank (fewer samples than features, dead units). ValueError for values that are not finite.
+    The trace of the last term is the nuclear norm of S1^1/2 S2^1/2. Computed like this, it needs no root of a
+    nonsymmetric matrix, and loses no digits if a covariance lacks full rank (fewer samples than features, dead units).
+    Raises ValueError for values that are not finite.
     """
     mu1, sigma1, mu2, sigma2 = (np.asarray(a, dtype=np.float64) for a in (mu1, sigma1, mu2, sigma2))
     if not all(np.isfinite(a).all() for a in (mu1, sigma1, mu2, sigma2)):

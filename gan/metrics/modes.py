@@ -5,7 +5,8 @@ from numpy.typing import ArrayLike
 
 
 def mode_kl(counts: ArrayLike) -> float:
-    """KL(histogram of predicted classes || uniform) in nats. counts [K] >= 0: 0 is even, log K is one class only."""
+    """KL(histogram of predicted classes || uniform) in nats, from counts [K] >= 0. It is 0 if all classes are equally
+    frequent, and log K if there is only one."""
     counts = np.asarray(counts, dtype=np.float64)
     share = counts / counts.sum()
     seen = share > 0
@@ -13,5 +14,6 @@ def mode_kl(counts: ArrayLike) -> float:
 
 
 def mode_kl_floor(samples: int, classes: int) -> float:
-    """What n samples of a perfectly even source score on average, to first order: (K - 1) / (2 n) (Miller 1955)."""
+    """The mode-KL that n samples from K equally likely classes have on average, to first order: (K - 1) / (2 n)
+    (Miller 1955)."""
     return (classes - 1) / (2 * samples)

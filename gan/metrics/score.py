@@ -1,4 +1,5 @@
-"""How near samples are to labelled reals, in the features of a classifier of those reals, beside its floors."""
+"""How near samples are to labeled real images, in the features of a classifier of those images, and the scores of real
+images to compare with (floors)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,32 +16,33 @@ SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Score:
-    """One row of the table. Lower is better for the Fréchet distance and mode-KL, higher for the last two."""
+    """A row of the table. Lower is better for Fréchet distance and mode-KL, higher for confidence and accuracy."""
 
     samples: int
-    frechet_distance: float  # to all reals; for a half of them, to the other half
+    frechet_distance: float  # to all reals; the row of one half of the reals has the distance to the other half
     mode_kl: float  # KL(predicted classes || uniform), nats
-    mode_kl_floor: float  # what so few samples of an even source score by chance
-    confidence: float  # mean probability of the predicted class; noise scores high too, so never the only figure
-    accuracy_as_asked: float | None  # share classified as the class asked for; None without classes
+    mode_kl_floor: float  # the mode-KL that as many samples from equally likely classes have by chance
+    confidence: float  # mean probability of the predicted class; high for noise too, so never read it alone
+    accuracy_as_asked: float | None  # share classified as the class that was asked for; None without classes
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as one classifier sees them: what every score is measured against.
+    """Real images and a classifier of them: every score is measured against a Reference.
 
-    Scores of networks are comparable only through the same Reference: another classifier is another ruler.
+    Scores of networks are comparable only if they are measured against the same Reference, as another classifier has
+    other features.
 
-    A Fréchet distance between n and m samples of one source is not 0 but grows as 1/n + 1/m. The floor between halves
-    has n = m = N/2, hence 4/N; 10 000 samples against all N reals have 1/N + 1/10 000, for N = 1797 about 0.3 of that.
-    So a perfect generator scores about 0.3 of the floor, and one at the floor is as near to the reals as half of them
-    is to the other half. Scores of different sample counts differ by their bias: compare like with like.
+    The Fréchet distance between n and m samples of the same source is not 0: it is proportional to 1/n + 1/m. The floor
+    between two halves of the N reals has n = m = N/2, hence 4/N. 10 000 samples against all reals have 1/N + 1/10 000,
+    which is about 0.3 of the floor for N = 1797. So a perfect generator scores about 0.3 of the floor, and one at the
+    floor is as near to the reals as half of them is to the other half. Compare only scores of equally many samples.
     """
 
     classifier: Classifier
     images: np.ndarray  # uint8 [N, H, W, C]
     labels: np.ndarray  # int64 [N]
-    seed: int = 0  # of the halves
+    seed: int = 0  # of the division into halves
 
     @cached_property
     def views(self) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +55,7 @@ class Reference:
         return gaussian_fit(self.views[0])
 
     def floors(self) -> dict[str, Score]:
-        """Rows to read a score beside: all reals, one random half of them against the other, and 3x3-blurred reals."""
+        """Rows to compare a score with: all reals, one random half of them against the other, and 3x3-blurred reals."""
         features, probabilities = self.views
         order = np.random.RandomState(self.seed).permutation(len(features))
         half, rest = np.array_split(order, 2)
@@ -66,14 +68,14 @@ class Reference:
 
 
 def score(reference: Reference, batches: Iterable[np.ndarray], asked: np.ndarray | None = None) -> Score:
-    """Score batches of samples uint8 [n, H, W, C]; asked int64 [sum of n] are the classes they were asked to be."""
+    """Score batches of samples uint8 [n, H, W, C]. asked: int64 [sum of n], the classes the network was asked for."""
     seen = [reference.classifier(images) for images in batches]
     features, probabilities = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     return summarize(probabilities, frechet_distance(*gaussian_fit(features), *reference.moments), asked)
 
 
 def summarize(probabilities: np.ndarray, distance: float, asked: np.ndarray | None) -> Score:
-    """Class probabilities [N, K], a known distance and the classes asked for [N] -> a row."""
+    """Make a row from class probabilities [N, K], a Fréchet distance and the classes that were asked for [N]."""
     samples, classes = probabilities.shape
     predicted = probabilities.argmax(1)
     return Score(

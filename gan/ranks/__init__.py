@@ -1,1 +1,1 @@
-"""Many processes that train as one: their group, their gradients and statistics, and what they must agree on."""
+"""Training in many processes (ranks): their group, sums of gradients and statistics, checks that all agree."""

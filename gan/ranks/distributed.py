@@ -1,4 +1,4 @@
-"""`torch.distributed` under `torchrun`: joining it, who computes what, and what all ranks must have the same."""
+"""`torch.distributed` under `torchrun`: joining the group, each rank's share, and what must be equal on all ranks."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ MEETING = timedelta(minutes=10)  # the longest to wait for other ranks: their ho
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers."""
+    """This process's rank, the number of ranks, and this rank's device."""
 
     rank: int = 0
     world: int = 1
@@ -31,15 +31,15 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Does this rank write files and speak?"""
+        """Is this rank 0, which writes files and logs?"""
         return self.rank == 0
 
 
 def start(timeout: float = 300.0, check: Callable[[Any, int, int], Any] | None = None) -> Ranks:
-    """Join the ranks that torchrun's environment variables describe, by NCCL on GPUs and gloo on CPUs; without them,
-    be the only rank.
+    """Join the process group that torchrun's environment variables describe, by NCCL on GPUs and gloo on CPUs. Without
+    these variables, this process is the only rank.
 
-    timeout: the longest that a collective may take, in seconds, once all have met; they get MEETING to do so.
+    timeout: the longest that a collective may take, in seconds, once all ranks have met; for that they have MEETING.
     check: called with (store, rank, world) before there are collectives.
     """
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -49,40 +49,40 @@ def start(timeout: float = 300.0, check: Callable[[Any, int, int], Any] | None =
     if "WORLD_SIZE" not in os.environ:
         return Ranks(device=device)
     if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
-        os.environ["MASTER_ADDR"] = LOOPBACK  # torchrun says this host's name, which may not resolve
+        os.environ["MASTER_ADDR"] = LOOPBACK  # torchrun sets this host's name, which may not resolve
         use_loopback()
     store, rank, world = next(rendezvous("env://", timeout=MEETING))
     if check:
         check(store, rank, world)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=MEETING)
-    sum_over_ranks(torch.zeros(1, device=device))  # now all have met, and must answer sooner from here on
+    sum_over_ranks(torch.zeros(1, device=device))  # after this sum all ranks have met; now the shorter timeout holds
     _set_pg_timeout(timedelta(seconds=timeout))
     return Ranks(rank, world, device)
 
 
 def use_loopback() -> None:
-    """Let gloo and NCCL talk over the loopback interface, unless another is chosen: for ranks that are all on one host.
-    Else gloo looks up the host's name. Raises UserError where that interface is down."""
+    """Let gloo and NCCL use the loopback interface, unless the user has chosen another: for ranks on one host only.
+    Otherwise gloo looks up the host's name. Raises UserError if the loopback interface is down."""
     name = interface(LOOPBACK)
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
     elif sys.platform == "linux":  # elsewhere `interface` finds none
-        raise UserError(f"no network interface has the address {LOOPBACK}, by which ranks meet: ip link set lo up")
+        raise UserError(f"no network interface has the address {LOOPBACK}, where ranks meet: run ip link set lo up")
 
 
 def stop() -> None:
-    """Leave the group, if there is one."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def end_rank(code: int = 0) -> None:
-    """End this process, a rank that is done, past the interpreter's own end.
+    """End this process, a rank that is done, by os._exit, without the interpreter's shutdown.
 
-    There ranks were seen to abort ("terminate called without an active exception", in 1 of 5 and 4 of 8 runs of three
-    ranks on two cores, with no Python frame left), and torchrun then ends the other ranks too.
+    During the shutdown some ranks aborted ("terminate called without an active exception", in 1 of 5 and 4 of 8 runs of
+    three ranks on two cores, with no Python frame left), and torchrun then ends the other ranks too.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -90,21 +90,21 @@ def end_rank(code: int = 0) -> None:
 
 
 def check_devices(local_ranks: int) -> None:
-    """Raises UserError where a host with GPUs has fewer of them than ranks; without GPUs ranks are processes."""
+    """Raises UserError if a host has GPUs, but fewer than ranks. A host without GPUs may have any number of ranks."""
     count = torch.cuda.device_count()
     if 0 < count < local_ranks:
-        raise UserError(f"{local_ranks} ranks on this host but {count} GPUs; start {count} of them")
+        raise UserError(f"{local_ranks} ranks on this host but {count} GPUs; start {count} ranks")
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(threads: int) -> int:
-    """Set the intra-op threads, 0 for an equal share of rank 0's cores; -> what was set.
+    """Set the number of intra-op threads, 0 for an equal share of the cores of rank 0's host. -> the number set.
 
-    Sums depend on the number, so all ranks have the same, and it is saved with the training state.
+    The rounding of sums depends on this number, so all ranks use the same one, and training states record it.
     """
     threads = from_first(threads or max(cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
     torch.set_num_threads(threads)
@@ -112,7 +112,7 @@ def set_threads(threads: int) -> int:
 
 
 def set_precision(ranks: Ranks, deterministic: bool) -> None:
-    """On CUDA: tf32 products, and deterministic algorithms if asked. On a CPU there is nothing to choose."""
+    """On CUDA: allow tf32 products, and use deterministic algorithms if `deterministic`. On a CPU: do nothing."""
     if ranks.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -120,9 +120,9 @@ def set_precision(ranks: Ranks, deterministic: bool) -> None:
 
 
 def share(count: int, ranks: Ranks) -> range:
-    """The contiguous share of a batch's `count` coupling groups that this rank computes; shares differ by one at most.
+    """The indices of the blocks, of a batch's `count`, that this rank computes. Shares differ by at most one block.
 
-    Raises UserError when there are more ranks than groups.
+    Raises UserError if there are more ranks than blocks.
     """
     if ranks.world > count:
         raise UserError(
@@ -133,14 +133,14 @@ def share(count: int, ranks: Ranks) -> range:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """In place, where there are ranks."""
+    """Sum a tensor over all ranks, in place, and return it. A process that is the only rank changes nothing."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
-    """A sum of the bits of all tensors, int64 [1], on their device: one changed bit changes it."""
+    """A weighted sum of the bits of all tensors, int64 [1], on their device: changing one bit changes the sum."""
     total: Tensor | int = 0
     for weight, tensor in enumerate(tensors):
         bits = tensor.detach().view(torch.int64 if tensor.element_size() == 8 else torch.int32)
@@ -149,8 +149,8 @@ def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def find_strangers(value: Tensor, ranks: Ranks) -> list[int]:
-    """The ranks whose `value`, int64 [1], differs from that of most ranks, in a tie from that of rank 0. All ranks get
-    the same answer."""
+    """The ranks whose `value`, int64 [1], differs from the most frequent one; in a tie, from that of the lowest rank.
+    All ranks get the same answer."""
     if ranks.world == 1:
         return []
     gathered = [torch.empty_like(value) for _ in range(ranks.world)]
@@ -161,7 +161,8 @@ def find_strangers(value: Tensor, ranks: Ranks) -> list[int]:
 
 
 def same_on_all(what: str, value: Any) -> Any:
-    """`value`, if every rank passes the same; else UserError on all ranks, which names the first that differs."""
+    """Return `value` if it is the same on all ranks. Otherwise all ranks raise UserError, which names the first rank
+    that differs from rank 0."""
     if dist.is_initialized():
         values: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(values, value)
@@ -172,7 +173,7 @@ def same_on_all(what: str, value: Any) -> Any:
 
 
 def from_first(value: Any) -> Any:
-    """On every rank, the value that rank 0 passes."""
+    """Return rank 0's `value` on every rank."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -181,8 +182,8 @@ def from_first(value: Any) -> Any:
 
 
 def on_first(ranks: Ranks, function: Callable[[], Any]) -> Any:
-    """What a function returns on rank 0, on every rank. A UserError that it raises there becomes an EverywhereError on
-    every rank: they stop together or not at all."""
+    """Call a function on rank 0 and return its result on every rank. If it raises UserError, every rank raises
+    EverywhereError, so that all ranks stop together."""
     result = None
     if ranks.first:
         try:

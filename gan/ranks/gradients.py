@@ -1,8 +1,8 @@
-"""The sum of gradients over a global batch that was cut into parts, on this rank and over all ranks.
+"""The gradient over a global batch: summed over this rank's parts of the batch, then over all ranks.
 
-Divided by the batch and not by the ranks, so ranks may hold unequal shares. One flat message per sum, after the
-backward: most gradients are whole only near its end, where the last of D's passes (reals, fakes, penalty) is walked
-back, and buckets that were sent from there on won nothing on two ranks (docs/benchmarks.md).
+The sum is divided by the batch and not by the number of ranks, so that ranks may have unequal shares. It is sent as one
+flat message after the backward pass. Most gradients are complete only near its end, in the last of D's passes (reals,
+fakes, penalty), and sending them in buckets from there on was no faster on two ranks (docs/benchmarks.md).
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from gan.config import DistributedConfig
 from gan.ranks.distributed import Ranks, share
 
-Node = tuple[int, int, Tensor]  # (level, index, sum): of the leaves [index * 2**level, (index + 1) * 2**level)
+Node = tuple[int, int, Tensor]  # (level, index, sum of the leaves [index * 2**level, (index + 1) * 2**level))
 ALONE = Ranks()
 PLAIN = DistributedConfig()
 
@@ -23,9 +23,9 @@ class GradientSum:
     """The gradient of one player's loss over the global batch: `add` the loss of each part, then `step`.
 
     parameters: of the network that the loss trains. batch: samples in the global batch.
-    blocks: how many blocks the global batch is made of. In exact mode every part is one of them.
-    stopping: a number of this rank's own that travels with the gradients; `stop` is then its sum over ranks.
-    Parameters that no loss depends on keep no gradient.
+    blocks: how many blocks the global batch has. In exact mode every part is one block.
+    stopping: a number of this rank that is sent along with the gradients; its sum over ranks is then in `stop`.
+    Parameters that no loss depends on get no gradient.
     """
 
     def __init__(
@@ -43,22 +43,22 @@ class GradientSum:
         self.how = how
         self.blocks = blocks
         self.stopping = stopping
-        self.stop = torch.zeros(())  # 0-dim float32, alike on all ranks once they have summed
+        self.stop = torch.zeros(())  # 0-dim float32, the same on all ranks after `finish`
         self.leaves = iter(share(blocks, ranks))
         self.nodes: list[Node] = []
         self._clear()
 
     def add(self, loss: Tensor) -> None:
-        """Backward of a part's loss, 0-dim: a sum over its samples. Its graph is gone afterwards."""
+        """Run the backward pass of a part's loss, 0-dim, the sum over its samples. This frees the loss's graph."""
         if self.how.exact:
             self._clear()
-        torch.autograd.backward(loss, inputs=self.parameters)  # not into the images that a penalty looked at
+        torch.autograd.backward(loss, inputs=self.parameters)  # not into the images that a penalty differentiates by
         if self.how.exact:
             self._add_leaf()
 
     def finish(self) -> Tensor:
-        """Put the sum over all ranks / global batch into each .grad. -> 0-dim float32, alike on all ranks: 1 where a
-        gradient on any of them is not finite, else 0. It comes with the sum, without a message of its own."""
+        """Set each .grad to the sum over all ranks, divided by the global batch. -> 0-dim float32: 1 if a gradient on
+        any rank is not finite, else 0. All ranks get the same, without a further message, as they have the same sum."""
         flat = self._sum_in_tree() if self.how.exact else self._sum_flat()
         self.stop = flat[-1].float()
         flat = flat[:-1] / self.batch
@@ -68,7 +68,8 @@ class GradientSum:
         return 1 - torch.isfinite(flat).all().float()
 
     def step(self, optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> Tensor:
-        """`finish`, and `descend` unless a gradient is not finite or `void` is 1. -> 0-dim: is one of these so?"""
+        """`finish`, then `descend`, unless a gradient is not finite or `void` is 1. -> 0-dim: 1 in these cases, else
+        0."""
         void = torch.maximum(self.finish(), void)
         descend(optimizer, lr, void)
         return void
@@ -80,7 +81,7 @@ class GradientSum:
     def _add_leaf(self) -> None:
         index = next(self.leaves)
         leaf = pack(self.parameters, self.stopping)
-        self.stopping = 0.0  # it goes with the first leaf
+        self.stopping = 0.0  # the first leaf carries it; the others must not count it again
         push(self.nodes, (0, index, leaf))
 
     def _sum_flat(self) -> Tensor:
@@ -92,15 +93,15 @@ class GradientSum:
     def _sum_in_tree(self) -> Tensor:
         nodes = exchange(self.nodes, self.blocks, self.ranks) if self.ranks.world > 1 else self.nodes
         total = nodes.pop()[2]
-        while nodes:  # the number of blocks is no power of two
+        while nodes:  # several nodes are left unless the number of blocks is a power of two
             total = nodes.pop()[2] + total
         return total
 
 
 def descend(optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> None:
-    """Update an optimizer's parameters at a learning rate, or change nothing where `void` is 1.
+    """Update an optimizer's parameters with learning rate `lr`, or change nothing if `void` is 1.
 
-    The fused Adam reads `found_inf` on the device, so nobody waits for the answer.
+    The fused Adam reads `found_inf` on the device, so the host does not wait for the value.
     """
     for group in optimizer.param_groups:
         group["lr"].fill_(lr)
@@ -110,7 +111,7 @@ def descend(optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> None:
 
 
 def pack(parameters: Sequence[Tensor], extra: float) -> Tensor:
-    """All gradients in a row, and one number behind them."""
+    """One flat tensor of all gradients, followed by the number `extra`."""
     gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
     return torch.cat([*gradients, gradients[0].new_full((1,), extra)])
 
@@ -120,10 +121,11 @@ def _sum(flat: Tensor, ranks: Ranks) -> None:
 
 
 def _sum_bfloat16(flat: Tensor, ranks: Ranks) -> None:
-    """Half the bytes: each rank sums its piece of what all sent, in the type of `flat`, and sends that to all.
+    """Sum over ranks with half the bytes: each rank receives one piece from all ranks in bfloat16, sums it in the dtype
+    of `flat`, and sends the sum to all ranks in bfloat16.
 
-    Rounded to 8 significant bits twice, by whom it comes from and as a sum, however many ranks there are; the same on
-    all of them. An all-reduce in bfloat16 would round at each addition.
+    So values are rounded to 8 significant bits twice, before and after the sum, for any number of ranks, and all ranks
+    get the same result. An all-reduce in bfloat16 would round at each addition.
     """
     size = -(-len(flat) // ranks.world)
     sent = torch.nn.functional.pad(flat, (0, size * ranks.world - len(flat))).bfloat16()
@@ -138,10 +140,10 @@ SUMS = {"none": _sum, "bf16": _sum_bfloat16}  # rows of distributed.compress
 
 
 def push(nodes: list[Node], node: Node) -> None:
-    """Put a node to the right of those there are; a pair of siblings becomes their parent, and so on upward.
+    """Append a node to the right of `nodes`. Two siblings are replaced by their parent, and so on upward.
 
-    A node of this tree is the sum of its two children, whoever computes it. So the sum of all leaves is bit for bit the
-    same for any number of ranks: each sums as far as it has whole nodes, and all of them sum the rest.
+    A node of this tree is the sum of its two children, on whichever rank it is computed. So the sum of all leaves is
+    bit-equal for any number of ranks: each rank adds up the nodes whose leaves it has, and all ranks add up the rest.
     """
     level, index, total = node
     while index % 2 and nodes and nodes[-1][:2] == (level, index - 1):
@@ -152,7 +154,7 @@ def push(nodes: list[Node], node: Node) -> None:
 
 
 def exchange(mine: list[Node], count: int, ranks: Ranks) -> list[Node]:
-    """The whole tree, on all ranks, from what each of them has of it."""
+    """Exchange the nodes that each rank has computed. -> the nodes of the whole tree, the same on all ranks."""
     whole: list[Node] = []
     for rank in range(ranks.world):
         theirs: list[Node] = []

@@ -1,7 +1,7 @@
-"""Before ranks train together: do they run the same code on the same task, and can they reach each other?
+"""A test before ranks train together: do they run the same code on the same task, and can they reach each other?
 
-They tell each other through the store at which they meet, before there are collectives: those of different versions of
-torch might not understand each other.
+They exchange this through the store of their rendezvous, before they use collectives, since collectives of different
+versions of torch may not work together.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ SUFFIXES = {".py", ".cpp", ".cu", ".h", ".cuh", ".toml"}
 
 
 def versions() -> dict[str, str]:
-    """The versions that all ranks must have the same, whatever they train."""
+    """The versions that must be the same on all ranks, for any task."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def code_hash() -> str:
-    """SHA-256 over the sources of our packages, names included."""
+    """SHA-256 over the names and contents of our packages' source files."""
     total = hashlib.sha256()
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*")):
@@ -47,11 +47,11 @@ def code_hash() -> str:
 
 
 def compare(store: Any, rank: int, world: int, mine: Mapping[str, Any], refusal: str, seconds: float) -> list[str]:
-    """Tell all ranks what this one has, and read what they have. -> their hosts, by rank.
+    """Send this rank's values to all ranks, and compare theirs. -> the names of all hosts, by rank.
 
-    mine: name -> plain value that all must have the same. refusal: why this rank cannot train, or "".
-    Raises EverywhereError with the first rank that refuses or differs, its host, and in what;
-    PeerError where a rank has not come after `seconds`.
+    mine: name -> plain value that must be the same on all ranks. refusal: why this rank cannot train, or "".
+    Raises EverywhereError, which names the first rank that refuses or differs, its host and the differences;
+    PeerError if a rank has not arrived after `seconds`.
     """
     host = socket.gethostname()
     store.set(f"selftest/{rank}", json.dumps({"host": host, "mine": dict(mine), "refusal": refusal}))
@@ -64,11 +64,11 @@ def compare(store: Any, rank: int, world: int, mine: Mapping[str, Any], refusal:
             known = ", ".join(f"rank {r} on {row['host']}" for r, row in enumerate(rows)) or "none"
             reason = str(error).partition(". ")[0].splitlines()[0]
             raise PeerError(
-                f"rank {rank} on {host}: rank {peer} did not come within {seconds:g} s, or the store is gone "
-                f"(came: {known}; {reason})"
+                f"rank {rank} on {host}: rank {peer} did not arrive within {seconds:g} s, or the store is gone "
+                f"(arrived: {known}; {reason})"
             ) from error
     store.set(f"selftest/heard/{rank}", "")
-    if rank == 0:  # its process may be the store's, and must not end before all have read
+    if rank == 0:  # its process may hold the store, and must not end before all ranks have read it
         with suppress(RuntimeError):
             store.wait([f"selftest/heard/{peer}" for peer in range(world)], timedelta(seconds=30))
     for peer, row in enumerate(rows):
@@ -88,7 +88,7 @@ def compare(store: Any, rank: int, world: int, mine: Mapping[str, Any], refusal:
 
 
 def check_address(world: int, local_world: int) -> None:
-    """Raises UserError where ranks of several hosts would announce themselves to gloo as 127.0.0.1."""
+    """Raises UserError if there are several hosts and gloo would tell the others that this host is 127.0.0.1."""
     if world == local_world or os.environ.get("GLOO_SOCKET_IFNAME"):
         return
     host = socket.gethostname()
@@ -99,13 +99,13 @@ def check_address(world: int, local_world: int) -> None:
     if address == "nothing" or address.startswith("127."):
         master = os.environ.get("MASTER_ADDR", "")
         raise UserError(
-            f"{host} resolves to {address}, where ranks of other hosts cannot reach it: export "
+            f"{host} resolves to {address}, where ranks on other hosts cannot reach it: export "
             f"GLOO_SOCKET_IFNAME={interface(local_address(master)) or '<interface>'} (launch/multi_node.sh does)"
         )
 
 
 def local_address(other: str) -> str:
-    """The IPv4 address of this host on the way to another one, "" if there is no way. Sends nothing."""
+    """The IPv4 address from which this host reaches another one, "" if there is no route. Sends nothing."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((other, 9))
@@ -126,7 +126,7 @@ def interface(address: str) -> str:
             try:
                 reply = fcntl.ioctl(probe, get_address, struct.pack("256s", name.encode()[:15]))
             except OSError:
-                continue  # it has none
+                continue  # this interface has no IPv4 address
             if socket.inet_ntoa(reply[20:24]) == address:
                 return name
     return ""

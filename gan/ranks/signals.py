@@ -1,4 +1,4 @@
-"""Stopping on a signal: the first asks the run to finish its step and save, a later one ends the process at once."""
+"""Stopping on a signal: at the first one the run finishes its step and saves; a later one ends the process at once."""
 
 import os
 import signal
@@ -12,23 +12,23 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 PREEMPTED = 75  # exit code: stopped before its end, the state saved; EX_TEMPFAIL, "try again"
-# Seconds within which several signals are one request: a scheduler signals every process of a job, and torchrun passes
-# the signal it got on to its ranks, so a rank hears of one request twice.
+# Seconds within which several signals count as one request: a scheduler signals every process of a job, and torchrun
+# passes its own signal on to its ranks, so a rank gets two signals for one request.
 TOGETHER = 2.0
 
 
 def not_ignored() -> list[signal.Signals]:
-    """Those of SIGNALS that this process was not started to ignore.
+    """The SIGNALS that this process does not ignore.
 
-    `nohup` ignores SIGHUP so that a command outlives its terminal, and a shell script ignores SIGINT for what it runs
-    in the background: a handler of ours would undo that.
+    Under `nohup` a command ignores SIGHUP, to outlive its terminal, and a shell script's background commands ignore
+    SIGINT. If we set a handler for these signals, they would stop the process after all.
     """
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @dataclass
 class StopRequest:
-    """The request to stop: set by the first signal, `by` its name, `when` it came in seconds of time.monotonic()."""
+    """A request to stop, set by the first signal. by: the signal's name, "" before it. when: its time.monotonic()."""
 
     by: str = ""
     when: float = field(default=0.0)
@@ -37,21 +37,21 @@ class StopRequest:
         return bool(self.by)
 
     def hear(self, number: int, now: float) -> bool:
-        """Note a signal that came at `now` seconds -> is it a second request, on which this process ends at once?"""
+        """Note a signal that arrived at `now` seconds. -> is it a second request, which ends this process at once?"""
         if self.by:
             return now - self.when >= TOGETHER
-        self.when = now  # first: another thread may look as soon as `by` is set
+        self.when = now  # before `by`, as another thread may read both as soon as `by` is set
         self.by = signal.Signals(number).name
         return False
 
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Within the block, each of SIGNALS sets the request that is returned, unless the process was started to ignore it.
+    """Within the block, each of SIGNALS sets the request that is returned, except signals that this process ignores.
 
-    A thread listens: Python runs a signal's handler between two lines of the main thread, which may be waiting inside
-    a collective for a rank that does not answer. Python sets handlers in the main thread only, so a block that runs in
-    another one hears nothing.
+    A thread receives them: Python runs a signal's handler between two instructions of the main thread, which may be
+    waiting inside a collective for a rank that does not answer. Handlers can be set in the main thread only, so a block
+    that runs in another thread gets no signals.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -83,16 +83,16 @@ def _listen(reader: int, request: StopRequest) -> None:
             sys.stdout = LossyOutput(sys.stdout)
             sys.stderr = LossyOutput(sys.stderr)
         if request.hear(number, time.monotonic()):
-            print(f"stopped at once by {signal.Signals(number).name}: nothing more is saved", file=sys.stderr)
+            print(f"stopped at once by {signal.Signals(number).name}, without saving again", file=sys.stderr)
             sys.stderr.flush()
             os._exit(128 + number)
 
 
 class LossyOutput:
-    """A text stream that drops what cannot be written.
+    """A text stream that ignores errors of writing.
 
-    SIGHUP tells that the terminal is closed. A run that printed its next status line there, or to a `tee` that ended
-    with it, would fail before its state is saved.
+    SIGHUP means that the terminal was closed. A run that prints its next status line to that terminal, or to a `tee`
+    that ended with it, would otherwise fail before its state is saved.
     """
 
     def __init__(self, stream: Any) -> None:

@@ -1,4 +1,4 @@
-"""Sums of what a run reports, kept on the device and reduced over ranks once per tick."""
+"""Means of the values that a run reports: summed on the device, and over ranks once per tick."""
 
 from collections.abc import Mapping
 
@@ -18,13 +18,13 @@ class Statistics:
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add every element of each tensor."""
         for name, value in values.items():
-            # float64 costs nothing at this size and keeps long sums exact; MPS has none, but we do not run there.
+            # float64 costs nothing at this size and keeps long sums exact. (MPS lacks it, but is not supported.)
             total = value.detach().double().sum()
             new = torch.stack([total, torch.full_like(total, value.numel())])
             self.sums[name] = self.sums[name] + new if name in self.sums else new
 
     def take(self) -> dict[str, float]:
-        """Means over all ranks since the last call; waits for the device."""
+        """Return the means, over all ranks, of the values since the last call. Waits for the device."""
         if not self.sums:
             return {}
         table = sum_over_ranks(torch.stack(list(self.sums.values()))).tolist()

@@ -1,8 +1,8 @@
-"""Threads beside the training of each rank that end the rank when no step completes, and name the rank at fault.
+"""Threads on each rank that end the rank if no step completes, and say which rank is at fault.
 
-Every few seconds a thread writes into the store at which the ranks met that this rank is alive, its step, and where its
-main thread is. A rank that hangs in a collective or in a read still writes, since a thread of its own does; of one that
-does not write, the process is stopped, or its host or the link to it is gone.
+Every few seconds a thread writes a heartbeat into the store of the ranks' rendezvous: this rank's step, and where in
+the code its main thread is. While the main thread hangs in a collective or in a read, the heartbeat continues. If a
+rank's heartbeat stops, its process was stopped or killed, or its host or the link to it is down.
 """
 
 import faulthandler
@@ -27,14 +27,14 @@ from gan.ranks.distributed import Ranks
 from gan.ranks.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST = 3  # the first step after a start may take so many times the limit
+FIRST = 3  # the first step after a start may take this many times the limit
 HUNG = 1  # exit code
 
 
 class Heartbeats:
-    """What the ranks write about themselves into the store at which they met. A rank that is alone writes nothing.
+    """What the ranks write about themselves into the store of their rendezvous. An only rank writes nothing.
 
-    The store is asked by a client of its own: that of the process group may be waiting for an answer itself.
+    It has its own client of the store, as the process group's client may itself be waiting for an answer.
     """
 
     def __init__(self, ranks: Ranks, name: str, wait: float) -> None:
@@ -53,10 +53,10 @@ class Heartbeats:
             self.store = dist.PrefixStore(name, client)
 
     def say(self, step: int, doing: str, waiting: bool) -> None:
-        """Write where this rank is. waiting: is it in a collective, waiting for others?
+        """Write this rank's step and place in the code. waiting: is it in a collective, waiting for other ranks?
 
-        As whatever asks a store whose host is gone, it may raise RuntimeError or never return, whatever the client's
-        timeout (seen in torch 2.13).
+        If the store's host is gone, this call may raise RuntimeError or never return, as every call of the store,
+        whatever the client's timeout (seen in torch 2.13).
         """
         if self.store:
             self.beats += 1
@@ -75,25 +75,26 @@ class Heartbeats:
         self.heard = now
 
     def suspects(self, now: float, silence: float) -> str:
-        """For which rank the others wait, in words. silence: seconds after which a rank that writes nothing is gone."""
+        """A sentence that says which rank the others wait for. silence: seconds without a heartbeat after which a rank
+        counts as gone."""
         if self.ranks.world == 1:
             return "there are no other ranks"
         if now - self.heard > silence:
             return (
                 f"the store at {self.address}, which the first host or its rank 0 holds, has not answered for "
-                f"{now - self.heard:.0f} s: that host or process is stopped or gone, or the link to it"
+                f"{now - self.heard:.0f} s: that host or process is stopped or gone, or the link to it is down"
             )
         quiet = [r for r, (_, when) in self.seen.items() if now - when > silence]
         busy = [r for r in self.last if r not in quiet and not self.last[r]["waiting"]]
         if quiet:
             return "; ".join(
-                f"{self._name(r)} has said nothing for {now - self.seen[r][1]:.0f} s: stopped, or its host or the link "
-                f"to it is gone; it was last seen at step {self.last[r]['step']}"
+                f"{self._name(r)} has sent nothing for {now - self.seen[r][1]:.0f} s: it was stopped, or its host or "
+                f"the link to it is down; its last message was from step {self.last[r]['step']}"
                 for r in quiet
             )
         if busy:
             return "; ".join(f"the others wait for {self._name(r)}, at {self.last[r]['doing']}" for r in busy)
-        return "all ranks wait: a link between them may be down" if self.last else "see what the other ranks said"
+        return "all ranks wait: a link between them may be down" if self.last else "see the other ranks' messages"
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} on {self.last[rank]['host']} (process {self.last[rank]['pid']})"
@@ -103,9 +104,9 @@ class Watchdog:
     """Ends this process with exit code HUNG if no step completes for `limit` seconds, or if the run has not stopped
     `grace` seconds after it was asked to.
 
-    run: the directory into which the stacks of all threads are written then, as `hang-rank<rank>.txt`.
-    timeout: seconds after which a collective fails, by when it must be known which rank is at fault.
-    `limit` counts only time in which this process could run: after a SIGSTOP and SIGCONT it goes on.
+    run: the directory into which it then writes the stacks of all threads, as `hang-rank<rank>.txt`.
+    timeout: seconds after which a collective fails; by then this rank must know which rank is at fault.
+    Only time in which this process runs counts toward `limit`, so that a process continues after SIGSTOP and SIGCONT.
     """
 
     def __init__(
@@ -116,11 +117,11 @@ class Watchdog:
         self.limit = limit
         self.stop = stop
         self.grace = grace
-        self.step = -1  # the last one that has completed
-        self.age = 0.0  # seconds since then
+        self.step = -1  # the last completed step
+        self.age = 0.0  # seconds since it completed
         self.main = threading.get_ident()
-        self.patience = min(limit, timeout) / 4  # seconds without a step after which it looks what other ranks do
-        self.pause = min(self.patience / 2, 5.0)  # seconds between two looks
+        self.patience = min(limit, timeout) / 4  # seconds without a step after which it reads the others' heartbeats
+        self.pause = min(self.patience / 2, 5.0)  # seconds between two heartbeats, and between two checks
         self.heartbeats = Heartbeats(ranks, "heartbeat", self.pause)
         self.closed = threading.Event()
         self.heartbeats.say(self.step, "the start", False)
@@ -132,29 +133,29 @@ class Watchdog:
             thread.start()
 
     def beat(self, step: int) -> None:
-        """A step has completed."""
+        """Note that a step has completed."""
         self.step = step
         self.age = 0.0
 
     def close(self) -> None:
-        """Stop watching. A thread that waits for a store that is gone is left behind."""
+        """Stop watching. A thread that still waits for a store that is gone is not waited for."""
         self.closed.set()
         for thread in self.threads:
             thread.join(2 * self.pause)
 
     def suspects(self) -> str:
-        """For which rank the others wait, by what was read so far."""
+        """A sentence that says which rank the others wait for, by the heartbeats read so far."""
         return self.heartbeats.suspects(time.monotonic(), 4 * self.pause)
 
     def _write_heartbeats(self) -> None:
-        """Runs in a thread apart from `_watch`, since a call of the store may never return."""
+        """Runs in another thread than `_watch`, since a call of the store may never return."""
         while not self.closed.wait(self.pause):
-            with suppress(RuntimeError):  # whatever the store raises is one
+            with suppress(RuntimeError):  # all errors of the store are RuntimeErrors
                 self.heartbeats.say(self.step, *doing(self.main))
                 if self.age > self.patience:
                     self.heartbeats.look(time.monotonic())
                 else:
-                    self.heartbeats.heard = time.monotonic()  # nobody asked
+                    self.heartbeats.heard = time.monotonic()  # the store was not read, so it is not late
 
     def _watch(self) -> None:
         last = time.monotonic()
@@ -183,7 +184,7 @@ class Watchdog:
 
 
 def doing(thread: int) -> tuple[str, bool]:
-    """Where in our code a thread is, and whether it waits in a collective: as `place` says it of the thread's stack."""
+    """Where in our code a thread is, and whether it waits in a collective: `place` of the thread's stack."""
     return place(frames(sys._current_frames().get(thread)))
 
 
@@ -195,12 +196,12 @@ def frames(frame: FrameType | None) -> Iterator[tuple[str, str, int]]:
 
 
 def place(stack: Iterator[tuple[str, str, int]]) -> tuple[str, bool]:
-    """("all_reduce from sum_gradients (gan/ranks/gradients.py:67)", True): the innermost function of ours in a stack,
-    with the collective that it called, and whether there is one.
+    """Our innermost function in a stack, with the collective that it called; and is there such a collective? As in
+    ("all_reduce from sum_gradients (gan/ranks/gradients.py:67)", True).
 
     stack: (file, function, line) of each frame, innermost first.
     """
-    called = ""  # the collective, once one is met
+    called = ""  # the collective, once one is found
     for file, function, line in stack:
         path = Path(file)
         if path.name == "distributed_c10d.py":
@@ -213,8 +214,8 @@ def place(stack: Iterator[tuple[str, str, int]]) -> tuple[str, bool]:
 
 @contextmanager
 def naming(watchdog: Watchdog, when: Callable[[], str]) -> Iterator[None]:
-    """A collective that fails inside the block raises PeerError, which says: this rank, its host, `when()` in words,
-    where in our code it was, and which rank may be at fault."""
+    """If a collective fails inside the block, raise PeerError. It names this rank and its host, says when (by `when()`)
+    and where in our code the collective failed, and which rank may be at fault."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,5 @@
-"""Run directories: `O/00000-<preset>-<dataset>-...`, found again by their trajectory, held by one process at a time."""
+"""Run directories, `OUTDIR/00000-<preset>-<dataset>-...`: found again by the trajectory's hash, and locked by the one
+process that uses them."""
 
 import json
 import re
@@ -22,10 +23,10 @@ LOCK = ".lock"
 
 
 def open_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path:
-    """The directory of the run to go on with, or a new one in `outdir`; a new one only if it can start.
+    """The directory of the run to resume, or of a new run in `outdir`. Nothing is created for a run that cannot start.
 
-    resume: latest (the newest run like this one), none (a new one), or the directory of a run.
-    Raises UserError as `find_run` does, and where nothing can be written.
+    resume: latest (the newest run with the same trajectory), none (a new run), or the directory of a run.
+    Raises UserError as `find_run` does, for unsuitable initial weights, and if `outdir` cannot be written.
     """
     found = find_run(plan, outdir, resume)
     if found:
@@ -37,10 +38,10 @@ def open_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path:
 
 
 def find_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path | None:
-    """The directory of the run to go on with, None for a new one.
+    """The directory of the run to resume, None for a new one.
 
-    Raises UserError for a path that is no such run, and where a run in `outdir` is this one but for its length or its
-    batch: whoever changes those may want to go on with it, which is then another run from the start.
+    Raises UserError if `resume` is a path but not of such a run, and if a run in `outdir` differs only in its length or
+    batch: the user may want to resume that run, but with these settings a new one would start.
     """
     if resume == "none":
         return None
@@ -58,28 +59,31 @@ def find_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path | None
         raise UserError(f"resume={resume} is not the directory of a run of Saddlepoint")
     if theirs["trajectory_hash"] != plan.trajectory_hash:
         names = ", ".join(differences(theirs, plan.options))
-        raise UserError(f"resume={resume} is a run with another {names}; give the same, or use init_from={resume}")
+        raise UserError(
+            f"resume={resume} is a run with other values of {names}; give the same values, or use init_from={resume}"
+        )
     return run
 
 
 def refuse_if_nearly(plan: RunPlan, run: Path, options: dict[str, Any]) -> None:
-    """Raises UserError where a run is this one but for its length or its batch: it would be trained from the start."""
+    """Raises UserError if a run differs from the planned one only in its length or batch, and says how to go on."""
     differ = {key for key in differences(options, plan.options) if not key.startswith("schedule.")}
     batch = options["config"]["batch"]
     kimg = options["config"]["run"]["kimg"]
     if differ == {"config.batch"}:
         raise UserError(
-            f"{run} is this run with batch={batch}; give that to go on with it, or resume=none to train another"
+            f"{run} is the same run with batch={batch}; give that to resume it, or resume=none to train a new one"
         )
     if not differ and kimg != plan.config.run.kimg:
         raise UserError(
-            f"{run} is this run with run.kimg={kimg:g}, and the schedule depends on that length; to train on from its "
-            f"weights give init_from={run} and --set growth.mode=none, to train another from the start resume=none"
+            f"{run} is the same run with run.kimg={kimg:g}, and its schedule depends on that length; to train on from "
+            f"its weights give init_from={run} and --set growth.mode=none, to train a new run give resume=none"
         )
 
 
 def create(outdir: Path, name: str, options: dict[str, Any]) -> Path:
-    """Make `outdir/<next number>-<name>/` with its options file. Raises UserError where that is not possible."""
+    """Make `outdir/<next number>-<name>/` with its options file, and return its path. Raises UserError if that is not
+    possible."""
     try:
         outdir.mkdir(parents=True, exist_ok=True)
         run = _new_directory(outdir, name)
@@ -101,10 +105,10 @@ def _new_directory(outdir: Path, name: str) -> Path:
 
 
 def hold(run: Path, patience: float = 0.0) -> AbstractContextManager[Any]:
-    """Lock a run until the context that is returned is left or this process ends. Raises UserError if another process
-    has it, and for `patience` seconds does not let go.
+    """Lock a run until the returned context is left or this process ends. Raises UserError if another process keeps the
+    lock for `patience` seconds.
 
-    Of another host's processes a lock knows where the file system passes it on, as NFS from version 4 does.
+    Processes on other hosts see the lock if the file system passes locks on, as NFS does from version 4.
     """
     try:
         return FileLock(run / LOCK, thread_local=False).acquire(timeout=patience, poll_interval=0.2)
@@ -121,7 +125,7 @@ def _runs_with_options(outdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _read_options(run: Path) -> dict[str, Any] | None:
-    """None for what is not one of ours, or whose creation was cut off: it holds nothing to go on with."""
+    """A run's options; None for a folder that is not a run of ours, or whose creation was interrupted."""
     try:
         options = json.loads((run / OPTIONS).read_text())
         _ = options["trajectory_hash"], options["config"], options["images"], options["schedule"]

@@ -1,4 +1,4 @@
-"""Warnings of a run that slowly gets worse: more time per image, or more memory, tick after tick."""
+"""Warnings about a run that takes more and more time per image, or more and more memory, tick after tick."""
 
 import sys
 from collections import deque
@@ -12,13 +12,14 @@ GROWING_TICKS = 10  # ... over so many ticks, in each of which it grew
 
 
 class Drift:
-    """Watches two series. Each warning is given once per stage: a larger resolution takes more of both, rightly."""
+    """Watches time and memory per tick. Each is judged within its stage, as a larger resolution needs more of both, and
+    each warning is given once per stage."""
 
     def __init__(self) -> None:
         self.stage = -1
 
     def tick(self, stage: int, sec_per_kimg: float, memory: float) -> list[str]:
-        """A tick's figures (memory: resident, GB) -> what to say of them, mostly nothing."""
+        """Note a tick's figures (memory: resident, in GB) -> new warnings, usually none."""
         if stage != self.stage:
             self.stage = stage
             self.slow = 0
@@ -30,11 +31,11 @@ class Drift:
         self.sizes.append(memory)
         warnings = {
             "speed": self.slow >= SLOW_TICKS
-            and f"{self.slow} ticks in a row took {sec_per_kimg:.3g} sec/kimg and the best of this resolution was "
-            f"{self.best:.3g}; look for another job on this machine, heat, or slow storage",
+            and f"training has been slow for {self.slow} ticks in a row: {sec_per_kimg:.3g} sec/kimg, and the best at "
+            f"this resolution was {self.best:.3g}; look for another job on this machine, heat, or slow storage",
             "memory": self._growing()
             and f"memory has grown in each of {GROWING_TICKS} ticks, from {self.sizes[0]:.3g} to {memory:.3g} GB; "
-            "stop and start again before it runs out (nothing is lost), and please report it",
+            "stop the run and resume it before memory runs out (nothing is lost), and please report this",
         }
         new = [text for kind, text in warnings.items() if text and kind not in self.said]
         self.said |= {kind for kind, text in warnings.items() if text}
@@ -48,7 +49,7 @@ class Drift:
 
 
 def resident_memory() -> float:
-    """Memory of this process now, in GB; 0 where the system does not say."""
+    """Resident memory of this process now, in GB; 0 on systems other than Linux."""
     if sys.platform != "linux":
         return 0.0
     import resource

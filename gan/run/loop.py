@@ -1,4 +1,4 @@
-"""The loop around the training step. It logs, checks and saves; nothing here changes the weights.
+"""The loop around the training step. It logs, checks and saves; it does not change the weights.
 
 At each tick the host waits for the device, statistics are summed over ranks and logged, and the ranks' weights are
 compared. Every `snap` ticks, and at the end, rank 0 saves a training state, a snapshot and a grid.
@@ -37,7 +37,7 @@ NOT_FINITE = 3
 
 
 def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str, Any]) -> int:
-    """Go on from `state` to the end of the schedule. -> the exit code, also written to `run/exit.json`.
+    """Train from `state` to the end of the schedule. -> the exit code, which is also written to `run/exit.json`.
 
     feed: maps requests (first sample, count, stage) to batches of uint8 images and labels, and reads ahead. A batch is
     valid until the next one is requested.
@@ -67,7 +67,8 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
             images, labels = to_device(next(batches), task)
             waited += time.perf_counter() - begin
             task.family.step(state, task, now, images, labels, stats, float(bool(stopping)))
-            # What the step before found, so that the host need not wait for this step. All ranks read it equally late.
+            # The request that was summed in the step before, so that the host need not wait for this step. All ranks
+            # read it after the same step.
             stop = stop_requests.read()
             stop_requests = CopyToHost(state.stop)
             watchdog.beat(now.step)
@@ -105,7 +106,7 @@ class CopyToHost:
             self.event.record()
 
     def read(self) -> bool:
-        """Is the number more than zero? Waits until the copy is complete."""
+        """Wait until the copy is complete. -> is the number more than zero?"""
         if self.event:
             self.event.synchronize()
         return bool(self.value)
@@ -114,13 +115,13 @@ class CopyToHost:
 def preempted(
     task: Task, run: Path, state: TrainState, stopping: StopRequest, report: "Report | None", writer: Writer | None
 ) -> int:
-    """Wait until rank 0 has saved the state, then say why the run stops. -> exit code"""
+    """Wait until rank 0 has saved the state, then log why the run stops. -> the exit code."""
     reason = f"{stopping.by or 'another rank'} asked for it"
     failed = writer.wait() if writer else None
     code = finish(task, run, state, PREEMPTED, f"stopped: {reason}" + (f"; {failed}" if failed else ""))
     from_first(None)  # the other ranks end only after rank 0 has saved
     if report:
-        saved = "the same command goes on from the state before" if failed else "saved, the same command goes on"
+        saved = "the same command resumes from the state before" if failed else "saved, the same command resumes"
         report.say(f"stopped after {state.images_seen} images: {reason}; {saved}")
     return code
 
@@ -132,15 +133,17 @@ def find_failure(state: TrainState, task: Task, in_a_row: int) -> tuple[int, str
     """
     if in_a_row >= task.config.run.max_skipped:
         remedy = "lower the learning rates (optimizer.*_lr), or raise regularizer.gamma"
-        return NOT_FINITE, f"{in_a_row} steps in a row not finite, in {first_nonfinite_gradient(state)}; {remedy}"
+        where = first_nonfinite_gradient(state)
+        return NOT_FINITE, f"the gradients of {in_a_row} steps in a row were not finite, in {where}; {remedy}"
     tensors = state.tensors()
     if strangers := find_strangers(fingerprint(tensors.values()), task.ranks):
         who = f"rank{'s' * (len(strangers) > 1)} {', '.join(map(str, strangers))}"
-        reason = f"the weights of {who} are not those of the others: look at the memory and the versions there"
-        return REFUSED, f"{reason}; the same command goes on from the newest state"
+        reason = f"the weights on {who} differ from those on the other ranks: check memory and versions there"
+        return REFUSED, f"{reason}; the same command resumes from the newest state"
     finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
     if not all(finite):
-        return NOT_FINITE, f"{list(tensors)[finite.index(False)]} is not finite; the newest state is from before"
+        name = list(tensors)[finite.index(False)]
+        return NOT_FINITE, f"{name} is not finite; the newest saved state is from before that"
     return None
 
 
@@ -151,7 +154,7 @@ def steps(task: Task, images_seen: int) -> Iterator[Moment]:
 
 
 def end_of_tick(task: Task, now: Moment, images_seen: int) -> tuple[int, bool]:
-    """(number of ticks that are complete, did this step complete one, or the run?)."""
+    """(number of completed ticks, did this step complete a tick or the run?)."""
     every = 1000 * task.config.run.tick
     before = math.floor(now.images_seen / every)
     tick = math.floor(images_seen / every)
@@ -159,9 +162,9 @@ def end_of_tick(task: Task, now: Moment, images_seen: int) -> tuple[int, bool]:
 
 
 def to_device(batch: Batch, task: Task) -> tuple[Tensor, Tensor | None]:
-    """Images as they are stored, and labels if the run is conditional.
+    """A batch's uint8 images, and its labels if the run is conditional, as tensors on the rank's device.
 
-    On a CPU they share the feed's memory, which is written again when the next batch is requested. On a GPU the copy is
+    On a CPU they share the feed's memory, which is overwritten when the next batch is requested. On a GPU the copy is
     complete when this returns.
     """
     images, labels = batch
@@ -169,7 +172,8 @@ def to_device(batch: Batch, task: Task) -> tuple[Tensor, Tensor | None]:
     used = [images] if labels is None or not task.config.data.cond else [images, labels]
     host = [torch.from_numpy(part) for part in used]
     if device.type == "cuda":
-        stream = _copy_stream(device)  # its own: the host waits for the copy, not for the steps queued before it
+        # On a stream of its own: the host waits for this copy, but not for the steps that were queued before it.
+        stream = _copy_stream(device)
         with torch.cuda.stream(stream):
             host = [part.to(device, non_blocking=True) for part in host]
         stream.synchronize()
@@ -184,7 +188,8 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def finish(task: Task, run: Path, state: TrainState, code: int, reason: str) -> int:
-    """Write how the run ended to exit.json, for people and scripts: torchrun turns every exit code of a rank into 1."""
+    """Write to exit.json how the run ended, and return `code`. Scripts need the file, as torchrun exits with 1 for
+    every non-zero code of a rank."""
     if task.ranks.first:
         write_json(run / EXIT, {"code": code, "reason": reason, "images_seen": state.images_seen})
     return code
@@ -200,8 +205,8 @@ def first_nonfinite_gradient(state: TrainState) -> str:
 
 
 def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str, Any], writer: Writer) -> None:
-    """Save a training state, a snapshot and a grid: they are copied now and written while training goes on."""
-    writer.wait()  # for the one before, so that there is one copy in memory at a time
+    """Save a training state, a snapshot and a grid: they are copied now and written while training continues."""
+    writer.wait()  # for the save before this one, so that memory holds one copy at a time
     seen = state.images_seen
     config = task.config
     tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors().items()}
@@ -213,7 +218,7 @@ def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str,
         snapshot = run / f"{SNAPSHOT}{seen:010d}.safetensors"
         save_snapshot(snapshot, G, asdict(config), task.images, now.stage, now.alpha, seen)
         save_image(run / f"fakes{seen:010d}.png", grid)
-        # The state comes last: a run that is killed here goes on from the state before, and writes the others again.
+        # The state is written last: a run that is killed here resumes from the state before, and saves all again.
         save_state(run, seen, tensors, about, config.run.keep, round(1000 * config.run.milestone))
 
     writer.start(write)

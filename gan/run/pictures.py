@@ -1,4 +1,4 @@
-"""The pictures that a run leaves beside its snapshots: grids of reals and of fakes."""
+"""The pictures that a run saves beside its snapshots: grids of real and of generated images."""
 
 from contextlib import closing
 from pathlib import Path
@@ -12,12 +12,12 @@ from gan.sampling import generate, grid_columns, seed_latents, tile, to_uint8
 from gan.state import Feed, Task, TrainState
 
 GRID = 64  # most samples in a grid
-MOST_PIXELS = 4_194_304  # of a grid; at high resolutions it has fewer samples, but at least FEWEST
+MOST_PIXELS = 4_194_304  # in a grid: at high resolutions it has fewer samples, but at least FEWEST
 FEWEST = 4
 
 
 def fake_grid(state: TrainState, task: Task, stage: int, alpha: float) -> np.ndarray:
-    """Samples of the averaged generator for the seeds 0, 1, 2, ..., classes in turn -> uint8 [H, W, C]."""
+    """A grid by the averaged generator, for seeds 0, 1, 2, ... and the classes in turn -> uint8 [H, W, C]."""
     G = state.networks[task.family.average]
     count = grid_count(task)
     labels = torch.arange(count) % G.classes if G.classes else None
@@ -27,7 +27,7 @@ def fake_grid(state: TrainState, task: Task, stage: int, alpha: float) -> np.nda
 
 
 def real_grid(task: Task, feed: Feed) -> np.ndarray:
-    """The first reals of the run -> uint8 [H, W, C]."""
+    """A grid of the first real images of the run -> uint8 [H, W, C]."""
     count = grid_count(task)
     with closing(feed(iter([(0, count, task.schedule.last)]))) as batches:
         images, _ = next(batches)
@@ -35,13 +35,14 @@ def real_grid(task: Task, feed: Feed) -> np.ndarray:
 
 
 def grid_count(task: Task) -> int:
-    """How many samples a grid of this run has."""
+    """The number of images in a grid of this run."""
     height, width = task.images.size(task.schedule.last)
     return int(min(max(MOST_PIXELS // (height * width), FEWEST), GRID))
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
-    """uint8 [H, W, C] -> PNG; one, three or four channels, or else the first one or three of them."""
+    """Write uint8 [H, W, C] as a PNG. A PNG has 1, 3 or 4 channels: of 2 channels it gets the first, of more the first
+    three."""
     channels = image.shape[2]
     if channels not in (1, 3, 4):
         channels = 3 if channels > 3 else 1

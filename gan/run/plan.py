@@ -1,4 +1,4 @@
-"""A run before it starts: its settings, checked, its name, and the hash by which the same run is found again."""
+"""A run before it starts: its checked settings, its name, and the hash by which the same run is found again."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from gan.state import Task
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Settings that fit together."""
+    """A checked configuration, with the schedule and the name that follow from it."""
 
     config: TrainConfig
     schedule: Schedule
@@ -28,11 +28,11 @@ class RunPlan:
 
     @property
     def trajectory_hash(self) -> str:
-        """Runs with the same one are the same run."""
+        """A hash of everything that decides the weights: runs with the same hash are the same run."""
         return self.options["trajectory_hash"]
 
     def task(self, ranks: Ranks) -> Task:
-        """What a step needs, for one of these ranks. Raises UserError where there are more ranks than blocks."""
+        """The task of one rank. Raises UserError if there are more ranks than blocks in a batch."""
         task = build_task(self.config, self.schedule, self.images, ranks)
         _ = task.groups
         return task
@@ -41,10 +41,10 @@ class RunPlan:
 def plan_run(
     config: TrainConfig, images: ImageFormat, dataset: str, preset: str = "default", data: str | None = None
 ) -> RunPlan:
-    """Check a configuration against the images it is for, and name the run.
+    """Check that a configuration fits the dataset's images, and name the run.
 
-    dataset: a short name for the run's directory. data: the dataset's path, to be kept among the options.
-    Raises UserError for whatever does not fit together.
+    dataset: a short name for the run's directory. data: the dataset's path, to be recorded in the options.
+    Raises UserError for settings that do not fit together.
     """
     find_family(config).check(config)
     schedule = build_schedule(config, images.last)
@@ -61,10 +61,10 @@ def plan_run(
 
 
 def trajectory_hash(config: TrainConfig, schedule: Schedule, images: ImageFormat) -> str:
-    """A hash of all that decides the weights.
+    """A hash of everything that decides the weights.
 
-    A schedule made of shares of the run moves with its length, which therefore belongs to the trajectory; one made of
-    kimg does not, and such a run can be made longer.
+    If stages are shares of the run, their lengths change with the run's, so the run's length is part of the trajectory.
+    If stages are given in kimg, it is not, and such a run can be made longer.
     """
     stages = {key: value for key, value in asdict(schedule).items() if key != "total"}
     values = [trajectory(config), stages, asdict(images)]
@@ -75,14 +75,14 @@ def run_name(config: TrainConfig, images: ImageFormat, dataset: str, preset: str
     """`<preset>-<dataset>-<objective>-<regularizer>-<resolution>-b<batch>[-desc]`."""
     height, width = images.size(images.last)
     size = str(width) if height == width else f"{height}x{width}"
-    # A colon in a folder's name reads as a host's name elsewhere.
+    # Programs such as scp and rsync take what precedes a colon in a path for the name of a host.
     methods = [re.sub("[:,=]+", "_", name) for name in find_family(config).named_by(config)]
     parts = [Path(preset).stem, dataset, *methods, size, f"b{config.batch}", config.run.desc]
     return "-".join(filter(None, parts))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys of two options files that make them different trajectories."""
+    """The keys whose values make the runs of two options files different trajectories."""
     before = _compared(old)
     after = _compared(new)
     outside = (*(f"config.{key}" for key in OUTSIDE), "schedule.total")
@@ -90,7 +90,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _compared(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key, as JSON has them; those that an older file lacks have their defaults."""
+    """Settings by dotted key, converted as by JSON; keys that an older file lacks get their defaults."""
     defaults = {"config": asdict(TrainConfig())}
     given = {key: options[key] for key in ("config", "images", "schedule")}
     return flatten(json.loads(json.dumps(defaults))) | flatten(json.loads(json.dumps(given)))

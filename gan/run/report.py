@@ -1,4 +1,4 @@
-"""What rank 0 tells of a run: status lines and log.txt, stats.jsonl, and TensorBoard events."""
+"""How rank 0 reports on a run: status lines and log.txt, stats.jsonl, and TensorBoard events."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from gan.state import Task
 
 
 class Report:
-    """What rank 0 tells: status lines and log.txt, stats.jsonl, and TensorBoard events where it is installed."""
+    """Writes status lines and log.txt, stats.jsonl, and TensorBoard events if tensorboard is installed."""
 
     def __init__(self, task: Task, run: Path, images_seen: int):
         self.task = task
@@ -33,12 +33,12 @@ class Report:
         self.log: TextIO = (run / "log.txt").open("a")
         self.board = tensorboard(run, images_seen)
         self.drift = Drift()
-        self.noted = False  # has log.txt been told that nobody reads standard output?
+        self.noted = False  # does log.txt say that standard output is closed?
 
     def say(self, line: str) -> None:
-        """To standard output and log.txt."""
+        """Write a line to standard output and log.txt."""
         if not tell(line) and not self.noted:
-            append(self.log, "note: nobody reads standard output any more; the run goes on, and log.txt with it")
+            append(self.log, "note: standard output is closed; the run goes on, and its lines are in log.txt")
             self.noted = True
         append(self.log, line)
 
@@ -90,13 +90,13 @@ class Report:
                 file.close()
 
     def saved(self) -> None:
-        """What has passed since the tick was maintenance."""
+        """Count the time since the last tick as maintenance."""
         self.maintenance = time.time() - self.last
 
 
 def tell(line: str) -> bool:
-    """Write a line to standard output. -> False once its reader is gone, as after `| head`: from then on lines go
-    nowhere, and the run goes on."""
+    """Write a line to standard output. -> False once its reader is gone, as after `| head`: from then on lines are
+    dropped, and the run goes on."""
     try:
         print(line, flush=True)
     except OSError:
@@ -107,11 +107,11 @@ def tell(line: str) -> bool:
     return not lost
 
 
-lost: list[str] = []  # the line that standard output did not take
+lost: list[str] = []  # the line that could not be written to standard output, if there was one
 
 
 def append(file: TextIO, line: str) -> None:
-    """Write a line. On a full disk it waits in the file's buffer until there is room, and the run goes on."""
+    """Write a line. If the disk is full, the line stays in the file's buffer until there is room; the run goes on."""
     try:
         file.write(line + "\n")
         file.flush()

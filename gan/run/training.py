@@ -1,4 +1,4 @@
-"""Starting a run, or going on with it: from a plan and its directory to the loop."""
+"""Starting or resuming a run: everything between a plan with its directory and the training loop."""
 
 import platform
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ from ops.registry import kernels
 
 
 def train_run(plan: RunPlan, run: Path, feed: Feed, ranks: Ranks, say: Callable[[str], object] = print) -> int:
-    """Restore the newest sound state of a run, or start it, and train to the end of its schedule. -> the exit code.
+    """Restore a run's newest undamaged state, or start it, and train to the end of its schedule. -> the exit code.
 
-    feed: maps requests (first sample, count, stage) to batches. The run must be held, by `gan.run.directories.hold`.
-    In a notebook, of a dataset that `data.loader.load` reads:
+    feed: maps requests (first sample, count, stage) to batches. The caller must have locked the run by
+    `gan.run.directories.hold`. An example for a notebook, with a dataset that `data.loader.load` reads:
 
         plan = plan_run(override(TrainConfig(), {"run.kimg": 80, "batch": 32}), images, "digits")
         run = open_run(plan, Path("runs"))
@@ -52,15 +52,16 @@ def train_run(plan: RunPlan, run: Path, feed: Feed, ranks: Ranks, say: Callable[
 
 
 def finished(run: Path, images_seen: int, ranks: Ranks, say: Callable[[str], object]) -> int:
-    """Say that there is nothing to do. -> exit code 0"""
+    """Say that the run is finished already. -> exit code 0."""
     if ranks.first:
-        say(f"{run} is finished ({images_seen / 1000:g} kimg); resume=none trains another")
+        say(f"{run} is finished ({images_seen / 1000:g} kimg); resume=none trains a new run")
         write_json(run / EXIT, {"code": 0, "reason": "finished", "images_seen": images_seen})
     return 0
 
 
 def set_up(plan: RunPlan, ranks: Ranks, saved: dict[str, Any]) -> dict[str, Any]:
-    """Set threads and precision as the run had them. -> all that must be the same for it to go on bit for bit."""
+    """Set threads and precision as they were when the state was saved. -> the values that must be the same as then for
+    the resumed run to be bit-equal."""
     how = plan.config.distributed
     same_world = saved.get("world_size") == ranks.world
     recorded = saved.get("threads", 0) if how.exact or same_world else 0
@@ -84,14 +85,14 @@ def announcement(
     path: Path | None,
     passed_over: Sequence[str],
 ) -> list[str]:
-    """What a person should know before the first tick."""
+    """The lines to print before training starts: what runs, where, and what the user should know."""
     lines = [f"run {run}"]
     lines += [f"passed over: {line}" for line in passed_over]
     lines.append(f"{plan.schedule.total / 1000:g} kimg, batch {plan.config.batch}")
     lines.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in now.items()))
     classes = len(plan.images.class_names)
     if classes and not plan.config.data.cond:
-        lines.append(f"note: the dataset has {classes} classes and they are not used; data.cond=1 uses them")
+        lines.append(f"note: the dataset has {classes} classes, but training does not use them; data.cond=1 does")
     lines += [f"note: {line}" for line in plan.task(Ranks()).family.remarks(plan.config)]
     if path:
         lines.append(f"going on from {path.name}")
@@ -99,5 +100,5 @@ def announcement(
         differ = [name for name in now if name not in alike and saved.get(name) != now[name]]
         if differ:
             changed = ", ".join(f"{name.replace('_', ' ')} was {saved.get(name)}" for name in differ)
-            lines.append(f"note: {changed}: same samples and draws, equal to rounding but not bit for bit")
+            lines.append(f"note: {changed}: samples and draws stay the same; results are equal only up to rounding")
     return lines

@@ -1,4 +1,4 @@
-"""Writing what a run saves, in a thread beside the training that goes on."""
+"""Writing what a run saves, in a thread, while training continues."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ SLACK = 2**20  # bytes beside the tensors: names, JSON, a grid
 
 
 class Writer:
-    """Does one write at a time, in a thread. What fails is said; training goes on and what was there before stays."""
+    """Does one write at a time, in a thread. A failed write is reported; training continues and earlier files stay."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -23,16 +23,16 @@ class Writer:
         self.last: Future[str | None] | None = None
 
     def start(self, write: Callable[[], object]) -> None:
-        """Begin a write, when the one before it is done."""
+        """Begin a write, after waiting for the one before it."""
         self.wait()
         self.last = self.pool.submit(self._attempt, write)
 
     def wait(self) -> str | None:
-        """Until nothing is being written. -> why the last write failed, or None. Raises what is no matter of disks."""
+        """Wait for the last write. -> why it failed, or None. Raises errors that have other causes than the disk."""
         return self.last.result() if self.last else None
 
     def close(self) -> None:
-        """Wait, and end the thread."""
+        """Wait for the last write, and end the thread."""
         self.pool.shutdown()
 
     def _attempt(self, write: Callable[[], object]) -> str | None:
@@ -40,21 +40,23 @@ class Writer:
             write()
         except (OSError, SafetensorError, UserError) as error:
             failed = f"NOT SAVED: {error}"
-            self.say(f"{failed}; what was saved before stays, and the next snapshot is another try")
+            self.say(f"{failed}; earlier states are kept, and the next snapshot tries again")
             return failed
         return None
 
 
 def check_space(folder: Path, tensors: Iterable[Tensor]) -> None:
-    """Raises UserError where the disk has no room for them, before anything is written."""
+    """Raises UserError if the disk has no room for the tensors. Called before anything is written."""
     needed = SLACK + sum(t.nbytes for t in tensors)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(f"{folder} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed; free some")
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed; make room on that disk"
+        )
 
 
 def remove_parts(run: Path) -> None:
-    """What a process that was killed in a write left behind. The run must be held."""
+    """Remove the temporary files of a process that was killed while it wrote. The caller must have locked the run."""
     for part in [*run.glob("*.part"), *run.glob(".*.part.*")]:
         if part.is_dir():
             shutil.rmtree(part)

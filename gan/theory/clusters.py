@@ -1,4 +1,4 @@
-"""GANs small enough to compare by the dozen: clusters in the plane, and two networks of two hidden layers."""
+"""GANs small enough to train many of them: the data are clusters in the plane, the networks have two hidden layers."""
 
 import copy
 import math
@@ -28,11 +28,12 @@ POINTS: dict[str, np.ndarray] = {
 def train_points(
     objective_name: str, regularizer_name: str, gamma: float, centers: np.ndarray, seed: int, steps: int
 ) -> dict[str, float | int]:
-    """Train on Gaussian clusters of deviation SPREAD about `centers` [modes, 2]; -> what the averaged generator makes.
+    """Train a GAN on Gaussian clusters of deviation SPREAD about `centers` [modes, 2]. -> figures of 2500 samples of
+    its averaged generator.
 
-    modes: clusters that at least 5 of 2500 samples are within three deviations of; near: the share of samples that are
-    near any; mode_kl: KL(nearest-cluster histogram || uniform); largest: the largest |score| of the last step, NaN
-    where values stopped being finite.
+    modes: the number of clusters with at least 5 samples within three deviations; near: the share of samples within
+    three deviations of a cluster; mode_kl: KL(histogram of nearest clusters || uniform); largest: D's largest |score|
+    of a fake in the last step, NaN if the samples are not finite.
     """
     objective, regularizer = find_pair(objective_name, regularizer_name)
     scale = float(np.abs(centers).max())
@@ -68,7 +69,7 @@ def train_points(
 
 
 def describe(points: np.ndarray, centers: np.ndarray) -> dict[str, float | int]:
-    """modes, near and mode_kl, as above, of points [n, 2]."""
+    """The figures modes, near and mode_kl of `train_points`, for points [n, 2]."""
     if not np.isfinite(points).all():
         return {"modes": 0, "near": math.nan, "mode_kl": math.nan}
     distance = np.linalg.norm(points[:, None] - centers[None], axis=2)
@@ -85,13 +86,13 @@ def describe(points: np.ndarray, centers: np.ndarray) -> dict[str, float | int]:
 
 
 def clusters(centers: np.ndarray, draws: Draws) -> Tensor:
-    """Reals, float32 [n, 2]."""
+    """Draw real points, float32 [n, 2]."""
     pick = (draws.uniform("cluster", 1).squeeze(1) * len(centers)).long()
     return torch.from_numpy(centers.astype(np.float32))[pick] + SPREAD * draws.latents("reals", 2)
 
 
 class PointGenerator(nn.Module):
-    """Latents [n, LATENT] -> points [n, 2], `scale` times what the network puts out."""
+    """Latents [n, LATENT] -> points [n, 2]: `scale` times the network's output."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class PointGenerator(nn.Module):
 
 
 class PointDiscriminator(nn.Module):
-    """Points [n, 2] -> [n], or [n, outputs] where there are more than one."""
+    """Points [n, 2] -> logits [n], or [n, outputs] for several outputs."""
 
     def __init__(self, scale: float, outputs: int) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ class PointDiscriminator(nn.Module):
 
 
 def _networks(seed: int, scale: float, outputs: int) -> tuple[PointGenerator, PointDiscriminator, PointGenerator]:
-    """G, D and G's average at their random start."""
+    """G, D and G's average with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         G = PointGenerator(scale)
@@ -132,5 +133,5 @@ def _network(inputs: int, outputs: int) -> nn.Module:
 def _descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     gradients = GradientSum(module.parameters(), BATCH)
     gradients.add(loss)
-    gradients.finish()  # not `step`, which would pass over values that are not finite
+    gradients.finish()  # not `step`, which would skip an update whose gradient is not finite
     optimizer.step()

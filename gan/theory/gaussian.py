@@ -1,7 +1,8 @@
-"""f-GAN's first experiment: a Gaussian Q fitted to a mixture P by each divergence (Nowozin et al. 2016, section 4.1).
+"""The first experiment of the f-GAN paper: fit a Gaussian Q to a mixture P by each divergence (Nowozin et al. 2016,
+section 4.1).
 
-Exact parameters come from quadrature and a search over all of the plane, learned ones from the saddle point of the
-very objective that images train by. One dimension, float64 where it is exact.
+Exact parameters come from quadrature and a search over mean and deviation, in float64; learned ones from training with
+the objectives that images are trained with. Everything is one-dimensional.
 """
 
 import math
@@ -20,12 +21,13 @@ from gan.methods.divergences import Divergence
 from gan.methods.pairs import critic_loss, find_pair, generator_loss
 from gan.ranks.gradients import GradientSum
 
-WIDE = 14.0  # standard deviations to either side that are integrated over
+WIDE = 14.0  # integrals extend over this many standard deviations to either side
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """P. Raises UserError for weights or variances that are not positive, or none at all."""
+    """The mixture P of Gaussians. Raises UserError if it has no components, a weight or variance is not positive, or a
+    number is not finite."""
 
     weights: tuple[float, ...]
     means: tuple[float, ...]
@@ -38,7 +40,7 @@ class Mixture:
 
     @property
     def shares(self) -> np.ndarray:
-        """Weights that sum to one."""
+        """The weights, normalized to sum to one: [components]."""
         return np.array(self.weights) / sum(self.weights)
 
     @property
@@ -49,13 +51,13 @@ class Mixture:
         return mean, math.sqrt(second - mean**2)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p at x: [n] -> [n]."""
+        """log p(x): [n] -> [n]."""
         m, v = (torch.tensor(t, dtype=x.dtype) for t in (self.means, self.variances))
         each = torch.from_numpy(self.shares).log().to(x) - (x.unsqueeze(1) - m).square() / (2 * v)
         return (each - (2 * math.pi * v).log() / 2).logsumexp(1)
 
     def sample(self, draws: Draws, purpose: str) -> Tensor:
-        """float32 [n, 1]."""
+        """Draw samples, float32 [n, 1]."""
         u = draws.uniform(f"component: {purpose}", 1).numpy()
         pick = torch.from_numpy(np.searchsorted(self.shares.cumsum()[:-1], u))
         m, s = (torch.tensor(t)[pick] for t in (self.means, [math.sqrt(v) for v in self.variances]))
@@ -68,10 +70,10 @@ def log_normal(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
 
 
 def nodes(mixture: Mixture, mean: float, deviation: float, coarse: bool = False) -> tuple[Tensor, Tensor]:
-    """Points and weights, float64 [n], that integrate anything made of P and N(mean, deviation^2).
+    """Points and weights, float64 [n], for integrals of functions of the densities of P and Q = N(mean, deviation^2).
 
-    Gauss-Legendre on panels that follow every component's width, and end where p = q: total variation has its kinks
-    there. `coarse` is good to about four digits.
+    Gauss-Legendre quadrature on panels that follow every component's width. Panels also end where p = q, as total
+    variation has kinks there. With `coarse`, integrals have about four correct digits.
     """
     parts = [(mean, deviation), *zip(mixture.means, map(math.sqrt, mixture.variances), strict=True)]
     edges = np.unique(np.concatenate([np.linspace(m - WIDE * s, m + WIDE * s, 57) for m, s in parts]))
@@ -84,7 +86,7 @@ def nodes(mixture: Mixture, mean: float, deviation: float, coarse: bool = False)
 
 
 def _crossings(mixture: Mixture, mean: float, deviation: float, edges: np.ndarray) -> np.ndarray:
-    """Where p = q, to rounding, by bisection between neighbors of a fine grid."""
+    """The points where p = q, exact up to rounding, by bisection between neighbors of a fine grid."""
     grid = torch.from_numpy(np.interp(np.arange(0, len(edges) - 1, 0.125), np.arange(len(edges)), edges))
     location = torch.tensor(mean)
     log_deviation = torch.tensor(math.log(deviation))
@@ -108,12 +110,12 @@ def _crossings(mixture: Mixture, mean: float, deviation: float, edges: np.ndarra
 def exact_divergence(
     divergence: Divergence, mixture: Mixture, mean: Tensor, log_deviation: Tensor, coarse: bool = False
 ) -> Tensor:
-    """D_f(P || N(mean, deviation^2)) by quadrature, 0-dim and differentiable; infinite where it does not converge."""
+    """D_f(P || N(mean, deviation^2)) by quadrature, 0-dim and differentiable; inf if the value is not finite."""
     x, weight = nodes(mixture, mean.item(), log_deviation.exp().item(), coarse)
     log_p = mixture.log_density(x)
     log_q = log_normal(x, mean, log_deviation)
     ratio = (log_p - log_q).clamp(-300, 300)
-    # q f(u) where u < 1 and p f(u) / u where it is not: either density may be too small for a number.
+    # q f(u) if u < 1, else p f(u) / u, which is the same: the smaller of both densities may underflow to 0.
     u = ratio.exp()
     f = divergence.generator(u)
     value = (weight * torch.where(ratio < 0, log_q.exp() * f, log_p.exp() * f / u)).sum()
@@ -130,7 +132,7 @@ class Optimum:
 
 
 def optima(divergence: Divergence, mixture: Mixture, fineness: int = 24) -> list[Optimum]:
-    """All local minima over mean and deviation that a grid shows, the global one first."""
+    """The local minima over mean and deviation, found from those of a grid; the global one comes first."""
     center, spread = mixture.moments
     low = min(m - 0.5 * math.sqrt(v) for m, v in zip(mixture.means, mixture.variances, strict=True))
     high = max(m + 0.5 * math.sqrt(v) for m, v in zip(mixture.means, mixture.variances, strict=True))
@@ -143,7 +145,7 @@ def optima(divergence: Divergence, mixture: Mixture, fineness: int = 24) -> list
     table = np.array(values).reshape(len(means), fineness)
     padded = np.pad(table, 1, constant_values=math.inf)
     around = [padded[1 + i : 1 + i + len(means), 1 + j : 1 + j + fineness] for i in (-1, 0, 1) for j in (-1, 0, 1)]
-    # Where the divergence is astronomic, so are the errors of its quadrature: no minimum is looked for there.
+    # Where the divergence is very large, so are the errors of its quadrature: no minimum is looked for there.
     starts = np.argwhere((table <= np.min(around, axis=0)) & (table < 1e4 * (1 + abs(table.min()))))
     found: list[Optimum] = []
     for optimum in sorted((_polish(divergence, mixture, means[i], deviations[j]) for i, j in starts), key=_value):
@@ -184,13 +186,14 @@ def fit(
     regularizer_name: str = "r1_r2",
     gamma: float = 2e-3,
 ) -> Iterator[Optimum]:
-    """Train mean and deviation against a critic of two hidden layers of 64; yields the state after every step.
+    """Train mean and deviation against a critic with two hidden layers of 64 units. Yields an Optimum after every step,
+    whose `divergence` is the bound F on that step's batch.
 
-    `divergence` is the bound F on that step's batch. Both players step at once from the same point, by Adam, the critic
-    at `lr` and the Gaussian at a quarter of it, which fall to a tenth along half a cosine wave over the second half.
-    gamma falls to a hundredth over the run (Roth et al. 2017): without any, total variation's critic saturates before
-    it has found the four points where p = q; with a constant one, the minimum is elsewhere. Starts at the mixture's
-    own moments; where a divergence has several minima, the one whose basin that is in is found.
+    Both players step simultaneously, by Adam: the critic with learning rate `lr`, the Gaussian with a quarter of it.
+    Over the second half of the run both rates fall to a tenth, along half a cosine wave. gamma falls to a hundredth
+    over the run (Roth et al. 2017): without a penalty, total variation's critic saturates before it has found the four
+    points where p = q; with a constant gamma, the minimum is elsewhere. Training starts at the mixture's own mean and
+    deviation: if a divergence has several minima, the one in whose basin this start lies is found.
     """
     objective, regularizer = find_pair(objective_name, regularizer_name)
     center, spread = mixture.moments

@@ -34,6 +34,9 @@ class Benchmarks(Saddle):
 @click.group(cls=Benchmarks, invoke_without_command=True)
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Measure ops, data and methods; each prints a table and, with --json=FILE, writes the same rows."""
+    """Measure ops, training steps, data and methods.
+
+    Each benchmark prints a table and, with --json=FILE, writes its rows to a file.
+    """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

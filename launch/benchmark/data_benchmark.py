@@ -1,4 +1,4 @@
-"""Build and read datasets beside Pillow on the folder, a copy of the bytes, and litdata."""
+"""Time how fast datasets are built and read, beside Pillow on a folder, a copy of the bytes, and litdata."""
 
 import os
 import time
@@ -60,11 +60,13 @@ class Rate:
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Read this dataset, at its largest size.")
-@click.option("--source", help="Build from this instead of from a folder of the same images as PNG.")
+@click.option("--source", help="Build from this source, not from a folder of PNGs of the images that are read.")
 @click.option("--resolution", "sides", type=click.IntRange(4, 4096), multiple=True, help="Side of synthetic images.")
-@click.option("--count", type=click.IntRange(16), help="Images.  [default: what 200 MB hold, at most 10000]")
-@click.option("--repeats", type=click.IntRange(1), help=f"Samples of each.  [default: {REPEATS}]")
-@click.option("--quick", is_flag=True, help="A few small images: whether all runs. The figures mean nothing.")
+@click.option(
+    "--count", type=click.IntRange(16), help="Number of images.  [default: as many as 200 MB hold, at most 10000]"
+)
+@click.option("--repeats", type=click.IntRange(1), help=f"Timings of each.  [default: {REPEATS}]")
+@click.option("--quick", is_flag=True, help="Only test that everything runs, on a few small images.")
 @json_option
 def main(
     data: Path | None,
@@ -75,11 +77,11 @@ def main(
     quick: bool,
     json_path: Path | None,
 ) -> int:
-    """Measure how fast datasets are built and read: every encoding, one thread and two.
+    """Measure how fast datasets are built and read: with every encoding, and with one and two threads.
 
-    Reading is timed by the CPU time of the process, threads included, in turns within one run; pin it to a core
-    (taskset -c 0) and that is what one core does. Building is timed by the clock. Everything is read from the page
-    cache. Without --data the images are smooth noise of each --resolution (default 32 and 256).
+    Reading is measured in CPU time of all threads; all contestants take turns within one run. For the speed of one
+    core, pin the command to it (taskset -c 0). Building is measured in wall time. All files are in the page cache.
+    Without --data the images are smooth noise, of each --resolution (32 and 256 by default).
     """
     torch.set_num_threads(1)
     machine = describe_machine(torch.device("cpu"))

@@ -38,10 +38,10 @@ def main(
     portraits: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Run the Dirac-GAN (Mescheder et al. 2018) through the rows that images train by.
+    """Train the Dirac-GAN (Mescheder et al. 2018) with the same objectives and regularizers as images.
 
-    Eigenvalues are those of the field at the equilibrium; a game is stable for step sizes below its bounds; the last
-    two columns are the distance from the equilibrium after --count steps from (1, 1).
+    Eigenvalues are those of the gradient field at the equilibrium. Training is stable for step sizes below the bounds.
+    The last two columns are the distance from the equilibrium after --count steps from (1, 1).
     """
     games = chosen_games(objectives, regularizers, gammas)
     paths = {name: {a: list(states_of(game, step, count, a)) for a in (False, True)} for name, game in games.items()}

@@ -1,4 +1,4 @@
-"""Fit a Gaussian to any mixture by each divergence, learned beside exact, and see which f-GANs train on points."""
+"""Fit a Gaussian to a mixture by each divergence, by training and exactly, or train small f-GANs on points."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Divergences(click.Command):
-    """The command, whose help lists every divergence."""
+    """The click command. Its help lists every divergence."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from gan.methods.divergences import DIVERGENCES
@@ -32,32 +32,43 @@ class Divergences(click.Command):
     help="What a Gaussian is fitted to.",
 )
 @click.option("--divergences", help="Names with parameters, as in kl,jsw:pi=0.3. [default: all]")
-@click.option("--exact", is_flag=True, help="Print the exact parameters alone, and train nothing.")
-@click.option("--points", type=click.Choice(["ring", "grid"]), help="Train on 8 or 25 clusters in the plane instead.")
-@click.option("--ruler", type=click.IntRange(1, 64), metavar="K", help="Estimate from samples of K dimensions instead.")
-@click.option("--samples", type=click.IntRange(200), default=50_000, show_default=True, help="With --ruler.")
+@click.option("--exact", is_flag=True, help="Only print the exact parameters; train nothing.")
+@click.option(
+    "--points", type=click.Choice(["ring", "grid"]), help="Instead, train small GANs on 8 or 25 clusters in the plane."
+)
+@click.option(
+    "--ruler", type=click.IntRange(1, 64), metavar="K", help="Instead, estimate divergences from K-dimensional samples."
+)
+@click.option(
+    "--samples", type=click.IntRange(200), default=50_000, show_default=True, help="Samples in each set of --ruler."
+)
 @click.option(
     "--form",
     type=click.Choice(["paper", "log_ratio"]),
-    help="[default: log_ratio where there is one, with --points paper]",
+    help="Form of the f-GAN objective. [default: log_ratio if there is one; with --points: paper]",
 )
-@click.option("--saturating", type=bool, help="G descends the divergence itself. [default: yes, but with --points no]")
-@click.option("--regularizer", help="As in `saddle train`. [default: r1_r2, with --points r1]")
-@click.option("--gamma", type=click.FloatRange(min=0), help="Its weight. [default: .002, with --points .1]")
-@click.option("--steps", type=click.IntRange(8), help="[default: 6000, 2000 on the ring, 3000 on the grid]")
+@click.option("--saturating", type=bool, help="G descends the divergence itself. [default: yes; with --points: no]")
+@click.option("--regularizer", help="As in `saddle train`. [default: r1_r2; with --points: r1]")
+@click.option(
+    "--gamma", type=click.FloatRange(min=0), help="Weight of the regularizer. [default: .002; with --points: .1]"
+)
+@click.option(
+    "--steps", type=click.IntRange(8), help="Training steps. [default: 6000; with --points: ring 2000, grid 3000]"
+)
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each divergence.")
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first; each next one's is 1 more."
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the first run; the next has 1 more."
 )
 @json_option
 def main(
     mixture: str, divergences: str | None, exact: bool, points: str | None, json_path: Path | None, **options: Any
 ) -> None:
-    """Fit a Gaussian to a mixture by each divergence: learned beside exact (Nowozin et al. 2016, table 1).
+    """Fit a Gaussian to a mixture by each divergence, by training and exactly (Nowozin et al. 2016, table 1).
 
     D is the divergence at its global minimum over mean and deviation, F the bound that training reaches. With --points,
-    train a small GAN on clusters in the plane and count what it finds. With --ruler, compare estimates from samples of
-    two Gaussians (means 1/4 apart on each axis, scales within 10 %) with the exact value, over --seeds pairs of sets.
+    train a small GAN on clusters in the plane and count the clusters that it finds. With --ruler, estimate divergences
+    from samples of two Gaussians (means 1/4 apart on each axis, scales within 10 %) and compare with the exact values,
+    for --seeds pairs of sets.
     """
     from gan.methods.divergences import DIVERGENCES, divergence
     from gan.methods.rows import split_names

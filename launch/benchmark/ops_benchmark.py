@@ -1,4 +1,4 @@
-"""Time the fused ops beside their reference, the best of stock PyTorch, and a copy of the same bytes."""
+"""Time the fused ops beside their plain versions, the fastest in stock PyTorch, and a copy of the same bytes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -57,15 +57,21 @@ def _names(what: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 @click.command()
-@click.option("--op", "ops_", metavar="NAME,...", default=",".join(OPS), show_default=True, help="Which to measure.")
-@click.option("--dtype", metavar="NAME,...", default=",".join(DTYPES), show_default=True)
+@click.option("--op", "ops_", metavar="NAME,...", default=",".join(OPS), show_default=True, help="Ops to measure.")
+@click.option("--dtype", metavar="NAME,...", default=",".join(DTYPES), show_default=True, help="Types of x.")
 @click.option("--layout", metavar="NAME,...", default=",".join(LAYOUTS), show_default=True, help="Memory order of x.")
 @click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--threads", type=click.IntRange(1, 4096), default=1, show_default=True, help="CPU time is taken of one.")
 @click.option(
-    "--repeats", type=click.IntRange(1), help=f"Samples of each.  [default: {REPEATS}, quick: {QUICK_REPEATS}]"
+    "--threads",
+    type=click.IntRange(1, 4096),
+    default=1,
+    show_default=True,
+    help="Intra-op threads: one is measured in CPU time, several in wall time.",
 )
-@click.option("--quick", is_flag=True, help="One tiny shape: whether all runs. The figures mean nothing.")
+@click.option(
+    "--repeats", type=click.IntRange(1), help=f"Timings of each.  [default: {REPEATS}, quick: {QUICK_REPEATS}]"
+)
+@click.option("--quick", is_flag=True, help="Only test that everything runs, on one tiny shape.")
 @json_option
 def main(
     ops_: str,
@@ -79,9 +85,9 @@ def main(
 ) -> int:
     """Measure the fused ops: forward, forward+backward, and R1's double backward.
 
-    Each beside its reference composition, the fastest of what stock PyTorch has, and a copy of the bytes that it must
-    move, in turns within one run. "x" is how many times faster ours is, "of copy" the share of the copy's speed. Ctrl-C
-    stops and shows what has been measured.
+    Each op takes turns with its plain PyTorch version (the reference), the fastest composition in stock PyTorch, and a
+    copy of as many bytes as it must move. "x" is how many times faster our op is, "of copy" its share of the copy's
+    speed. Ctrl-C stops and shows what has been measured.
     """
     names = _names("--op", ops_, list(OPS))
     dtypes = _names("--dtype", dtype, list(DTYPES))

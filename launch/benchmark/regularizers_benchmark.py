@@ -20,22 +20,36 @@ BASELINES = ("none", "r1")
 
 
 @click.command()
-@click.option("--resolution", type=click.IntRange(8, 1024), default=32, show_default=True, help="A power of two.")
-@click.option("--batch", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--channels", type=click.IntRange(1), default=64, show_default=True, help="The most in a layer of D.")
+@click.option(
+    "--resolution",
+    type=click.IntRange(8, 1024),
+    default=32,
+    show_default=True,
+    help="Side of the images, a power of two.",
+)
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images in a batch.")
+@click.option(
+    "--channels", type=click.IntRange(1), default=64, show_default=True, help="Most channels in a layer of D."
+)
 @click.option("--objective", default="f:gan", show_default=True, help="As in `saddle train`; roth needs an f:... one.")
-@click.option("--regularizers", metavar="NAME,...", help="Which to price.  [default: all]")
+@click.option("--regularizers", metavar="NAME,...", help="Regularizers to measure.  [default: all]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(1, 4096), default=1, show_default=True, help="CPU time is taken of one.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Samples of each.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 4096),
+    default=1,
+    show_default=True,
+    help="Intra-op threads: one is measured in CPU time, several in wall time.",
+)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timings of each.")
 @json_option
 def main(
     regularizers: str | None, device: str, threads: int, repeats: int, json_path: Path | None, **options: Any
 ) -> None:
     """Time D steps with each regularizer, in turns within one run.
 
-    A step is the loss, the penalty on every step, the backward pass and the update, as in training, of images that are
-    there already. The last two columns are how many times a step without any, and with R1, it takes.
+    A step computes the loss and the penalty, the backward pass and the update, as in training, but its images are made
+    beforehand. The last two columns are its time divided by that of a step without a regularizer, and with R1.
     """
     import torch
 

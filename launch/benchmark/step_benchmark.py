@@ -1,4 +1,4 @@
-"""Time the training step on one rank and on several, per stage, and predict it on many."""
+"""Time the training step of each stage on one rank and on several, and predict its time on many GPUs."""
 
 import math
 import os
@@ -29,28 +29,45 @@ StageTimes = dict[str, Any]  # what `step_contest.stage_row` makes of one stage 
 
 
 @click.command()
-@click.option("--gpus", metavar="N,...", default="1,2", show_default=True, help="Ranks to measure, on this host.")
+@click.option(
+    "--gpus", metavar="N,...", default="1,2", show_default=True, help="Numbers of ranks on this host to measure."
+)
 @click.option("--preset", default="32", show_default=True, help="A name in launch/presets, or a .toml file.")
-@click.option("--resolution", type=int, default=32, show_default=True, help="Of the last stage, where --data is not.")
+@click.option("--resolution", type=int, default=32, show_default=True, help="Final resolution, without --data.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Samples of each rank.")
-@click.option("--data", type=click.Path(), help="A dataset to read; else noise that costs nothing to read.")
-@click.option("--stages", metavar="N,...", help="Which to measure. [default: all]")
+@click.option("--data", type=click.Path(), help="Dataset to read. [default: noise, made beforehand]")
+@click.option("--stages", metavar="N,...", help="Stages to measure. [default: all]")
 @click.option("--also", metavar="NAME,...", default="", help=f"More contestants: {', '.join(ALSO)}.")
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Samples of each contestant.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each rank.")
-@click.option("--predict", "worlds", metavar="N,...", default="8,64,512", show_default=True, help="GPUs to predict.")
-@click.option("--global-batch", type=int, default=0, help="Predict for this batch over all GPUs, not --batch on each.")
-@click.option("--latency", type=float, default=10.0, show_default=True, help="Microseconds between GPUs.")
-@click.option("--bandwidth", type=float, default=25.0, show_default=True, help="GB/s that a GPU sends.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any key of gan/config.py; repeatable.")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Timings of each contestant.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Intra-op threads of each rank.")
+@click.option(
+    "--predict",
+    "worlds",
+    metavar="N,...",
+    default="8,64,512",
+    show_default=True,
+    help="Numbers of GPUs to predict for.",
+)
+@click.option(
+    "--global-batch", type=int, default=0, help="Predict for this global batch, instead of --batch on each GPU."
+)
+@click.option(
+    "--latency", type=float, default=10.0, show_default=True, help="Microseconds between GPUs, for the prediction."
+)
+@click.option(
+    "--bandwidth", type=float, default=25.0, show_default=True, help="GB/s that a GPU sends, for the prediction."
+)
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of gan/config.py; repeatable."
+)
 @json_option
 @click.option("--rows", type=click.Path(path_type=Path), hidden=True)
 def main(**flags: Any) -> int:
-    """Measure the step per stage: compute, exposed communication, wait for data; and predict many GPUs.
+    """Measure the training step of each stage: computing, communicating, waiting for data; and predict many GPUs.
 
-    Contestants take turns in the same processes: `joined` ranks sum their gradients; ranks `alone` do the same work
-    and never talk. Communication is what joined ranks take longer; "of alone" is their joint images per second over
-    those of the ranks alone.
+    Contestants take turns in the same processes: `joined` ranks sum their gradients, ranks `alone` do the same work but
+    do not communicate. Communication is the time that joined ranks take longer; "of alone" is the images per second
+    of all joined ranks, divided by those of all ranks alone.
     """
     end_with_parent()
     config = read_config(flags)
