@@ -143,7 +143,8 @@ def best_limit(form: Form, p_ratios: Tensor, q_ratios: Tensor, n: int, m: int) -
     The RARE samples of each set that are worst for the bound are left out: whether such samples happen to be in this
     part or not would decide on the limit, and they say next to nothing about the part that the bound is from.
     """
-    p_ratios, q_ratios = p_ratios.sort().values[RARE:], q_ratios.sort().values[:-RARE]
+    p_ratios = p_ratios.sort().values[RARE:]
+    q_ratios = q_ratios.sort().values[:-RARE]
     scores = []
     for limit in LIMITS:
         bound, error = bound_and_error(*limited_values(form, limit, p_ratios, q_ratios), n, m)
@@ -162,7 +163,9 @@ def between_gaussians(
 
     Half of the draws are P's and half Q's, which keeps the weights bounded: the relative error is about draws^-1/2.
     """
-    rng, total, block = np.random.default_rng(seed), 0.0, 100_000
+    rng = np.random.default_rng(seed)
+    total = 0.0
+    block = 100_000
     for i in range(draws // block):
         mean, deviation = (p, q)[i % 2]
         x = mean + deviation * rng.standard_normal((block, len(mean)))
@@ -209,13 +212,17 @@ def fit(
     """
     average = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.Adam(net.parameters(), lr)
-    best, best_state, best_step = -math.inf, copy.deepcopy(average.state_dict()), 0
+    best = -math.inf
+    best_state = copy.deepcopy(average.state_dict())
+    best_step = 0
     for step in range(most_steps + 1):
         if step % CHECK == 0:
             real, fake = (log_ratios(average, part[1]) for part in parts)
             value = (form.value(real).mean() - form.conjugate(fake).mean()).item()
             if value > best:
-                best, best_state, best_step = value, copy.deepcopy(average.state_dict()), step
+                best = value
+                best_state = copy.deepcopy(average.state_dict())
+                best_step = step
             elif step - best_step > PATIENCE * CHECK:
                 break
         x, y = (part[0][torch.randint(len(part[0]), (batch,))] for part in parts)
