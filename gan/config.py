@@ -137,8 +137,8 @@ class DataConfig:
         "none",
         choices=("none", "diff"),
         flag="--aug",
-        help="none | diff: differentiable augmentation; D sees reals and fakes randomly moved, zoomed, recolored and "
-        "partly covered.",
+        help="none | diff: differentiable augmentation; D sees reals and fakes randomly moved, zoomed, recolored, "
+        "partly covered and, with --mirror, flipped.",
     )
     # when training verifies the checksums of the records that it reads: never, in each stage's first epoch, or always
     check: str = setting("first", choices=("never", "first", "always"))
