@@ -86,8 +86,9 @@ def as_flags(message: str) -> str:
         return message
     names = {key: setting.flag for key, setting in flagged().items()} | ARGUMENTS
     for key, flag in names.items():
-        # A key without a dot may be an ordinary word: it is a key only if "=" follows.
-        ending = r"(?![\w.])" if "." in key else "(?==)"
+        # A key without a dot may be an ordinary word: it is a key only if "=" follows. A "/" shows a path instead.
+        value = "(?==)" if key in (*PATHS, *ARGUMENTS) else r"(?==[^\s/]*(?:[\s;,)]|$))"
+        ending = r"(?![\w/]|\.\w)" if "." in key else value
         message = re.sub(rf"(?<![\w.\-/]){re.escape(key)}{ending}", flag, message)
     return message
 

@@ -166,6 +166,8 @@ def as_rank(flags: Mapping[str, Any]) -> None:
 
     where = f"rank {os.environ['RANK']} on {platform.node()}"
     leave("ranks have begun")
+    if flags["resume"] == "none" and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        flags = {**flags, "resume": "latest"}  # torchrun restarted us: the new run was begun before
     try:
         job, ranks = meet(flags)
         code = work(job, ranks, patience=15.0)
@@ -191,6 +193,7 @@ def meet(flags: Mapping[str, Any]) -> tuple[Job, "Ranks"]:
     Raises EverywhereError if they differ, or if a rank cannot train; PeerError if a rank is missing.
     """
     from gan.ranks import distributed, selftest
+    from gan.run.report import tell
     from ops.registry import kernels
     from ops.toolchain import BuildError
 
@@ -208,7 +211,7 @@ def meet(flags: Mapping[str, Any]) -> tuple[Job, "Ranks"]:
     def check(store: Any, rank: int, world: int) -> None:
         hosts = selftest.compare(store, rank, world, same, refusal, distributed.MEETING.total_seconds())
         if rank == 0:
-            click.echo(f"self-test: {world} ranks on {', '.join(sorted(set(hosts)))} agree on code, data and settings")
+            tell(f"self-test: {world} ranks on {', '.join(sorted(set(hosts)))} agree on code, data and settings")
 
     timeout = job.plan.config.distributed.timeout if job else 60.0
     try:

@@ -425,7 +425,9 @@ def test_keys_in_messages_become_flags_and_other_words_do_not():
     assert as_flags("raise run.kimg or growth.kimg=3 of a/run.kimg.txt") == (
         "raise --kimg or growth.kimg=3 of a/run.kimg.txt"
     )
-    assert as_flags("a batch and a seed") == "a batch and a seed"
+    for text in ("a batch and a seed", "run seed=1/00000-x is finished", "no dataset at data/my batch=3/x.lmdb"):
+        assert as_flags(text) == text
+    assert as_flags("or raise run.kimg.") == "or raise --kimg." and as_flags("give resume=a/b") == "give --resume=a/b"
     assert (
         as_flags("run.kimgs: no such key; did you mean run.kimg?") == "run.kimgs: no such key; did you mean run.kimg?"
     )

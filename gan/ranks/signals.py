@@ -83,8 +83,9 @@ def _listen(reader: int, request: StopRequest) -> None:
             sys.stdout = LossyOutput(sys.stdout)
             sys.stderr = LossyOutput(sys.stderr)
         if request.hear(number, time.monotonic()):
-            print(f"stopped at once by {signal.Signals(number).name}, without saving again", file=sys.stderr)
-            sys.stderr.flush()
+            with suppress(OSError):  # the reader of standard error may be gone
+                print(f"stopped at once by {signal.Signals(number).name}, without saving again", file=sys.stderr)
+                sys.stderr.flush()
             os._exit(128 + number)
 
 

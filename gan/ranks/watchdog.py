@@ -174,12 +174,13 @@ class Watchdog:
         with suppress(OSError), path.open("w") as file:
             faulthandler.dump_traceback(file)
         host = self.heartbeats.host
-        print(
-            f"rank {self.ranks.rank} on {host} ends itself at step {self.step + 1}, in {doing(self.main)[0]}: {what}; "
-            f"{self.suspects()}; stacks in {path}",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError):  # the reader of standard error may be gone
+            print(
+                f"rank {self.ranks.rank} on {host} ends itself at step {self.step + 1}, in {doing(self.main)[0]}: "
+                f"{what}; {self.suspects()}; stacks in {path}",
+                file=sys.stderr,
+                flush=True,
+            )
         os._exit(HUNG)
 
 

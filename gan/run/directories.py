@@ -10,7 +10,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gan.checkpoint import initial_weights
+from gan.checkpoint import STATE, initial_weights
+from gan.config import flatten
 from gan.errors import UserError
 from gan.files import replacing, write_json
 from gan.ranks.distributed import Ranks
@@ -66,18 +67,23 @@ def find_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path | None
 
 
 def refuse_if_nearly(plan: RunPlan, run: Path, options: dict[str, Any]) -> None:
-    """Raises UserError if a run differs from the planned one only in its length or batch, and says how to go on."""
+    """Raises UserError if a run differs from the planned one only in its length or batch, and says how to go on.
+
+    A run that has no training state yet is passed over: there is nothing in it to go on with.
+    """
     differ = {key for key in differences(options, plan.options) if not key.startswith("schedule.")}
-    batch = options["config"]["batch"]
-    kimg = options["config"]["run"]["kimg"]
-    if differ == {"config.batch"}:
+    if differ - {"config.batch"} or not any(run.glob(f"{STATE}*")):
+        return
+    theirs = flatten(options["config"])
+    new_one = "to train a new run give resume=none once, or another outdir"
+    same_length = theirs.get("run.kimg") == plan.config.run.kimg
+    if differ:
+        given = f"batch={theirs['batch']}" + ("" if same_length else f" and run.kimg={theirs['run.kimg']:g}")
+        raise UserError(f"{run} is the same run with {given}; give that to resume it; {new_one}")
+    if not same_length:
         raise UserError(
-            f"{run} is the same run with batch={batch}; give that to resume it, or resume=none to train a new one"
-        )
-    if not differ and kimg != plan.config.run.kimg:
-        raise UserError(
-            f"{run} is the same run with run.kimg={kimg:g}, and its schedule depends on that length; to train on from "
-            f"its weights give init_from={run} and --set growth.mode=none, to train a new run give resume=none"
+            f"{run} is the same run with run.kimg={theirs['run.kimg']:g}, and its schedule depends on that length; to "
+            f"train on from its weights give init_from={run} and --set growth.mode=none; {new_one}"
         )
 
 
@@ -105,8 +111,9 @@ def _new_directory(outdir: Path, name: str) -> Path:
 
 
 def hold(run: Path, patience: float = 0.0) -> AbstractContextManager[Any]:
-    """Lock a run until the returned context is left or this process ends. Raises UserError if another process keeps the
-    lock for `patience` seconds.
+    """Lock a run until the returned context is left or dropped, or this process ends.
+
+    Raises UserError if another process keeps the lock for `patience` seconds, or nothing can be written there.
 
     Processes on other hosts see the lock if the file system passes locks on, as NFS does from version 4.
     """
@@ -114,6 +121,8 @@ def hold(run: Path, patience: float = 0.0) -> AbstractContextManager[Any]:
         return FileLock(run / LOCK, thread_local=False).acquire(timeout=patience, poll_interval=0.2)
     except Timeout:
         raise UserError(f"{run} is in use by another run; wait for it, stop it, or choose another outdir") from None
+    except OSError as error:
+        raise UserError(f"{run} cannot be written: {error.strerror}; choose another outdir") from error
 
 
 def _runs_with_options(outdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -116,7 +116,8 @@ def append(file: TextIO, line: str) -> None:
         file.write(line + "\n")
         file.flush()
     except OSError as error:
-        print(f"{file.name} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the reader of standard error may be gone
+            print(f"{file.name} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def tensorboard(run: Path, images_seen: int) -> Any:
