@@ -252,3 +252,17 @@ def test_a_run_under_nohup_goes_on_when_its_terminal_is_closed(digits, tmp_path)
         kill(family(process.pid))
         process.wait(timeout=30)
     assert json.loads((only(tmp_path) / "exit.json").read_text())["code"] == 0
+
+
+def test_a_second_signal_ends_a_process_whose_standard_error_nobody_reads():
+    imports = "import time; from gan.ranks.signals import listening"
+    code = f"{imports}\nwith listening():\n print('ready', flush=True)\n time.sleep(60)"
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stderr.close()
+        process.send_signal(signal.SIGTERM)
+        time.sleep(TOGETHER + 0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
