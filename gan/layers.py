@@ -1,5 +1,9 @@
 """The layers of both networks. Weights are drawn from N(0, 1) and multiplied by 1 / sqrt(fan-in) at run time: the
-equalized learning rate of Karras et al. 2018, section 4.1. The leaky ReLU's gain of sqrt(2) keeps the variance."""
+equalized learning rate of Karras et al. 2018, section 4.1. The leaky ReLU's gain of sqrt(2) keeps the variance.
+
+A layer computes in the dtype of its input: weights are converted to it, after they were scaled in their own. Where no
+leaky ReLU follows, the bias is added in the weights' dtype, and so is the result.
+"""
 
 import math
 
@@ -7,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ops import bias_leaky_relu
+from ops import bias_leaky_relu, conv2d
+
+GAIN = math.sqrt(2)
+
+
+def scaled(weight: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """weight * scale, computed in the weight's dtype and rounded to `dtype`."""
+    return (weight * scale).to(dtype)
 
 
 class Linear(nn.Module):
@@ -21,8 +32,8 @@ class Linear(nn.Module):
         self.activate = activate
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.linear(x, self.weight * self.scale)
-        return bias_leaky_relu(x, self.bias) if self.activate else x + self.bias
+        x = F.linear(x, scaled(self.weight, self.scale, x.dtype))
+        return bias_leaky_relu(x, self.bias.to(x.dtype)) if self.activate else x + self.bias
 
 
 class Conv2d(nn.Module):
@@ -30,17 +41,24 @@ class Conv2d(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, activate: bool = False, bias: bool = True):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        weight = torch.randn(outputs, inputs, kernel, kernel)
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.scale = 1 / math.sqrt(inputs * kernel**2)
         self.padding = kernel // 2
         self.activate = activate
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * self.scale
+    def forward(self, x: Tensor, gain: float = GAIN) -> Tensor:
+        """gain: of the leaky ReLU, if there is one."""
+        return self.finish(conv2d(x, scaled(self.weight, self.scale, x.dtype), self.padding), gain)
+
+    def finish(self, x: Tensor, gain: float = GAIN) -> Tensor:
+        """What follows the convolution: bias and leaky ReLU, [N, out, H, W] -> the same."""
+        if self.bias is None:
+            return x
         if self.activate:
-            return bias_leaky_relu(F.conv2d(x, weight, padding=self.padding), self.bias)
-        return F.conv2d(x, weight, self.bias, padding=self.padding)
+            return bias_leaky_relu(x, self.bias.to(x.dtype), gain=gain)
+        return x + self.bias.view(-1, 1, 1)
 
 
 class Embedding(nn.Module):
@@ -60,14 +78,12 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 def minibatch_stddev(x: Tensor, group: int) -> Tensor:
-    """Append one channel: the standard deviation over a coupling group, averaged over channels and pixels.
+    """The standard deviation over a coupling group, averaged over channels and pixels: [N, C, H, W] -> [N].
 
-    [N, C, H, W] -> [N, C + 1, H, W] (Karras et al. 2018, section 3). A group is `group` consecutive samples, so that
-    the result does not depend on how the global batch is divided among ranks. Raises ValueError if N is not a multiple
-    of the group.
+    Karras et al. 2018, section 3. A group is `group` consecutive samples, so that the result does not depend on how the
+    global batch is divided among ranks. Raises ValueError if N is not a multiple of the group.
     """
-    n, _, h, w = x.shape
-    if n % group:
-        raise ValueError(f"minibatch_stddev: a batch of {n} is not made of groups of {group}")
+    if len(x) % group:
+        raise ValueError(f"minibatch_stddev: a batch of {len(x)} is not made of groups of {group}")
     deviation = (x.unflatten(0, (-1, group)).var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
-    return torch.cat([x, deviation.repeat_interleave(group).view(n, 1, 1, 1).expand(n, 1, h, w)], 1)
+    return deviation.repeat_interleave(group)

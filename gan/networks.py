@@ -3,6 +3,9 @@
 Stage s works at resolution base * 2**s. The modules `blocks[s]`, `to_image[s]` and `from_image[s]` belong to stage s,
 and modules without an index to stage 0. `stage` is a Python integer. In training, `alpha` is a 0-dim tensor while a
 stage fades in, and otherwise the number 1.
+
+Images and activations are channels_last in memory from end to end. `compute` is the dtype of convolutions and
+activations; the layers that make latents, images and logits compute in the weights' own dtype.
 """
 
 import math
@@ -17,8 +20,8 @@ from torch import Tensor, nn
 
 from gan.config import TrainConfig
 from gan.errors import UserError
-from gan.layers import Conv2d, Embedding, Linear, minibatch_stddev, pixel_norm
-from ops import bias_leaky_relu, downsample2d, setup_filter, upsample2d
+from gan.layers import GAIN, Conv2d, Embedding, Linear, minibatch_stddev, pixel_norm, scaled
+from ops import bias_leaky_relu, conv2d, downsample2d, setup_filter, upsample2d
 
 Alpha = Tensor | float
 SQRT_HALF = math.sqrt(0.5)
@@ -66,6 +69,11 @@ def fade(old: Tensor, new: Tensor, alpha: Alpha) -> Tensor:
     return old + (new - old) * alpha
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """x [N, C, H, W], or a copy that is channels_last in memory."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class Stem(nn.Module):
     """[N, width * h * w] -> [N, width, h, w]: the generator's stage 0."""
 
@@ -75,7 +83,7 @@ class Stem(nn.Module):
         self.conv = Conv2d(width, width, 3, activate=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(bias_leaky_relu(x.unflatten(1, self.shape)))
+        return self.conv(bias_leaky_relu(channels_last(x.unflatten(1, self.shape))))
 
 
 class GrowBlock(nn.Module):
@@ -89,8 +97,8 @@ class GrowBlock(nn.Module):
 
     def forward(self, x: Tensor, filter: Tensor) -> Tensor:
         # A 1x1 convolution commutes with upsampling, and costs less before it.
-        skip = upsample2d(self.skip(x), filter)
-        return (skip + self.conv1(self.conv0(upsample2d(x, filter)))) * SQRT_HALF
+        skip = upsample2d(self.skip(x), filter, gain=SQRT_HALF)
+        return skip + self.conv1(self.conv0(upsample2d(x, filter)), gain=GAIN * SQRT_HALF)
 
 
 class ShrinkBlock(nn.Module):
@@ -104,8 +112,8 @@ class ShrinkBlock(nn.Module):
         self.skip = Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, filter: Tensor) -> Tensor:
-        skip = self.skip(downsample2d(x, filter))
-        return (skip + downsample2d(self.conv1(self.conv0(x)), filter)) * SQRT_HALF
+        skip = self.skip(downsample2d(x, filter, gain=SQRT_HALF))
+        return skip + downsample2d(self.conv1(self.conv0(x), gain=GAIN * SQRT_HALF), filter)
 
 
 class Head(nn.Module):
@@ -118,8 +126,17 @@ class Head(nn.Module):
         self.linear = Linear(width * math.prod(base), width, activate=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = minibatch_stddev(x, self.stddev_group) if self.stddev_group else x
-        return self.linear(self.conv(x).flatten(1))
+        return self.linear((self._with_deviation(x) if self.stddev_group else self.conv(x)).flatten(1))
+
+    def _with_deviation(self, x: Tensor) -> Tensor:
+        """`conv` of x with one more channel, which holds the same standard deviation everywhere. That channel's share
+        is the deviation times a convolution of ones, so it needs no copy of x, nor an odd number of channels."""
+        weight = self.conv.weight
+        ones = torch.ones_like(x[:1, :1])
+        share = conv2d(ones, scaled(weight[:, -1:], self.conv.scale, x.dtype), self.conv.padding)
+        deviation = minibatch_stddev(x.to(weight.dtype), self.stddev_group).to(x.dtype).view(-1, 1, 1, 1)
+        y = conv2d(x, scaled(weight[:, :-1], self.conv.scale, x.dtype), self.conv.padding)
+        return self.conv.finish(torch.addcmul(y, deviation, share))
 
 
 class ResNetGenerator(nn.Module):
@@ -128,6 +145,7 @@ class ResNetGenerator(nn.Module):
     filter: Tensor
     box: Tensor
     latent_mean: Tensor
+    compute: torch.dtype | None = None  # of convolutions and activations; None: that of the weights
 
     def __init__(
         self,
@@ -173,7 +191,7 @@ class ResNetGenerator(nn.Module):
 
     def synthesize(self, w: Tensor, stage: int, alpha: Alpha = 1.0) -> Tensor:
         """w: [N, F] from `first_layer` -> [N, channels, H, W] of the stage; alpha < 1 blends in the stage before."""
-        old = x = self.blocks[0](w)
+        old = x = self.blocks[0](w.to(self.compute or w.dtype))
         for block in self.blocks[1 : stage + 1]:
             old, x = x, block(x, self.filter)
         image = self.to_image[stage](x)
@@ -191,6 +209,7 @@ class ResNetDiscriminator(nn.Module):
 
     filter: Tensor
     box: Tensor
+    compute: torch.dtype | None = None  # as of the generator
 
     def __init__(
         self,
@@ -213,17 +232,26 @@ class ResNetDiscriminator(nn.Module):
         self.register_buffer("filter", setup_filter(filter), persistent=False)
         self.register_buffer("box", setup_filter([1, 1]), persistent=False)
 
-    def forward(self, images: Tensor, stage: int, alpha: Alpha = 1.0, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        stage: int,
+        alpha: Alpha = 1.0,
+        labels: Tensor | None = None,
+        compute: torch.dtype | None = None,
+    ) -> Tensor:
         """images: [N, channels, H, W] of the stage -> logits [N], or [N, outputs] for several outputs; alpha < 1 blends
-        in the stage before."""
+        in the stage before. compute: the dtype for this pass, instead of the network's own."""
         if (labels is None) == bool(self.classes):
             raise ValueError(f"ResNetDiscriminator: {'needs' if self.classes else 'takes no'} labels")
+        weights = self.filter.dtype
+        images = channels_last(images.to(compute or self.compute or weights))
         x = self.from_image[stage](images)
         for index in range(stage, 0, -1):
             x = self.blocks[index](x, self.filter)
             if index == stage and is_fading(alpha):
                 x = fade(self.from_image[stage - 1](downsample2d(images, self.box)), x, alpha)
-        x = self.blocks[0](x)
+        x = self.blocks[0](x).to(weights)
         logits = self.logit(x)
         if self.embedding is not None:
             logits = logits + (self.embedding(labels) * x).sum(1, keepdim=True) / math.sqrt(x.shape[1])

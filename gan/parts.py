@@ -45,9 +45,12 @@ def cut_batch(
 
 
 def prepare_reals(images: Tensor, mirror: Draws | None, alpha: Alpha, G: ResNetGenerator) -> Tensor:
-    """uint8 [n, H, W, C] -> [n, C, H, W] in [-1, 1]. They are flipped at random if `mirror` is given, and blended with
-    their lower resolution while the stage fades in, as the generator's images are."""
-    real = images.permute(0, 3, 1, 2).to(G.filter.dtype, memory_format=torch.contiguous_format) / 127.5 - 1
+    """uint8 [n, H, W, C] -> [n, C, H, W] in [-1, 1], channels_last in memory.
+
+    They are flipped at random if `mirror` is given, and blended with their lower resolution while the stage fades in,
+    as the generator's images are.
+    """
+    real = images.permute(0, 3, 1, 2).to(G.filter.dtype) / 127.5 - 1
     if mirror is not None:
         flipped = mirror.coins("mirror").to(real.device).view(-1, 1, 1, 1)
         real = torch.where(flipped, real.flip(3), real)

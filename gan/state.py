@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gan.config import TrainConfig
 from gan.draws import Draws
+from gan.flat import Flat, set_up_adam
 from gan.networks import ImageFormat
 from gan.ranks.distributed import Ranks, share
 from gan.ranks.gradients import GradientSum
@@ -134,6 +135,8 @@ class TrainState:
     networks: dict[str, Any]  # modules, with the generator's average
     optimizers: dict[str, torch.optim.Optimizer]
     trains: dict[str, str]  # optimizer -> the network that it trains
+    flat: dict[str, Flat]  # network -> its parameters in one tensor
+    moments: dict[str, list[Tensor]]  # optimizer -> its state in few tensors
     skipped: Tensor  # [2] steps that non-finite values made void: in total, and the last ones in a row
     stop: Tensor  # 0-dim: how many ranks had been asked to stop when the last step began; not saved
     images_seen: int = 0
@@ -142,6 +145,11 @@ class TrainState:
         """Advance the clock to `images_seen`, and count the step as skipped if `void` is 1."""
         self.skipped.copy_(torch.stack([self.skipped[0] + void, (self.skipped[1] + 1) * void]))
         self.images_seen = images_seen
+
+    def changed_by(self, optimizer: str) -> list[Tensor]:
+        """All tensors that a step of an optimizer changes: parameters, optimizer state, and the network's buffers."""
+        network = self.trains[optimizer]
+        return [self.flat[network].data, *self.moments[optimizer], *self.networks[network].buffers()]
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of a training state by name: `network/parameter`, `optimizer/slot/parameter`, `skipped`."""
@@ -160,16 +168,15 @@ class TrainState:
             parameters = dict(self.networks[self.trains[name]].named_parameters())
             for key, value in _below(f"{name}/", tensors).items():
                 slot, parameter = key.split("/")
-                p = parameters[parameter]
-                optimizer.state[p][slot] = value.to(p.device, copy=True)  # `value` may be memory of the mapped file
+                optimizer.state[parameters[parameter]][slot].copy_(value)
         self.skipped.copy_(tensors["skipped"])
         self.images_seen = images_seen
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield an optimizer's state as (name, tensor); parameters that have not trained yet have no state."""
+    """Yield an optimizer's state as (name, tensor)."""
     for parameter, p in network.named_parameters():
-        for slot, value in optimizer.state.get(p, {}).items():
+        for slot, value in optimizer.state[p].items():
             yield f"{name}/{slot}/{parameter}", value
 
 
@@ -198,14 +205,19 @@ def initial_state(task: Task) -> TrainState:
     adam: dict[str, Any] = {"betas": options.betas, "eps": options.eps, "fused": True}
     # Fused Adam reads the learning rate from a tensor on the device; on a GPU it must be float32.
     rate_dtype = torch.float32 if device.type == "cuda" else task.dtype
+    flat = {name: Flat(network) for name, network in networks.items()}
     optimizers: dict[str, torch.optim.Optimizer] = {}
+    moments: dict[str, list[Tensor]] = {}
     for name, (network, key) in family.optimizers.items():
         lr = torch.tensor(getattr(options, key), dtype=rate_dtype, device=device)
         optimizers[name] = torch.optim.Adam(networks[network].parameters(), lr=lr, **adam)
+        moments[name] = set_up_adam(optimizers[name], flat[network])
     return TrainState(
         networks=networks,
         optimizers=optimizers,
         trains={name: network for name, (network, _) in family.optimizers.items()},
+        flat=flat,
+        moments=moments,
         skipped=torch.zeros(2, device=device),
         stop=torch.zeros((), device=device),
     )

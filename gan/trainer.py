@@ -26,7 +26,7 @@ from gan.parts import Part, cut_batch, fade_weight
 from gan.ranks.statistics import Statistics
 from gan.schedules import Moment
 from gan.state import Family, Task, TrainState
-from gan.undo import copy_before_step, frozen, undo_step, with_equal_buffers
+from gan.undo import frozen, undo_step, with_equal_buffers
 
 
 def train_step(
@@ -51,7 +51,8 @@ def train_step(
     gamma = task.gamma(now.images_seen)
     alpha = fade_weight(now, task)
     parts = cut_batch(images, labels, task, now, alpha, G)
-    before = copy_before_step(D, d_optimizer)
+    changed = state.changed_by("d_optimizer")
+    before = [tensor.clone() for tensor in changed]
     void = torch.zeros_like(state.skipped[0])
 
     if objective.discriminator:
@@ -82,9 +83,9 @@ def train_step(
                 gradients.add(g_loss.total())
             void = gradients.step(state.optimizers["g_optimizer"], config.optimizer.g_lr * now.lr_scale, void)
             state.stop = gradients.stop
-        update_average(state.networks["G_ema"], G, config, task.schedule, now, void)
+        update_average(state.flat["G_ema"], state.flat["G"], config, task.schedule, now, void)
 
-    undo_step(before, D, d_optimizer, void)
+    undo_step(before, changed, void)
     state.finish_step(now.images_seen + config.batch, void)
 
 

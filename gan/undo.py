@@ -20,27 +20,12 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
-def changed_by_step(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """All tensors of a network that a step changes: parameters, optimizer state, buffers."""
-    moments = [value for p in module.parameters() for value in optimizer.state.get(p, {}).values()]
-    return [*module.parameters(), *moments, *module.buffers()]
-
-
 @torch.no_grad()
-def copy_before_step(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
-    """Copies of all tensors that a step changes, for `undo_step`: D is updated before it is known whether G's gradient
-    is finite."""
-    tensors = changed_by_step(module, optimizer)
-    return dict(zip(tensors, torch._foreach_mul(tensors, 1.0), strict=True))
-
-
-@torch.no_grad()
-def undo_step(before: dict[Tensor, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, void: Tensor) -> None:
-    """Restore the copies `before` if `void` is 1; if it is 0, change nothing. The host does not wait for the device to
-    know which. Optimizer state that the step created is set to zero."""
+def undo_step(before: Sequence[Tensor], tensors: Sequence[Tensor], void: Tensor) -> None:
+    """Restore the copies `before` of the tensors that a step changes if `void` is 1; if it is 0, change nothing. The
+    host does not wait for the device to know which."""
     undo = void > 0
-    for tensor in changed_by_step(module, optimizer):
-        old = before[tensor] if tensor in before else torch.zeros_like(tensor)
+    for old, tensor in zip(before, tensors, strict=True):
         # Selected, not multiplied by 0 or 1: the square of a finite gradient may be infinite, and 0 * inf is NaN.
         tensor.copy_(torch.where(undo, old, tensor))
 

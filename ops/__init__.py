@@ -1,5 +1,5 @@
-"""Fused ops that can be differentiated as often as wanted: resampling by FIR filters, bias + leaky ReLU, and the norms
-and interpolations of gradient penalties.
+"""Ops that can be differentiated as often as wanted: convolution, resampling by FIR filters, bias + leaky ReLU, and the
+norms and interpolations of gradient penalties.
 
 Each op is one file: the Python face (checks its arguments), the reference kernel, the schema, the fake kernel and
 the autograd rule. The dispatcher namespace is `gan_ops::`. The reference kernels are plain PyTorch and serve every
@@ -8,12 +8,14 @@ They are compiled and loaded at the first call of an op (`ops.build`, `ops.choic
 """
 
 from ops.bias_leaky_relu import bias_leaky_relu
+from ops.conv2d import conv2d
 from ops.gradient_penalty import gradient_penalty, interpolate_samples, root, squared_norm
 from ops.memory import keep_pages
 from ops.upfirdn2d import downsample2d, setup_filter, upfirdn2d, upsample2d
 
 __all__ = [
     "bias_leaky_relu",
+    "conv2d",
     "downsample2d",
     "gradient_penalty",
     "interpolate_samples",

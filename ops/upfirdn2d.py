@@ -49,20 +49,20 @@ def upfirdn2d(
     return torch.ops.gan_ops.upfirdn2d(x, filter, *arguments, flip, float(gain))
 
 
-def upsample2d(x: Tensor, filter: Tensor, up: int = 2) -> Tensor:
-    """[N, C, H, W] -> [N, C, up * H, up * W], keeping the mean: taps [1, 1] give nearest neighbor."""
+def upsample2d(x: Tensor, filter: Tensor, up: int = 2, gain: float = 1.0) -> Tensor:
+    """[N, C, H, W] -> [N, C, up * H, up * W], the mean times gain: taps [1, 1] give nearest neighbor."""
     padding = []
     for taps in _filter_size(filter):
         padding += [(taps + up - 1) // 2, (taps - up) // 2]
-    return upfirdn2d(x, filter, up=up, padding=padding, gain=up * up)
+    return upfirdn2d(x, filter, up=up, padding=padding, gain=up * up * gain)
 
 
-def downsample2d(x: Tensor, filter: Tensor, down: int = 2) -> Tensor:
-    """[N, C, H, W] -> [N, C, H // down, W // down]: taps [1, 1] give the mean of 2x2."""
+def downsample2d(x: Tensor, filter: Tensor, down: int = 2, gain: float = 1.0) -> Tensor:
+    """[N, C, H, W] -> [N, C, H // down, W // down], times gain: taps [1, 1] give the mean of 2x2."""
     padding = []
     for taps in _filter_size(filter):
         padding += [(taps - down + 1) // 2, (taps - down) // 2]
-    return upfirdn2d(x, filter, down=down, padding=padding)
+    return upfirdn2d(x, filter, down=down, padding=padding, gain=gain)
 
 
 def _check(x: Tensor, filter: Tensor, up: Pair, down: Pair, padding: Pair) -> tuple[list[int], list[int], list[int]]:

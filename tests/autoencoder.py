@@ -36,7 +36,7 @@ def step(state, task, now, images, labels, stats, stopping=0.0):
     state.stop = gradients.stop
     for optimizer in state.optimizers.values():
         descend(optimizer, config.optimizer.g_lr * now.lr_scale, void)
-    update_average(state.networks["G_ema"], G, config, task.schedule, now, void)
+    update_average(state.flat["G_ema"], state.flat["G"], config, task.schedule, now, void)
     state.finish_step(now.images_seen + config.batch, void)
 
 

@@ -78,10 +78,21 @@ def test_minibatch_stddev_is_the_deviation_inside_each_group():
     y = minibatch_stddev(x, 4)
     for group in (slice(0, 4), slice(4, 8)):
         expected = (x[group].var(0, unbiased=False) + 1e-8).sqrt().mean()
-        torch.testing.assert_close(y[group, 3], expected.expand(4, 5, 5))
-    assert torch.equal(y[:, :3], x)
+        torch.testing.assert_close(y[group], expected.expand(4))
     with pytest.raises(ValueError, match="groups of 4"):
         minibatch_stddev(x[:6], 4)
+
+
+def test_the_deviation_enters_the_convolution_as_one_more_channel():
+    """Karras et al. 2018 append it to x; the head adds that channel's share of the convolution instead."""
+    head = pair()[1].blocks[0].double()
+    x = torch.randn(8, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    deviation = minibatch_stddev(x, 4).view(-1, 1, 1, 1).expand(8, 1, 4, 4)
+    appended = head.linear(head.conv(torch.cat([x, deviation], 1)).flatten(1))
+    torch.testing.assert_close(head(x), appended)
+    inputs = [x, head.conv.weight]
+    ours, theirs = (torch.autograd.grad(y.square().sum(), inputs) for y in (head(x), appended))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_groups_do_not_see_each_other():

@@ -28,7 +28,7 @@ from gan.run import loop, report
 from gan.schedules import ema_beta, moment
 from gan.state import initial_state
 from gan.trainer import train_step
-from gan.undo import changed_by_step, copy_before_step, frozen, undo_step, with_equal_buffers
+from gan.undo import frozen, undo_step, with_equal_buffers
 
 
 def advance(state, task, count: int, poison: range = range(0)) -> list[dict]:
@@ -342,13 +342,14 @@ def test_the_average_ramps_up_from_the_beginning_of_each_stage():
             p.fill_(1)
         for p in average.parameters():
             p.zero_()
-    update_average(average, G, task.config, task.schedule, now, torch.zeros(()))
+    flat = state.flat
+    update_average(flat["G_ema"], flat["G"], task.config, task.schedule, now, torch.zeros(()))
     for name, start in (("first.weight", 0), ("blocks.1.conv0.weight", 6 * 32), ("to_image.2.weight", 15 * 32)):
         weight = 1 - ema_beta(32, 17 * 32 - start, 10_000, 0.05)
         found = average.get_parameter(name)
         torch.testing.assert_close(found, torch.full_like(found, weight))
     before = copy.deepcopy(average.state_dict())
-    update_average(average, G, task.config, task.schedule, now, void=torch.ones(()))
+    update_average(flat["G_ema"], flat["G"], task.config, task.schedule, now, void=torch.ones(()))
     assert equal(before, average.state_dict())
 
 
@@ -358,7 +359,7 @@ def test_reals_are_scaled_flipped_and_faded():
     images = torch.from_numpy(tiny_feed(iter([(0, 32, 1)])).__next__()[0])
     plain = prepare_reals(images, None, 1.0, G)
     torch.testing.assert_close(plain, images.permute(0, 3, 1, 2) / 127.5 - 1)
-    assert plain.is_contiguous()
+    assert plain.is_contiguous(memory_format=torch.channels_last)
     flipped, coins = prepare_reals(images, task.draws(0), 1.0, G), task.draws(0).coins("mirror")
     for i in range(32):
         assert torch.equal(flipped[i], plain[i].flip(2) if coins[i] else plain[i])
@@ -396,10 +397,11 @@ def test_a_void_step_restores_optimizer_state_that_became_infinite():
     state = initial_state(task)
     advance(state, task, 1)
     start = {name: tensor.clone() for name, tensor in state.tensors().items()}
-    before = copy_before_step(state.networks["D"], state.optimizers["d_optimizer"])
-    for tensor in changed_by_step(state.networks["D"], state.optimizers["d_optimizer"]):
-        tensor.detach().fill_(torch.inf)
-    undo_step(before, state.networks["D"], state.optimizers["d_optimizer"], torch.ones(()))
+    changed = state.changed_by("d_optimizer")
+    before = [tensor.clone() for tensor in changed]
+    for tensor in changed:
+        tensor.fill_(torch.inf)
+    undo_step(before, changed, torch.ones(()))
     assert all(torch.equal(tensor, start[name]) for name, tensor in state.tensors().items())
 
 

@@ -63,8 +63,7 @@ class GradientSum:
         self.stop = flat[-1].float()
         flat = flat[:-1] / self.batch
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        pieces = flat.split([g.numel() for g in gradients])
-        torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
+        torch._foreach_copy_(in_memory_order(gradients), flat.split([g.numel() for g in gradients]))
         return 1 - torch.isfinite(flat).all().float()
 
     def step(self, optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> Tensor:
@@ -111,9 +110,14 @@ def descend(optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> None:
 
 
 def pack(parameters: Sequence[Tensor], extra: float) -> Tensor:
-    """One flat tensor of all gradients, followed by the number `extra`."""
-    gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
+    """One flat tensor of all gradients in memory order, followed by the number `extra`."""
+    gradients = in_memory_order([p.grad for p in parameters if p.grad is not None])
     return torch.cat([*gradients, gradients[0].new_full((1,), extra)])
+
+
+def in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Views [numel] of tensors without gaps, each in the order in which it lies in memory."""
+    return [t.as_strided((t.numel(),), (1,)) for t in tensors]
 
 
 def _sum(flat: Tensor, ranks: Ranks) -> None:
