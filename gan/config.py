@@ -97,6 +97,8 @@ class RegularizerConfig:
     )
     # lazy regularization: the penalty is added on every k-th step, times k (Karras et al. 2020, appendix B)
     every: int = setting(1, low=1, high=WHOLE)
+    # the penalty is computed on this share of the batch, in whole blocks, in turns, and weighs 1 / share times as much
+    share: float = setting(1.0, low=TINY, high=1)
     decay: str = setting("constant", choices=("constant", "cosine", "exponential"))  # how gamma changes ...
     decay_to: float = setting(0.1, low=TINY, high=HUGE)  # ... to this multiple of its initial value ...
     decay_kimg: float = setting(0.0, low=0, high=1e9)  # ... over the first decay_kimg thousand images; then it stays

@@ -6,7 +6,7 @@ state.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ class Draws:
     """The random numbers of the coupling groups `groups`, each of `size` samples. Each purpose has its own stream."""
 
     seed: int
-    groups: range
+    groups: Sequence[int]
     size: int
 
     def latents(self, purpose: str, z_dim: int) -> Tensor:

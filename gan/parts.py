@@ -1,13 +1,14 @@
 """A rank's share of a batch, converted for the networks and cut into parts: each part is one backward pass."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gan.draws import Draws
 from gan.networks import Alpha, ResNetGenerator, fade
-from gan.schedules import Moment
+from gan.schedules import Moment, PenaltyTurns
 from gan.state import Task
 from ops import downsample2d, upsample2d
 
@@ -19,10 +20,23 @@ class Part:
     real: Tensor  # [n, C, H, W]
     labels: Tensor | None  # [n]
     draws: Draws
+    due: bool = False  # is a penalty computed on it?
 
     def latents(self, purpose: str, z_dim: int) -> Tensor:
         """[n, z_dim], standard normal, one per real."""
         return self.draws.latents(purpose, z_dim).to(self.real.device)
+
+    def only(self, groups: Sequence[int], due: bool) -> "Part":
+        """The part that consists of some of this part's coupling groups, given by their positions in it."""
+        if len(groups) == len(self.draws.groups):
+            return replace(self, due=due)
+        size = self.draws.size
+
+        def take(x: Tensor) -> Tensor:  # by slices, as a GPU would have to wait for a list of indices
+            return torch.cat([x[g * size : (g + 1) * size] for g in groups])
+
+        draws = replace(self.draws, groups=[self.draws.groups[g] for g in groups])
+        return Part(take(self.real), None if self.labels is None else take(self.labels), draws, due)
 
 
 def fade_weight(now: Moment, task: Task) -> Alpha:
@@ -42,6 +56,22 @@ def cut_batch(
         real = prepare_reals(images[mine], draws if task.config.data.mirror else None, alpha, G)
         parts.append(Part(real, None if labels is None else labels[mine], draws))
     return parts
+
+
+def split_by_turn(parts: Sequence[Part], turns: PenaltyTurns, task: Task, now: Moment) -> list[Part]:
+    """Split each part into the blocks on which the penalty is due at this step and the others; not into empty ones.
+
+    So the other images are shown to D without what a penalty needs. No loss couples samples of different blocks.
+    """
+    size = task.config.distributed.group
+    split = []
+    for part in parts:
+        blocks = [(group * size - now.images_seen) // task.block for group in part.draws.groups]
+        for due in (True, False):
+            mine = [position for position, block in enumerate(blocks) if turns.due(now.step, block) == due]
+            if mine:
+                split.append(part.only(mine, due))
+    return split
 
 
 def prepare_reals(images: Tensor, mirror: Draws | None, alpha: Alpha, G: ResNetGenerator) -> Tensor:

@@ -92,6 +92,43 @@ def gamma_at(images_seen: int, config: RegularizerConfig, pixels: int, batch: in
     return gamma * (config.decay_to + (1 - config.decay_to) * (1 + math.cos(math.pi * t)) / 2)
 
 
+@dataclass(frozen=True)
+class PenaltyTurns:
+    """On which blocks of a batch the penalty is computed at a step: on `chosen` of them at every `every`-th step."""
+
+    every: int
+    chosen: int
+    blocks: int  # of the global batch
+
+    @property
+    def weight(self) -> float:
+        """What the penalty of the chosen samples is multiplied by, so that it is right on average over steps."""
+        return self.every * self.blocks / self.chosen
+
+    def due(self, step: int, block: int) -> bool:
+        """Is the penalty computed on this block of the global batch, of [0, blocks)?
+
+        The chosen blocks lie evenly spread over the batch, so that ranks share the work, and move on by one block from
+        turn to turn: all blocks are chosen equally often.
+        """
+        turn, early = divmod(step, self.every)
+        return early == 0 and (block + turn) * self.chosen % self.blocks < self.chosen
+
+
+def penalty_turns(config: RegularizerConfig, batch: int, block: int) -> PenaltyTurns:
+    """Blocks have `block` samples. Raises UserError for a share that is more than .001 from a whole number of them."""
+    blocks = batch // block
+    chosen = round(config.share * blocks)
+    if chosen < 1 or abs(chosen / blocks - config.share) > 0.001:
+        below = math.floor(config.share * blocks)
+        near = " or ".join(f"{n / blocks:.4g}" for n in (below, below + 1) if n > 0)
+        raise UserError(
+            f"regularizer.share={config.share:g} of {blocks} blocks of {block} samples is no whole number of blocks; "
+            f"try {near}"
+        )
+    return PenaltyTurns(config.every, chosen, blocks)
+
+
 def ema_beta(images: int, since: int, half_life: float, rampup: float) -> float:
     """The weight that the old average keeps after `images` more images, `since` images after its stage began.
 

@@ -22,9 +22,9 @@ from gan.methods.pairs import (
     remarks,
 )
 from gan.networks import Alpha, ImageFormat, build_discriminator, build_generator
-from gan.parts import Part, cut_batch, fade_weight
+from gan.parts import Part, cut_batch, fade_weight, split_by_turn
 from gan.ranks.statistics import Statistics
-from gan.schedules import Moment
+from gan.schedules import Moment, penalty_turns
 from gan.state import Family, Task, TrainState
 from gan.undo import frozen, undo_step, with_equal_buffers
 
@@ -56,16 +56,16 @@ def train_step(
     void = torch.zeros_like(state.skipped[0])
 
     if objective.discriminator:
-        penalty_due = now.step % config.regularizer.every == 0
+        turns = penalty_turns(config.regularizer, config.batch, task.block)
         gradients = task.sum_gradients(D.parameters(), stopping)
-        for part in with_equal_buffers(D, parts):
+        for part in with_equal_buffers(D, split_by_turn(parts, turns, task, now)):
             with torch.no_grad():
                 z = part.latents("latents of the D step", G.z_dim)
                 fake = G(z, now.stage, alpha, part.labels)
             critic = show(D, part, task, now, alpha, gamma)
-            d_loss = critic_loss(objective, regularizer, critic, part.real, fake, penalty_due)
+            d_loss = critic_loss(objective, regularizer, critic, part.real, fake, part.due)
             stats.add(d_loss.statistics(config.regularizer.name))
-            gradients.add(d_loss.total(gamma / 2 * config.regularizer.every))
+            gradients.add(d_loss.total(gamma / 2 * turns.weight))
         void = gradients.step(d_optimizer, config.optimizer.d_lr * now.lr_scale, void)
         state.stop = gradients.stop
         if regularizer.constrain:

@@ -69,6 +69,8 @@ def test_tuples_may_be_written_with_commas():
         ({"seed": 2**64}, "seed=.* must be"),
         ({"regularizer.gamma": -1}, "regularizer.gamma=-1.0 must be at least 0"),
         ({"regularizer.every": 0}, "regularizer.every=0 must be at least 1"),
+        ({"regularizer.share": 0}, "regularizer.share=0.0 must be positive and at most 1"),
+        ({"regularizer.share": 1.5}, "regularizer.share=1.5 must be positive and at most 1"),
         ({"growth.mode": "progresive"}, "did you mean progressive"),
         ({"precision.dtype": "float16"}, "unknown"),
         ({"distributed.group": 0}, "distributed.group=0 must be at least 1"),

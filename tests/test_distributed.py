@@ -25,10 +25,14 @@ CASES = {
     for dtype, steps in (("float64", 18), ("float32", 5))  # stage 2 begins at step 15
     for name, row in METHODS.items()
 }
+CASES["float64-share"] = (
+    "18;precision.dtype=float64;regularizer.share=0.125;regularizer.every=1"  # a group, on one rank
+)
 CASES["float64-critic"] = "8;precision.dtype=float64;optimizer.n_critic=2;growth.mode=none"
 RELATIVISTIC = "2;precision.dtype=float64;objective.name=relativistic;growth.mode=none"
 STEPS = {  # three ranks hold 12, 12 and 8 samples of 32: two parts of 8, or one
     "micro": f"{RELATIVISTIC};regularizer.name=spectral_norm;distributed.micro=8",
+    "share": f"{RELATIVISTIC};regularizer.name=r1_r2_projection;regularizer.share=0.25;distributed.micro=8",
     "bf16": RELATIVISTIC,
     "diff": "1;precision.dtype=float64;regularizer.every=1;batch=16;data.aug=diff;data.cond=true",
     "blocks of 8": "1;precision.dtype=float64;batch=24;objective.name=relativistic_average:group=8;distributed.group=2",
@@ -40,6 +44,7 @@ EXACT = {
         ("r1", 18, "regularizer.name=r1"),
         ("pair", 10, "objective.name=relativistic;regularizer.name=wgan_gp;data.cond=true;data.mirror=true;batch=24"),
         ("critic", 8, "regularizer.name=spectral_norm;optimizer.n_critic=2;data.aug=diff"),
+        ("share", 8, "regularizer.share=0.25;regularizer.every=1;data.aug=diff"),
     )
 }
 
@@ -185,7 +190,7 @@ def test_exact_mode_gives_the_same_bits_on_any_number_of_ranks(two_and_four, tmp
                 assert torch.equal(together[name]["weights"][key], tensor), (ranks, name, key)
 
 
-@pytest.mark.parametrize("regularizer", ["r1", "spectral_norm", "bcr", "dragan"])
+@pytest.mark.parametrize("regularizer", ["r1", "spectral_norm", "bcr", "dragan", "dragan;regularizer.share=0.375"])
 def test_parts_add_up_to_the_whole(regularizer):
     """Micro-batches, 12 samples each and one of 8 for the second, have the gradient of the whole batch."""
     step = f"{RELATIVISTIC};regularizer.name={regularizer}"
@@ -204,7 +209,7 @@ def check_parts(parts: dict, whole: dict) -> None:
         torch.testing.assert_close(parts["weights"][key], tensor, rtol=0, atol=1e-9, msg=key)
 
 
-@pytest.mark.parametrize("name", ["micro", "diff", "blocks of 8"])
+@pytest.mark.parametrize("name", ["micro", "share", "diff", "blocks of 8"])
 def test_parts_changed_images_and_large_blocks_on_three_ranks_add_up_to_the_whole(name, three, alone):
     for net in ("G", "D"):
         assert relative(three[name]["gradients"][net], alone[name]["gradients"][net]) < 1e-12

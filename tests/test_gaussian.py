@@ -154,6 +154,14 @@ def test_a_gan_learns_clusters():
         assert math.isfinite(train_points(*names, 0.1, POINTS["ring"], seed=0, steps=4)["near"])
 
 
+def test_a_penalty_on_a_share_of_the_points_changes_d_by_its_weight_alone():
+    def largest(gamma: float, **when) -> float:
+        return train_points("relativistic", "r1_r2", gamma, POINTS["ring"], seed=0, steps=6, **when)["largest"]
+
+    assert largest(0.0, share=0.25, every=2) == pytest.approx(largest(0.0), rel=1e-5)
+    assert largest(1.0, share=0.25) != pytest.approx(largest(1.0), rel=1e-3)
+
+
 def test_the_command_prints_the_exact_table(monkeypatch, tmp_path, capsys):
     path = tmp_path / "rows.json"
     flags = ["--mixture=1,0,1;1,4,0.25", "--divergences=kl,jsw:pi=0.3", f"--json={path}"]

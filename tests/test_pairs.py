@@ -13,7 +13,7 @@ from test_distributed import by_itself, launch, relative
 from gan.config import TrainConfig, override
 from gan.errors import UserError
 from gan.methods.objectives import OBJECTIVES, Objective
-from gan.methods.pairs import find_pair, remarks
+from gan.methods.pairs import configured, find_pair, remarks
 from gan.methods.regularizers import REGULARIZERS, Regularizer
 
 STEP = "1;precision.dtype=float64;regularizer.every=1;batch=16"
@@ -84,6 +84,31 @@ def test_two_ranks_compute_the_step_of_one_for_every_pair(pairs, tmp_path):
             theirs = alone[name]["gradients"][net]
             assert theirs and all(gradient.isfinite().all() for gradient in theirs.values()), (name, net)
             assert relative(together[name]["gradients"][net], theirs) < 1e-12, (name, net)
+
+
+@pytest.mark.parametrize(
+    "values,said",
+    [
+        ({"regularizer.share": 0.3}, "of 8 blocks of 4 samples is no whole number of blocks; try 0.25 or 0.375"),
+        ({"regularizer.share": 0.01}, "try 0.125"),
+        ({"regularizer.share": 0.25, "objective.name": "relativistic_average:group=16"}, "2 blocks of 16 .* try 0.5"),
+        (
+            {"regularizer.share": 0.25, "regularizer.name": "clip"},
+            "name=clip has no penalty; leave regularizer.share out",
+        ),
+        ({"regularizer.share": 0.5, "regularizer.name": "spectral_norm"}, "spectral_norm has no penalty"),
+        ({"regularizer.share": 0.5, "regularizer.name": "instance_noise"}, "instance_noise has no penalty"),
+        ({"regularizer.share": 0.5, "regularizer.name": "none", "objective.name": "energy"}, "none has no penalty"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused_in_one_line(values, said):
+    with pytest.raises(UserError, match=said) as caught:
+        configured(override(TrainConfig(), {"batch": 32, **values}))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_share_may_be_given_to_three_digits():
+    configured(override(TrainConfig(), {"batch": 24, "regularizer.share": 0.333}))
 
 
 @pytest.mark.parametrize(

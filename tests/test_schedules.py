@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from gan.config import TrainConfig, override
+from gan.config import RegularizerConfig, TrainConfig, override
 from gan.errors import UserError
-from gan.schedules import build_schedule, ema_beta, linear_decay, moment
+from gan.schedules import build_schedule, ema_beta, linear_decay, moment, penalty_turns
 
 
 def schedule(last=2, **values):
@@ -99,3 +100,16 @@ def test_the_half_life_of_the_average():
     assert ema_beta(10, since=1000, half_life=1000, rampup=0.05) == pytest.approx(0.5 ** (10 / 50))
     assert ema_beta(10, since=0, half_life=1000, rampup=0.05) == 0
     assert math.prod(ema_beta(10, 10**9, 1000, 0.05) for _ in range(100)) == pytest.approx(0.5)
+
+
+def test_blocks_take_turns_that_are_equally_frequent_and_spread_over_the_batch():
+    for blocks in range(1, 20):
+        for chosen in range(1, blocks + 1):
+            turns = penalty_turns(RegularizerConfig(every=3, share=chosen / blocks), 4 * blocks, 4)
+            table = np.array([[turns.due(3 * turn, block) for block in range(blocks)] for turn in range(blocks)])
+            assert (table.sum(0) == chosen).all() and (table.sum(1) == chosen).all()
+            for first in range(blocks):  # any stretch of blocks has its share, to less than one
+                stretches = table[:, first:].cumsum(1)
+                assert (abs(stretches - chosen / blocks * np.arange(1, blocks - first + 1)) < 1).all()
+            assert not any(turns.due(step, block) for step in (1, 2, 4) for block in range(blocks))
+            assert turns.weight == pytest.approx(3 * blocks / chosen)

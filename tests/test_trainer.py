@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,11 @@ PAIR = {"objective.name": "relativistic", "regularizer.name": "r1_r2", "data.con
 
 
 # Stage 1 is steps 6-14 and fades until 9, stage 2 is steps 15-29 and fades until 20; the penalty is due every third.
-@pytest.mark.parametrize("values", [{}, PAIR, {"regularizer.name": "spectral_norm"}], ids=["r1", "pair", "spectral"])
+@pytest.mark.parametrize(
+    "values",
+    [{}, PAIR, {"regularizer.name": "spectral_norm"}, PAIR | {"regularizer.share": 0.25}],
+    ids=["r1", "pair", "spectral", "share"],
+)
 def test_stopped_after_any_step_and_resumed_is_bit_equal(values, tmp_path):
     task = tiny_task(tiny_config({"regularizer.every": 3, **values}))
     whole, resumed = initial_state(task), initial_state(task)
@@ -171,6 +175,65 @@ def test_the_first_step_reports_and_descends_the_losses_of_the_objective_with_ha
     wanted = torch.autograd.grad(total, [D.get_parameter(name) for name in ours])
     for name, gradient in zip(ours, wanted, strict=True):
         torch.testing.assert_close(ours[name], gradient, msg=name)
+
+
+def d_gradient(state) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in state.networks["D"].parameters() if p.grad is not None])
+
+
+# 32 samples are 8 groups; at turn t those groups get a penalty whose number is a multiple of 4 less t.
+@pytest.mark.parametrize("turn,groups", [(0, (0, 4)), (1, (3, 7)), (2, (2, 6)), (3, (1, 5)), (4, (0, 4))])
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_share_of_the_batch_gets_a_penalty_of_so_many_times_the_weight(turn, groups, every):
+    """Against autograd on a whole batch, with the minibatch standard deviation that couples samples of a group."""
+    values = {"precision.dtype": "float64", "regularizer.gamma": 3.0, "regularizer.every": every}
+    task = tiny_task(tiny_config(values | {"regularizer.share": 0.25, "growth.mode": "none"}))
+    state = initial_state(task)
+    G, D = (copy.deepcopy(state.networks[name]) for name in "GD")
+    state.images_seen = seen = 32 * every * turn
+    (reported,) = advance(state, task, 1)
+
+    images, _ = loop.to_device(next(tiny_feed(iter([(seen, 32, 2)]))), task)
+    real = prepare_reals(images, None, 1.0, G).requires_grad_()
+    fake = G(task.draws(seen).latents("latents of the D step", 16), 2).detach()
+    scores = D(real, 2)
+    (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
+    penalties = slope.square().flatten(1).sum(1).view(8, 4)[list(groups)]
+    loss = (softplus(-scores) + softplus(D(fake, 2))).mean() + 3.0 / 2 * every * 4 * penalties.sum() / 32
+    loss.backward()
+    wanted = d_gradient(replace(state, networks={"D": D}))
+    assert (d_gradient(state) - wanted).norm() < 1e-12 * wanted.norm()
+    assert reported["Loss/r1_penalty"] == pytest.approx(penalties.mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("values", [{}, {"regularizer.name": "wgan_gp"}, PAIR, {"distributed.exact": True}])
+def test_over_a_whole_rotation_a_share_has_the_gradient_of_the_whole_batch(values):
+    """At the same weights and the same samples. Three of eight groups come round after eight turns."""
+
+    def gradient(step: int, share: float) -> torch.Tensor:
+        task = tiny_task(tiny_config({"precision.dtype": "float64", "regularizer.share": share, **values}))
+        state = initial_state(task)
+        images, labels = loop.to_device(next(tiny_feed(iter([(0, 32, 0)]))), task)
+        train_step(state, task, replace(moment(task.schedule, 0), step=step), images, labels, Statistics())
+        return d_gradient(state)
+
+    whole = gradient(0, 1.0)
+    shares = [gradient(step, 0.375) for step in range(0, 16, 2)]  # due at every other step
+    assert (torch.stack(shares).mean(0) - whole).norm() < 1e-12 * whole.norm()
+    assert all((share - whole).norm() > 1e-4 * whole.norm() for share in shares)
+
+
+def test_only_the_share_of_the_images_that_gets_a_penalty_requires_grad():
+    task = tiny_task(tiny_config({"regularizer.share": 0.25}))
+    state = initial_state(task)
+    seen = {True: 0, False: 0}
+
+    def count(_, given):
+        seen[given[0].requires_grad] += len(given[0])
+
+    state.networks["D"].register_forward_pre_hook(count)
+    advance(state, task, 1)
+    assert seen == {True: 8 + 32, False: 24 + 32}  # reals of the D step and fakes of the G step, and the others
 
 
 def noisy(images: torch.Tensor, draws: Draws, purpose: str) -> torch.Tensor:

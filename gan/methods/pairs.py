@@ -14,6 +14,7 @@ from gan.methods.critic import Critic
 from gan.methods.objectives import OBJECTIVES, Objective
 from gan.methods.regularizers import FAKE, REAL, REGULARIZERS, Regularizer, Scene
 from gan.methods.rows import look_up
+from gan.schedules import penalty_turns
 
 
 @cache  # the Dirac-GAN asks at every step
@@ -38,6 +39,12 @@ def configured(config: TrainConfig) -> tuple[Objective, Regularizer]:
             f"batch={config.batch} is not made of whole blocks of {unit}, which objective.name={config.objective.name} "
             f"couples; try batch={max(round(config.batch / unit), 1) * unit}, or another group"
         )
+    if config.regularizer.share < 1 and not regularizer.has_penalty:
+        raise UserError(
+            f"regularizer.share={config.regularizer.share:g} is the share of a batch on which a penalty is computed, "
+            f"and regularizer.name={config.regularizer.name} has no penalty; leave regularizer.share out"
+        )
+    penalty_turns(config.regularizer, config.batch, unit)
     if objective.discriminator is None and config.data.cond:
         raise UserError(
             f"objective.name={config.objective.name} compares sets of images without a critic and would not see which "
@@ -66,8 +73,7 @@ def remarks(config: TrainConfig) -> Iterator[str]:
         )
     if objective.discriminator is None and config.optimizer.n_critic > 1:
         yield f"{config.objective.name} has no critic: {config.optimizer.n_critic - 1} batches in n_critic are unused"
-    weighs = regularizer.on_real or regularizer.on_fake or regularizer.elsewhere or regularizer.noise
-    if weighs and config.regularizer.gamma == 0:
+    if (regularizer.has_penalty or regularizer.noise) and config.regularizer.gamma == 0:
         yield f"gamma is 0: {config.regularizer.name} is computed and does nothing"
     if regularizer.gamma_range and isinstance(config.regularizer.gamma, float):
         yield from _remark_on_gamma(config, config.regularizer.gamma, regularizer.gamma_range)
@@ -101,23 +107,23 @@ class CriticLoss:
     fake_scores: Tensor  # [N]
 
     def total(self, weight: float) -> Tensor:
-        """The sum over samples, 0-dim; weight, of the penalties: gamma / 2 * every."""
+        """The sum over samples, 0-dim; weight, of the penalties: gamma / 2 * every / share."""
         return total_over_samples(self.loss, len(self.fake_scores)) + sum(
             weight * penalty.sum() for penalty in self.penalties
         )
 
     def statistics(self, regularizer: str) -> dict[str, Tensor]:
         """What a run reports of it, by name."""
-        found = {
+        # One without penalties reports none of them, by the same name: all ranks must report the same names.
+        penalty = torch.stack(self.penalties).sum(0) if self.penalties else self.real_scores[:0]
+        return {
             "Loss/scores/real": self.real_scores,
             "Loss/scores/fake": self.fake_scores,
             "Loss/D/loss": self.loss,
             "Loss/signs/real": self.real_scores.sign(),
             "Loss/signs/fake": self.fake_scores.sign(),
+            f"Loss/{regularizer.partition(':')[0]}_penalty": penalty,
         }
-        if self.penalties:
-            found[f"Loss/{regularizer.partition(':')[0]}_penalty"] = torch.stack(self.penalties).sum(0)
-        return found
 
 
 def critic_loss(

@@ -1,7 +1,7 @@
 """What keeps D in bounds, as rows that say where each applies. A penalty maps (scores [N], images) to [N].
 
-No weight and no mean here: D's loss adds gamma / 2 * every * penalty, for every row (so lambda = 10 of WGAN-GP is
-gamma = 20). Squares are summed over channels and pixels. Scores are logits, or an objective's scalar critic.
+No weight and no mean here: D's loss adds gamma / 2 * every / share * penalty, for every row (so lambda = 10 of WGAN-GP
+is gamma = 20). Squares are summed over channels and pixels. Scores are logits, or an objective's scalar critic.
 """
 
 import math
@@ -90,6 +90,11 @@ class Regularizer:
         return self != Regularizer()
 
     @property
+    def has_penalty(self) -> bool:
+        """Whether it adds a term to D's loss."""
+        return bool(self.on_real or self.on_fake or self.elsewhere)
+
+    @property
     def is_penalty(self) -> bool:
         """Whether it acts by a term of D's loss alone: it changes neither D's weights nor what D is shown."""
         return not (self.noise or self.prepare or self.constrain)
@@ -140,6 +145,11 @@ def difference(where: str, random: bool) -> Term:
         return ((moved - scores) / length).square()
 
     return term
+
+
+def added(*terms: Term) -> Term:
+    """The sum of terms."""
+    return lambda scene: torch.stack([term(scene) for term in terms]).sum(0)
 
 
 def consistency(scene: Scene) -> Tensor:
@@ -199,15 +209,15 @@ def _entry(summary: str, make: Callable[..., Regularizer], **parameters: float) 
     return Entry(summary, lambda objective, **given: make(**given), parameters)
 
 
-def _difference_rows(name: str, where: str) -> dict[str, Entry[Regularizer]]:
+def _difference_rows(name: str, *where: str) -> dict[str, Entry[Regularizer]]:
     return {
         f"{name}_difference": _entry(
             f"{name} without double backward, by a step along the gradient",
-            lambda: Regularizer(elsewhere=difference(where, random=False), watch=(where,)),
+            lambda: Regularizer(elsewhere=added(*(difference(w, random=False) for w in where)), watch=where),
         ),
         f"{name}_projection": _entry(
             f"{name} without double backward, by a step along noise",
-            lambda: Regularizer(elsewhere=difference(where, random=True)),
+            lambda: Regularizer(elsewhere=added(*(difference(w, random=True) for w in where))),
         ),
     }
 
@@ -271,4 +281,5 @@ REGULARIZERS: dict[str, Entry[Regularizer]] = {
     ),
     **_difference_rows("r1", REAL),
     **_difference_rows("r2", FAKE),
+    **_difference_rows("r1_r2", REAL, FAKE),
 }

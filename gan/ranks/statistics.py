@@ -24,10 +24,11 @@ class Statistics:
             self.sums[name] = self.sums[name] + new if name in self.sums else new
 
     def take(self) -> dict[str, float]:
-        """Return the means, over all ranks, of the values since the last call. Waits for the device."""
+        """Return the means, over all ranks, of the values since the last call; names of which no rank had a value are
+        left out. Waits for the device."""
         if not self.sums:
             return {}
         table = sum_over_ranks(torch.stack(list(self.sums.values()))).tolist()
-        means = {name: total / count for name, (total, count) in zip(self.sums, table, strict=True)}
+        means = {name: total / count for name, (total, count) in zip(self.sums, table, strict=True) if count}
         self.sums.clear()
         return means

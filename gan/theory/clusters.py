@@ -2,16 +2,19 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gan.config import RegularizerConfig
 from gan.draws import Draws
 from gan.methods.critic import Critic, no_critic
 from gan.methods.pairs import critic_loss, find_pair, generator_loss
 from gan.ranks.gradients import GradientSum
+from gan.schedules import penalty_turns
 from gan.undo import frozen
 
 SPREAD = 0.1  # standard deviation of a cluster
@@ -26,14 +29,21 @@ POINTS: dict[str, np.ndarray] = {
 
 
 def train_points(
-    objective_name: str, regularizer_name: str, gamma: float, centers: np.ndarray, seed: int, steps: int
+    objective_name: str,
+    regularizer_name: str,
+    gamma: float,
+    centers: np.ndarray,
+    seed: int,
+    steps: int,
+    every: int = 1,
+    share: float = 1.0,
 ) -> dict[str, float | int]:
     """Train a GAN on Gaussian clusters of deviation SPREAD about `centers` [modes, 2]. -> figures of 2500 samples of
     its averaged generator.
 
     modes: the number of clusters with at least 5 samples within three deviations; near: the share of samples within
     three deviations of a cluster; mode_kl: KL(histogram of nearest clusters || uniform); largest: D's largest |score|
-    of a fake in the last step, NaN if the samples are not finite.
+    of a fake in the last step, NaN if the samples are not finite. every, share: as in gan.config.RegularizerConfig.
     """
     objective, regularizer = find_pair(objective_name, regularizer_name)
     scale = float(np.abs(centers).max())
@@ -45,18 +55,28 @@ def train_points(
     d_optimizer = adam(D.parameters())
     noise = math.sqrt(gamma) if regularizer.noise else 0.0
     groups = BATCH // GROUP
+    block = math.lcm(GROUP, objective.group)
+    turns = penalty_turns(RegularizerConfig(every=every, share=share), BATCH, block)
     largest = 0.0
     for step in range(steps):
         draws = Draws(seed, range(step * groups, (step + 1) * groups), GROUP)
         critic = Critic(D if objective.discriminator else no_critic, draws, noise=noise)
         real = clusters(centers, draws)
         if objective.discriminator:
-            fake = G(draws.latents("latents", LATENT)).detach()
-            d_loss = critic_loss(objective, regularizer, critic, real, fake)
-            _descend(d_loss.total(gamma / 2), D, d_optimizer)
+            total = torch.zeros(())
+            largest = 0.0
+            for due in (True, False):
+                mine = [g for g in range(groups) if turns.due(step, g * GROUP // block) == due]
+                if mine:
+                    part = replace(critic, draws=replace(draws, groups=[draws.groups[g] for g in mine]))
+                    shown = real.view(groups, GROUP, 2)[mine].flatten(0, 1)
+                    fake = G(part.draws.latents("latents", LATENT)).detach()
+                    d_loss = critic_loss(objective, regularizer, part, shown, fake, due)
+                    total = total + d_loss.total(gamma / 2 * turns.weight)
+                    largest = max(largest, d_loss.fake_scores.abs().max().item())
+            _descend(total, D, d_optimizer)
             if regularizer.constrain:
                 regularizer.constrain(D, gamma)
-            largest = d_loss.fake_scores.abs().max().item()
         with frozen(D):
             fake = G(draws.latents("latents of the G step", LATENT))
             _descend(generator_loss(objective, critic, real, fake).total(), G, g_optimizer)
