@@ -89,6 +89,7 @@ def _snapshot(about: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:
     with torch.random.fork_rng(devices=[]):
         G: Any = family.networks[family.generator](config, images)
     G.to(dtype=getattr(torch, config.precision.dtype))
+    G.compute = None  # pictures are made in the weights' dtype, equally on every machine
     G.latent_mean.copy_(tensors.pop("latent_mean"))
     G.load_state_dict(tensors)
     G.eval().requires_grad_(False)

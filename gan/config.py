@@ -16,7 +16,7 @@ from typing import Any
 
 from gan.errors import UserError
 
-TRAJECTORY_FORMAT = 1
+TRAJECTORY_FORMAT = 2
 NO_SUCH_KEY = "no such key"
 # Keys, or beginnings of keys, that are not part of the trajectory: they change the weights by rounding at most.
 OUTSIDE = ("run.", "data.check", "distributed.micro", "distributed.timeout")
@@ -163,7 +163,11 @@ class DistributedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    dtype: str = setting("float32", choices=("float32", "float64"))  # of weights and of all arithmetic
+    dtype: str = setting("float32", choices=("float32", "float64"))  # of weights, optimizer, losses and sums
+    # of convolutions and activations: fp32 is the weights' dtype, auto is bf16 on a GPU that has it
+    compute: str = setting("auto", choices=("auto", "fp32", "bf16"))
+    # of passes through D that a gradient penalty differentiates: as the others, or fp32
+    penalty: str = setting("compute", choices=("compute", "fp32"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gan.config import TrainConfig
 from gan.errors import UserError
 from gan.layers import GAIN, Conv2d, Embedding, Linear, minibatch_stddev, pixel_norm, scaled
+from gan.precision import compute_dtype
 from ops import bias_leaky_relu, conv2d, downsample2d, setup_filter, upsample2d
 
 Alpha = Tensor | float
@@ -274,7 +275,7 @@ def network_widths(config: TrainConfig, images: ImageFormat) -> tuple[int, ...]:
 
 def build_generator(config: TrainConfig, images: ImageFormat) -> ResNetGenerator:
     """G with random weights, drawn from torch's global generator. Raises UserError for widths that do not fit."""
-    return ResNetGenerator(
+    G = ResNetGenerator(
         config.network.z_dim,
         network_widths(config, images),
         images.channels,
@@ -282,11 +283,13 @@ def build_generator(config: TrainConfig, images: ImageFormat) -> ResNetGenerator
         classes=_classes(config, images),
         filter=config.network.filter,
     )
+    G.compute = compute_dtype(config)
+    return G
 
 
 def build_discriminator(config: TrainConfig, images: ImageFormat, outputs: int = 1) -> ResNetDiscriminator:
     """D with random weights and `outputs` logits per image; random state and errors are as in `build_generator`."""
-    return ResNetDiscriminator(
+    D = ResNetDiscriminator(
         network_widths(config, images),
         images.channels,
         images.base,
@@ -295,6 +298,8 @@ def build_discriminator(config: TrainConfig, images: ImageFormat, outputs: int =
         stddev_group=config.distributed.group if config.network.minibatch_stddev else 0,
         outputs=outputs,
     )
+    D.compute = compute_dtype(config)
+    return D
 
 
 def _classes(config: TrainConfig, images: ImageFormat) -> int:

@@ -76,7 +76,7 @@ class Task:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights and of all arithmetic."""
+        """The dtype of weights, optimizer, losses and sums."""
         return getattr(torch, self.config.precision.dtype)
 
     @property
@@ -200,7 +200,9 @@ def initial_state(task: Task) -> TrainState:
     networks = build_networks(family, task.config, task.images)
     for network in networks.values():
         network.to(device, task.dtype)
-    networks[family.average] = copy.deepcopy(networks[family.generator]).requires_grad_(False)
+    average = copy.deepcopy(networks[family.generator]).requires_grad_(False)
+    average.compute = None  # pictures are made in the weights' dtype
+    networks[family.average] = average
     options = task.config.optimizer
     adam: dict[str, Any] = {"betas": options.betas, "eps": options.eps, "fused": True}
     # Fused Adam reads the learning rate from a tensor on the device; on a GPU it must be float32.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gan.average import update_average
 from gan.config import TrainConfig
-from gan.methods.critic import Critic, no_critic
+from gan.methods.critic import Critic, no_critic, with_labels
 from gan.methods.pairs import (
     configured,
     coupled_samples,
@@ -23,6 +23,7 @@ from gan.methods.pairs import (
 )
 from gan.networks import Alpha, ImageFormat, build_discriminator, build_generator
 from gan.parts import Part, cut_batch, fade_weight, split_by_turn
+from gan.precision import penalty_dtype
 from gan.ranks.statistics import Statistics
 from gan.schedules import Moment, penalty_turns
 from gan.state import Family, Task, TrainState
@@ -92,12 +93,14 @@ def train_step(
 def show(D: nn.Module, part: Part, task: Task, now: Moment, alpha: Alpha, gamma: float) -> Critic:
     """D as the losses call it for a part's images: at this stage, with its labels, augmentation and noise."""
     objective, regularizer = configured(task.config)
+    judge = partial(with_labels, D=D, labels=part.labels, stage=now.stage, alpha=alpha)
     return Critic(
-        partial(D, stage=now.stage, alpha=alpha, labels=part.labels) if objective.discriminator else no_critic,
+        judge if objective.discriminator else no_critic,
         part.draws,
         augment=task.config.data.aug == "diff",
         mirror=task.config.data.mirror,
         noise=math.sqrt(gamma) if regularizer.noise else 0.0,
+        D_for_penalties=partial(judge, compute=penalty_dtype(task.config)) if objective.discriminator else None,
     )
 
 

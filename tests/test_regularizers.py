@@ -79,7 +79,8 @@ def test_only_images_that_a_penalty_needs_require_grad(name):
         return quadratic(x)
 
     critic_loss(*find_pair("nonsaturating", name), Critic(D, DRAWS), real, fake)
-    assert required[:2] == ["r1" in name, "r2" in name]  # reals, then fakes
+    apart = ["r1" in name, "r2" in name]  # reals, then fakes
+    assert required[:2] == apart if any(apart) else not required[0]  # where neither needs it D is shown both at once
     assert not real.requires_grad and not fake.requires_grad  # the caller's own are left as they were
 
 
@@ -110,7 +111,7 @@ def shown(name: str) -> torch.Tensor:
         return quadratic(x)
 
     penalty(name, critic)
-    assert len(seen) == 3
+    assert [len(x) for x in seen] == [16, 8]
     return seen[-1]
 
 

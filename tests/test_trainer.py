@@ -533,3 +533,16 @@ def test_in_float64_alpha_the_learning_rate_and_the_average_are_float64():
     beta = 0.5 ** (32 / 100)
     wanted = beta * start + (1 - beta) * state.networks["G"].first.bias
     torch.testing.assert_close(state.networks["G_ema"].first.bias, wanted.detach(), rtol=1e-15, atol=1e-18)
+
+
+def test_reals_and_fakes_shown_at_once_are_judged_as_apart():
+    """Without a penalty D is shown one batch of both; with gamma 0 the penalty changes nothing but that."""
+    changes = {"data.cond": 1, "data.aug": "diff", "precision.dtype": "float64", "regularizer.every": 1}
+    states = []
+    for values in ({"regularizer.name": "none"}, {"regularizer.name": "r1_r2", "regularizer.gamma": 0.0}):
+        task = tiny_task(tiny_config(changes | values))
+        state = initial_state(task)
+        advance(state, task, 3)
+        states.append(state.tensors())
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], rtol=1e-9, atol=1e-12)

@@ -1,9 +1,11 @@
 """D as a method sees it: a function of images and of the purpose for which they are shown."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from gan.draws import Draws
 from gan.methods.augment import augment
@@ -21,13 +23,34 @@ class Critic:
     augment: bool = False  # change images at random first (gan/methods/augment.py)
     mirror: bool = False  # flipped images belong to the data, so flips are among such changes
     noise: float = 0.0  # standard deviation of Gaussian noise that is added
+    D_for_penalties: Callable[[Tensor], Tensor] | None = None  # computes more precisely than D; None: D itself
 
     def __call__(self, images: Tensor, purpose: str) -> Tensor:
+        return self.D(self._change(images, purpose))
+
+    def both(self, first: Tensor, second: Tensor, purposes: tuple[str, str]) -> tuple[Tensor, Tensor]:
+        """The same for two batches of equal length, shown to D as one."""
+        images = [self._change(batch, purpose) for batch, purpose in zip((first, second), purposes, strict=True)]
+        outputs = self.D(torch.cat(images))
+        return outputs[: len(first)], outputs[len(first) :]
+
+    def penalized(self) -> "Critic":
+        """The same for images by which a penalty differentiates D."""
+        return replace(self, D=self.D_for_penalties or self.D)
+
+    def _change(self, images: Tensor, purpose: str) -> Tensor:
         if self.augment:
             images = augment(images, self.draws, purpose, self.mirror)
         if self.noise:
             images = images + self.noise * self.draws.noise(f"instance noise: {purpose}", images)
-        return self.D(images)
+        return images
+
+
+def with_labels(images: Tensor, D: nn.Module, labels: Tensor | None, **how: Any) -> Tensor:
+    """D's outputs for images [k * n, ...] that have the labels [n] k times over, if they have labels. how: passed to
+    D."""
+    repeated = None if labels is None else labels.repeat(len(images) // len(labels))
+    return D(images, labels=repeated, **how)
 
 
 def no_critic(images: Tensor) -> Tensor:

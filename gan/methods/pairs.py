@@ -139,12 +139,15 @@ def critic_loss(
     Images get a gradient only where a penalty asks for it; those of the caller are left as they were.
     """
     assert objective.discriminator is not None
-    if due and (regularizer.on_real or REAL in regularizer.watch):
-        real = _with_gradient(real)
-    if due and (regularizer.on_fake or FAKE in regularizer.watch):
-        fake = _with_gradient(fake)
-    real_outputs = critic(real, REAL)
-    fake_outputs = critic(fake, FAKE)
+    watch_real = due and bool(regularizer.on_real or REAL in regularizer.watch)
+    watch_fake = due and bool(regularizer.on_fake or FAKE in regularizer.watch)
+    real = _with_gradient(real) if watch_real else real
+    fake = _with_gradient(fake) if watch_fake else fake
+    if watch_real or watch_fake:  # apart, so that the second derivative does not go through images without a penalty
+        real_outputs = (critic.penalized() if watch_real else critic)(real, REAL)
+        fake_outputs = (critic.penalized() if watch_fake else critic)(fake, FAKE)
+    else:
+        real_outputs, fake_outputs = critic.both(real, fake, (REAL, FAKE))
 
     def score(outputs: Tensor) -> Tensor:
         return objective.score(outputs, real_outputs, fake_outputs)
@@ -158,7 +161,7 @@ def critic_loss(
         penalties.append(regularizer.on_fake(fake_scores, fake))
     if due and regularizer.elsewhere:
         scene = Scene(
-            critic=lambda x, purpose: score(critic(x, purpose)),
+            critic=lambda x, purpose: score(critic.penalized()(x, purpose)),
             real=real,
             fake=fake,
             real_scores=real_scores,

@@ -11,6 +11,7 @@ from typing import Any
 from gan.config import OUTSIDE, TrainConfig, flatten, trajectory
 from gan.families import build_task, find_family
 from gan.networks import ImageFormat, network_widths
+from gan.precision import resolve
 from gan.ranks.distributed import Ranks
 from gan.schedules import Schedule, build_schedule
 from gan.state import Task
@@ -44,8 +45,9 @@ def plan_run(
     """Check that a configuration fits the dataset's images, and name the run.
 
     dataset: a short name for the run's directory. data: the dataset's path, to be recorded in the options.
-    Raises UserError for settings that do not fit together.
+    Raises UserError for settings that do not fit together, or that this machine cannot compute with.
     """
+    config = resolve(config)
     find_family(config).check(config)
     schedule = build_schedule(config, images.last)
     network_widths(config, images)

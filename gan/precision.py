@@ -1,0 +1,44 @@
+"""Which dtype the convolutions compute in: `precision.compute`. Weights, optimizer, losses and sums stay in
+`precision.dtype`."""
+
+from dataclasses import replace
+
+import torch
+
+from gan.config import TrainConfig
+from gan.errors import UserError
+
+COMPUTE = {"fp32": None, "bf16": torch.bfloat16}  # None: the weights' own dtype
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The same settings with bf16 or fp32 in place of auto, which is bf16 on a GPU that has it.
+
+    Raises UserError where bf16 is asked for and this machine has none, or the weights are float64.
+    """
+    asked = config.precision.compute
+    missing = missing_bf16(config.precision.dtype)
+    if asked == "bf16" and missing:
+        raise UserError(f"precision.compute=bf16: {missing}; give precision.compute=fp32")
+    found = "fp32" if missing or not torch.cuda.is_available() else "bf16"
+    return replace(config, precision=replace(config.precision, compute=found if asked == "auto" else asked))
+
+
+def missing_bf16(dtype: str) -> str:
+    """Why this machine cannot compute in bfloat16 with weights of `dtype`, or an empty string."""
+    if dtype != "float32":
+        return f"weights are {dtype} (precision.dtype)"
+    if torch.cuda.is_available():
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "" if has_it else f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic"
+    return "" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "this CPU has no bfloat16 arithmetic"
+
+
+def compute_dtype(config: TrainConfig) -> torch.dtype | None:
+    """What networks get as `compute`. auto is fp32 here: `resolve` has replaced it in a run's configuration."""
+    return COMPUTE.get(config.precision.compute)
+
+
+def penalty_dtype(config: TrainConfig) -> torch.dtype | None:
+    """The dtype of passes through D that a gradient penalty differentiates; None: D's own."""
+    return getattr(torch, config.precision.dtype) if config.precision.penalty == "fp32" else None
