@@ -106,7 +106,7 @@ class CriticLoss:
     real_scores: Tensor  # [N]
     fake_scores: Tensor  # [N]
 
-    def total(self, weight: float) -> Tensor:
+    def total(self, weight: Tensor | float) -> Tensor:
         """The sum over samples, 0-dim; weight, of the penalties: gamma / 2 * every / share."""
         return total_over_samples(self.loss, len(self.fake_scores)) + sum(
             weight * penalty.sum() for penalty in self.penalties

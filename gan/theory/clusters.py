@@ -53,7 +53,7 @@ def train_points(
     adam = partial(torch.optim.Adam, lr=3e-3, betas=(0.0, 0.99))
     g_optimizer = adam(G.parameters())
     d_optimizer = adam(D.parameters())
-    noise = math.sqrt(gamma) if regularizer.noise else 0.0
+    noise = math.sqrt(gamma) if regularizer.noise else None
     groups = BATCH // GROUP
     block = math.lcm(GROUP, objective.group)
     turns = penalty_turns(RegularizerConfig(every=every, share=share), BATCH, block)

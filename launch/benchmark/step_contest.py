@@ -23,9 +23,9 @@ from gan.ranks import distributed
 from gan.ranks.distributed import Ranks
 from gan.ranks.statistics import Statistics
 from gan.run.loop import to_device
+from gan.run.stepper import Stepper
 from gan.schedules import build_schedule, moment
 from gan.state import Batch, Task, initial_state
-from gan.trainer import train_step
 
 ALSO: dict[str, dict[str, Any]] = {  # contestant -> what it changes in a joined one
     "exact": {"distributed.exact": True},
@@ -42,6 +42,7 @@ class Contestant:
         self.task = task
         self.batches = feed(task, stage, dataset)
         self.state = initial_state(task)
+        self.stepper = Stepper(self.state, task, Statistics())
         self.now = replace(moment(task.schedule, 0), stage=stage)
         self.share = task.samples(0)[1]
         self.steps = 0
@@ -53,7 +54,7 @@ class Contestant:
         images, labels = to_device(next(self.batches), self.task)
         self.waited += time.perf_counter() - begin
         now = replace(self.now, step=self.steps, images_seen=self.steps * self.task.config.batch)
-        train_step(self.state, self.task, now, images, labels, Statistics())
+        self.stepper.step(now, images, labels)
         self.steps += 1
 
     def sample(self, steps: int) -> float:

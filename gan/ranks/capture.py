@@ -1,0 +1,66 @@
+"""Capturing work as CUDA graphs, with what cannot be captured between them: sums over ranks.
+
+A graph repeats the kernels of a step without the host's work for each of them. It repeats them on the same memory: what
+differs from run to run must be copied into tensors that were there before (`gan.inputs`).
+"""
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+_capturing: "Capture | None" = None
+
+
+class Capture:
+    """Captures work on the GPU's current stream in segments, and replays them in order."""
+
+    def __init__(self) -> None:
+        self.segments: list[Callable[[], object]] = []
+        self.pool = torch.cuda.graph_pool_handle()  # the segments share memory: later ones read what earlier ones made
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def record(self, work: Callable[[], object]) -> None:
+        """Capture `work` without running its kernels. Raises RuntimeError if it does what cannot be captured."""
+        global _capturing
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
+        _capturing = self
+        try:
+            self._begin()
+            work()
+        finally:
+            _capturing = None
+            self._end()
+
+    def replay(self) -> None:
+        """Run what was captured."""
+        for segment in self.segments:
+            segment()
+
+    def between(self, work: Callable[[], object]) -> None:
+        """End a segment; `work` is run at this place when the segments are replayed, not now; begin the next one."""
+        self._end()
+        self.segments.append(work)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+        # Other threads, which read images and write files, may go on using the GPU.
+        self.graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+
+    def _end(self) -> None:
+        if self.graph:
+            graph = self.graph
+            self.graph = None
+            graph.capture_end()
+            self.segments.append(graph.replay)
+
+
+def outside(work: Callable[[], object]) -> None:
+    """Run `work`, or while a step is captured leave it to be run between two graphs."""
+    if _capturing:
+        _capturing.between(work)
+    else:
+        work()
