@@ -172,7 +172,7 @@ def measure_stage(case: Case, ranks: Ranks, stage: int, flags: Mapping[str, Any]
         row |= {"gpu_busy": busy, "peak_bytes": outcome.peak_bytes}
         if ranks.world > 1:
             return row | {"sums": time_sums(row["messages"], ranks.device)}
-        return row | {"flops": outcome.contestants[PRODUCTS].flops, "part_shares": time_parts(ours)}
+        return row | {"flops": outcome.contestants[PRODUCTS].flops, "part_shares": time_parts(outcome.eager)}
 
 
 def trace_file(folder: Path | None, row: Row, ranks: Ranks) -> Path | None:

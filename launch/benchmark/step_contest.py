@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from data.dataset import ImageDataset
 from data.loader import load
-from gan.config import TrainConfig, override
+from gan.config import TrainConfig, override, settings
 from gan.errors import UserError
 from gan.families import build_task
 from gan.methods.pairs import configured
@@ -33,6 +33,7 @@ ALSO: dict[str, dict[str, Any]] = {  # contestant -> what it changes in ours
     "exact": {"distributed.exact": True},
     "bf16 sums": {"distributed.compress": "bf16"},
 }
+GRAPHS = "run.graphs"
 BARE = "no penalty"
 PRODUCTS = "products alone"
 SECONDS = 0.3  # a sample should last
@@ -185,6 +186,11 @@ def build(what: tuple[type[Contestant], TrainConfig, Ranks], case: Case, stage: 
     return kind(build_task(config, build_schedule(config, case.images.last), case.images, ranks), stage, case.dataset)
 
 
+def without_graphs(config: TrainConfig) -> TrainConfig:
+    """The same, but steps are not captured as CUDA graphs, where the configuration knows these."""
+    return override(config, {GRAPHS: "0"}) if GRAPHS in settings() else config
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Of the contestants of one stage: seconds of a step in each round, and the peak of GPU memory where there is one.
@@ -193,6 +199,7 @@ class Outcome:
     contestants: dict[str, Any]
     seconds: dict[str, list[float]]
     peak_bytes: dict[str, int]
+    eager: Any  # ours, whose step is a sequence of calls that can be counted and watched
 
 
 def hold_contest(case: Case, ranks: Ranks, stage: int, also: Iterable[str], rounds: int, stack: ExitStack) -> Outcome:
@@ -206,9 +213,14 @@ def hold_contest(case: Case, ranks: Ranks, stage: int, also: Iterable[str], roun
         contestants[name].sample(contestants[name].period)  # what is done once
         if ranks.device.type == "cuda":
             peaks[name] = torch.cuda.max_memory_allocated() - before
+    eager = contestants["ours"]
+    kind, config, place = line_up(case, ranks, ())["ours"]
+    if without_graphs(config) != config:
+        eager = build((kind, without_graphs(config), place), case, stage)
+        stack.enter_context(closing(eager.batches))
     if ranks.world == 1:
-        contestants[PRODUCTS] = Products(contestants["ours"], stage)
-    return Outcome(contestants, take_turns(contestants, rounds), peaks)
+        contestants[PRODUCTS] = Products(eager, stage)
+    return Outcome(contestants, take_turns(contestants, rounds), peaks, eager)
 
 
 def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[float]]:
