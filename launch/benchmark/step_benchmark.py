@@ -90,6 +90,8 @@ def main(**flags: Any) -> int:
     distributed.check_devices(max(worlds))
     torch.set_num_threads(flags["threads"])
     machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    on_cpu_clock = machine["clock"] == "CPU time" and not flags["data"]  # see `step_contest.stopwatch`
+    machine["clock"] = "CPU time of one rank, wall time of several" if on_cpu_clock else "wall time"
     click.echo(machine_line(machine))
     for case in cases:
         if 1 in worlds and (reason := obstacle(case.config)):
