@@ -69,7 +69,7 @@ def main(**flags: Any) -> int:
 
     On one rank our step takes turns with a plain loop (the same step in plain PyTorch: float32, NCHW, eager, Adam, EMA)
     and with the step's convolutions and matrix products alone, whose speed is this machine's limit. On several ranks it
-    takes turns with ranks that do not communicate. Memory and the parts of a step are measured afterwards.
+    takes turns with ranks that do not communicate. Memory and the parts of a step are measured apart from that.
 
     Penalties are the difference to a step without them. Peak memory is what a GPU has allocated, and on a CPU by how
     much a new process grows.
