@@ -66,7 +66,7 @@ marked=$(grep -lE 'mark\.cuda|^from devices import' tests/test_*.py)
 # shellcheck disable=SC2086 # a list of files
 step tests 200 '[0-9]+ (passed|failed|error|deselected)|^no tests' "$python" -m pytest -m cuda -p no:cacheprovider $marked
 step ops 330 '^every op on CUDA' "$python" -m launch.benchmark ops --device=cuda --repeats=5 --json="$out/ops.json"
-step step 60 '^(predicted|32x32)' "$python" -m launch.benchmark step --gpus=1 --rounds=3 --json="$out/step.json"
+step step 60 '^32 +32x32 +16 ' "$python" -m launch.benchmark step --gpus=1 --rounds=3 --json="$out/step.json"
 step data 45 '^32x32 +loader' "$python" -m launch.benchmark data --resolution=32 --count=1000 --repeats=3 --json="$out/data.json"
 
 {

@@ -107,13 +107,13 @@ class Stepper:
         self.kinds: dict[Hashable, Kind] = {}
         self.stage = -1
         self.graphs = wants_graphs(task)
-        self.stream = torch.cuda.Stream(task.ranks.device) if self.graphs else None
+        self.stream = side_stream(task)
 
     def step(self, now: Moment, images: Tensor, labels: Tensor | None, stopping: float = 0.0) -> None:
         """One step; arguments as in `gan.inputs.step_inputs`."""
         inputs = step_inputs(self.task, now, images, labels, stopping)
-        if not self.stream:
-            self.task.family.step(self.state, self.task, now, inputs, self.stats)
+        if self.stream is None:
+            self._step(now, inputs)
             return
         outer = torch.cuda.current_stream()
         self.stream.wait_stream(outer)
@@ -162,6 +162,11 @@ class Stepper:
             self.graphs = False
             reason = str(error).strip().splitlines()[0]
             self.say(f"note: a step could not be captured as a CUDA graph ({reason}); training goes on without graphs")
+
+
+def side_stream(task: Task) -> torch.cuda.Stream | None:
+    """The stream on which steps are captured, and run before that: the device's default stream cannot be captured."""
+    return torch.cuda.Stream(task.ranks.device) if task.ranks.device.type == "cuda" else None
 
 
 def wants_graphs(task: Task) -> bool:

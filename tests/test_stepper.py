@@ -1,0 +1,162 @@
+"""Captured steps against eager ones: on a GPU by CUDA graphs, on a CPU by a tape that replays torch's operations."""
+
+import pytest
+import torch
+from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gan.ranks.distributed import Ranks
+from gan.ranks.statistics import Statistics
+from gan.run import stepper as module
+from gan.run.loop import steps, to_device
+from gan.run.stepper import WARM_UP, Stepper
+from gan.state import initial_state
+
+LAZY = {"regularizer.every": 3, "optimizer.n_critic": 2, "data.mirror": 1}
+PAIR = {"objective.name": "relativistic", "regularizer.name": "r1_r2", "data.cond": 1, "data.aug": "diff"}
+CASES = [
+    LAZY,
+    PAIR,
+    {"regularizer.name": "wgan_gp", "distributed.micro": 16},
+    {"regularizer.name": "instance_noise", "distributed.exact": True},
+    {"regularizer.name": "spectral_norm", "precision.compute": "bf16"},
+    {"regularizer.name": "clip", "regularizer.gamma": 0.5},
+    {"regularizer.name": "r1_r2_projection", "regularizer.share": 0.5, "regularizer.decay": "cosine"}
+    | {"regularizer.decay_kimg": 1},
+]
+
+
+class Tape(TorchDispatchMode):
+    """Stands in for `gan.ranks.capture.Capture` on a CPU: notes what torch does to which tensors, and does it again to
+    the same tensors. As after a capture, nothing is changed until it is replayed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple] = []
+
+    def record(self, work) -> None:
+        self.before = {}
+        with self:
+            work()
+        with torch.no_grad():
+            for tensor, old in reversed(self.before.values()):  # a capture runs nothing
+                tensor.copy_(old)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = {a.name: value for a, value in zip(function._schema.arguments, args, strict=False)} | kwargs
+        changed = [a.name for a in function._schema.arguments if a.alias_info and a.alias_info.is_write]
+        written = tree_leaves([given[name] for name in changed if name in given])
+        for tensor in written:
+            self.before.setdefault(id(tensor), (tensor, tensor.clone()))
+        result = function(*args, **kwargs)
+        self.operations.append((function, args, kwargs, result))
+        return result
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for function, args, kwargs, result in self.operations:
+                again = function(*args, **kwargs)
+                for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                    shares = isinstance(old, torch.Tensor) and old.data_ptr() == new.data_ptr()
+                    if isinstance(old, torch.Tensor) and not shares:
+                        old.copy_(new)
+
+
+def run(values: dict, graphs: bool, device: str = "cpu", count: int = 30):
+    """All tensors after `count` steps, across two stage boundaries, and what was reported of each; and the stepper."""
+    config = tiny_config(values | {"run.graphs": "auto" if graphs else "0"})
+    task = tiny_task(config, Ranks(device=torch.device(device)))
+    state = initial_state(task)
+    stats = Statistics()
+    said: list[str] = []
+    stepper = Stepper(state, task, stats, said.append)
+    reported = []
+    for now in list(steps(task, 0))[:count]:
+        images, labels = to_device(next(tiny_feed(iter([(*task.samples(now.images_seen), now.stage)]))), task)
+        stepper.step(now, images, labels)
+        reported.append(stats.take())
+    return state, reported, stepper, said
+
+
+@pytest.fixture
+def tape(monkeypatch):
+    """Let steps on a CPU be captured on tapes."""
+    monkeypatch.setattr(module, "Capture", Tape)
+    monkeypatch.setattr(module, "wants_graphs", lambda task: task.config.run.graphs != "0")
+    monkeypatch.setattr(module, "side_stream", lambda task: None)
+
+
+def same(values, device="cpu"):
+    eager, reported, *_ = run(values, False, device)
+    captured, again, stepper, said = run(values, True, device)
+    assert said == []
+    assert any(kind.capture for kind in stepper.kinds.values())
+    theirs = captured.tensors()
+    assert all(torch.equal(t, theirs[name]) for name, t in eager.tensors().items())
+    assert again == reported and captured.images_seen == eager.images_seen
+    assert torch.equal(captured.stop, eager.stop)
+    for name in ("G", "D"):
+        pairs = zip(eager.networks[name].parameters(), captured.networks[name].parameters(), strict=True)
+        for a, b in pairs:
+            assert (a.grad is None) == (b.grad is None) and (a.grad is None or torch.equal(a.grad, b.grad))
+
+
+@pytest.mark.parametrize("values", CASES)
+def test_captured_steps_give_the_same_bits(values, tape):
+    same(values)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+@pytest.mark.parametrize("values", CASES)
+def test_graphs_give_the_same_bits(values, compute):
+    torch.use_deterministic_algorithms(True)
+    try:
+        same(values | {"precision.compute": compute}, "cuda")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+@pytest.mark.parametrize("graphs", ["0", "auto"])
+def test_nothing_waits_for_the_device_between_ticks(graphs):
+    config = tiny_config(LAZY | {"run.graphs": graphs, "growth.mode": "none"})
+    task = tiny_task(config, Ranks(device=torch.device("cuda")))
+    stepper = Stepper(initial_state(task), task, Statistics())
+    moments = list(steps(task, 0))
+    for now in moments[:24]:  # each kind of step is captured by then
+        images, labels = to_device(next(tiny_feed(iter([(*task.samples(now.images_seen), now.stage)]))), task)
+        stepper.step(now, images, labels)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for now in moments[24:30]:
+            images, labels = to_device(next(tiny_feed(iter([(*task.samples(now.images_seen), now.stage)]))), task)
+            stepper.step(now, images, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_step_that_cannot_be_captured_runs_eagerly_and_says_so_once(tape, monkeypatch):
+    def fail(self, work):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(Tape, "record", fail)
+    eager, *_ = run(LAZY, False)
+    captured, _, stepper, said = run(LAZY, True)
+    theirs = captured.tensors()
+    assert all(torch.equal(t, theirs[name]) for name, t in eager.tensors().items())
+    assert not stepper.graphs
+    assert said == [
+        "note: a step could not be captured as a CUDA graph (operation not permitted when stream is capturing); "
+        "training goes on without graphs"
+    ]
+
+
+def test_only_what_a_stage_needs_is_kept(tape):
+    _, _, stepper, _ = run(LAZY, True)
+    assert {now.stage for now in (kind.now for kind in stepper.kinds.values())} == {2}
+    assert all(kind.runs <= WARM_UP or kind.capture for kind in stepper.kinds.values())
