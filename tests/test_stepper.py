@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from gan.ranks.distributed import Ranks
@@ -154,6 +154,22 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_and_says_so_once(tape, monk
         "note: a step could not be captured as a CUDA graph (operation not permitted when stream is capturing); "
         "training goes on without graphs"
     ]
+
+
+def test_optimizers_may_be_captured_only_while_a_step_is(tape, monkeypatch):
+    """torch refuses to capture a step of an optimizer that is not capturable, and warns at an eager step of one that
+    is."""
+    seen = {"captured": set(), "eager": set()}
+    adam_step = torch.optim.Adam.step
+
+    def noting(optimizer, *args):
+        how = "captured" if isinstance(_get_current_dispatch_mode(), Tape) else "eager"
+        seen[how] |= {group["capturable"] for group in optimizer.param_groups}
+        return adam_step(optimizer, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noting)
+    run(LAZY | {"growth.mode": "none", "growth.shares": []}, True, count=14)
+    assert seen == {"captured": {True}, "eager": {False}}
 
 
 def test_only_what_a_stage_needs_is_kept(tape):
