@@ -6,6 +6,7 @@ differs from run to run must be copied into tensors that were there before (`gan
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -30,9 +31,12 @@ class Capture:
         try:
             self._begin()
             work()
+        except BaseException:
+            self._give_up()
+            raise
         finally:
             _capturing = None
-            self._end()
+        self._end()
 
     def replay(self) -> None:
         """Run what was captured."""
@@ -49,6 +53,15 @@ class Capture:
         self.graph = torch.cuda.CUDAGraph()
         # Other threads, which read images and write files, may go on using the GPU.
         self.graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+
+    def _give_up(self) -> None:
+        """End a segment after an error, which says more than the one that ending it may raise."""
+        try:
+            self._end()
+        except RuntimeError:
+            # torch has then not told its allocator, which would go on to set aside what other streams use.
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
 
     def _end(self) -> None:
         if self.graph:
