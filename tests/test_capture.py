@@ -48,6 +48,13 @@ def test_what_cannot_be_captured_runs_between_two_graphs_when_they_are_replayed(
     assert done[-1] == "at once"
 
 
+def test_captures_share_memory_where_asked(monkeypatch):
+    numbers = iter(range(9))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(numbers)))
+    first = Capture()
+    assert Capture(first).pool == first.pool != Capture().pool
+
+
 def test_the_first_error_is_raised_and_the_allocator_is_told(monkeypatch):
     def work():
         Graph.broken = True

@@ -31,7 +31,7 @@ class Tape(TorchDispatchMode):
     """Stands in for `gan.ranks.capture.Capture` on a CPU: notes what torch does to which tensors, and does it again to
     the same tensors. As after a capture, nothing is changed until it is replayed."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: "Tape | None" = None) -> None:
         super().__init__()
         self.operations: list[tuple] = []
 

@@ -14,11 +14,16 @@ _capturing: "Capture | None" = None
 
 
 class Capture:
-    """Captures work on the GPU's current stream in segments, and replays them in order."""
+    """Captures work on the GPU's current stream in segments, and replays them in order.
 
-    def __init__(self) -> None:
+    beside: a capture to share memory with. Each replay then overwrites what the other one left there, except tensors
+    that something still refers to when the second one is captured. They must not run at the same time.
+    """
+
+    def __init__(self, beside: "Capture | None" = None) -> None:
         self.segments: list[Callable[[], object]] = []
-        self.pool = torch.cuda.graph_pool_handle()  # the segments share memory: later ones read what earlier ones made
+        # The segments share memory too: later ones read what earlier ones made.
+        self.pool = beside.pool if beside else torch.cuda.graph_pool_handle()
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def record(self, work: Callable[[], object]) -> None:

@@ -154,7 +154,7 @@ class Stepper:
         parameters = [p for network in self.state.trains.values() for p in self.state.networks[network].parameters()]
         for p in parameters:
             p.grad = None
-        capture = Capture()
+        capture = Capture(next((other.capture for other in self.kinds.values() if other.capture), None))
         try:
             with capturable(self.state.optimizers.values()):
                 capture.record(partial(self._eager, kind))
