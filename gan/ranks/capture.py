@@ -23,7 +23,7 @@ class Capture:
     def __init__(self, beside: "Capture | None" = None) -> None:
         self.segments: list[Callable[[], object]] = []
         # The segments share memory too: later ones read what earlier ones made.
-        self.pool = beside.pool if beside else torch.cuda.graph_pool_handle()
+        self.pool: tuple[int, int] = beside.pool if beside else torch.cuda.graph_pool_handle()
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def record(self, work: Callable[[], object]) -> None:
