@@ -7,6 +7,7 @@ differs from run to run must be copied into tensors that were there before (`gan
 import gc
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ class Capture:
     def __init__(self, beside: "Capture | None" = None) -> None:
         self.segments: list[Callable[[], object]] = []
         # The segments share memory too: later ones read what earlier ones made.
-        self.pool: tuple[int, int] = beside.pool if beside else torch.cuda.graph_pool_handle()
+        self.pool: Any = beside.pool if beside else torch.cuda.graph_pool_handle()
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def record(self, work: Callable[[], object]) -> None:
