@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from devices import DEVICES
 
 from launch import cli
 from launch.benchmark import find_benchmarks, ops_benchmark, timing
-from launch.benchmark.op_contestants import DTYPES, LAYOUTS, OPS, PASSES, bytes_moved, make_tensors
-from launch.benchmark.op_figures import COLUMNS, OpTimes, figures_of, summarize_classes
+from launch.benchmark.op_contestants import ALONE, DTYPES, LAYOUTS, OPS, PASSES, bytes_moved, make_tensors
+from launch.benchmark.op_figures import COLUMNS, OpTimes, figures_of, in_short, summarize_classes
 from launch.benchmark.timing import Sampling, Times, contest, fastest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,8 @@ MEGABYTES = [  # of the forward and of the backward alone, in fp32 and in bf16: 
     ("gradient_penalty", "", (64, 3, 64, 64), (3.1, 6.3), (1.6, 3.1)),
     ("gradient_penalty", "", (16, 3, 1024, 1024), (201.3, 402.7), (100.7, 201.3)),
     ("interpolate_samples", "", (64, 3, 64, 64), (9.4, 6.3), (4.7, 3.1)),
+    ("conv2d", "to image", (32, 64, 256, 256), (562.0, 1124.1), (281.0, 562.0)),  # two kernels for the gradients
+    ("conv2d", "from image", (32, 64, 256, 256), (562.0, 1124.1), (281.0, 562.0)),
 ]
 
 
@@ -55,7 +58,9 @@ def test_bytes_are_those_counted_by_hand(op, case, shape, fp32, bf16):
         both = bytes_moved(one, DTYPES[name], "forward+backward")
         assert both[: len(forward)] == forward
         assert (round(sum(forward) / 1e6, 1), round(sum(both[len(forward) :]) / 1e6, 1)) == wanted
-        assert sum(bytes_moved(one, DTYPES[name], "double backward")) > sum(both)
+        double = bytes_moved(one, DTYPES[name], "double backward")
+        assert sum(double) > sum(both)
+        assert [moved for passes in ALONE for moved in bytes_moved(one, DTYPES[name], passes)] == double
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -77,6 +82,35 @@ def test_contestants_do_the_same_work(op, case, layout):
                 theirs, ours, rtol=1e-6, atol=1e-6, msg=lambda m, n=name, p=passes: f"{n} {p}: {m}"
             )
     assert tuple(one.ours(on.x, *on.others).shape) == one.output
+
+
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_a_pass_alone_gives_what_it_gives_after_the_others(op, case):
+    shape, dtype = (2, 3, 8, 12), torch.float64
+    one = OPS[op].contest(case, shape, dtype, CPU)
+    on = make_tensors(one, shape, dtype, CPU, True)
+    for passes, whole in zip(ALONE, PASSES, strict=True):
+        alone = ALONE[passes](one, one.ours, on)
+        alone()  # and again
+        torch.testing.assert_close(alone(), PASSES[whole](one, one.ours, on))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_beside_a_copy_alone(tmp_path, device):
+    """On a GPU the calls are captured as graphs, a convolution's too."""
+    path = tmp_path / "ops.json"
+    command = [sys.executable, "-m", "launch.benchmark", "ops", "--quick", "--against=copy", f"--device={device}"]
+    command += ["--op=upfirdn2d,conv2d", "--dtype=bf16", "--layout=nhwc", f"--json={path}"]
+    env = os.environ | ({"SADDLE_OPS": "reference"} if device == "cpu" else {})
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    about = json.loads(path.read_text())
+    assert about["complete"] is True and about["skipped"] == []
+    assert [row["pass"] for row in about["rows"]] == list(ALONE) * (3 + 2)
+    for row in about["rows"]:
+        assert row["times"].keys() == {"ours", "copy"} and row["left_out"] == {}
+        assert row["of_copy"] == pytest.approx(row["copy"] / row["ours"]) and row["x_reference"] is None
+    assert ("in short, of a copy's speed: " in done.stdout) == (device == "cuda")
 
 
 def test_the_second_derivative_is_asked_for_by_all_that_the_gradient_depends_on():
@@ -153,11 +187,12 @@ def check_figures(row: dict) -> None:
     [
         (["--op=upfirdn"], "did you mean upfirdn2d"),
         (["--op=upfirdn2d,bias_leaky"], "--op=bias_leaky is unknown; did you mean bias_leaky_relu"),
-        (["--op="], "--op= is unknown; known: bias_leaky_relu, gradient_penalty"),
+        (["--op="], "--op= is unknown; known: bias_leaky_relu, conv2d, gradient_penalty"),
         (["--dtype=fp23"], "--dtype=fp23 is unknown; did you mean fp32"),
         (["--layout=nhcw"], "--layout=nhcw is unknown; did you mean"),
         (["--device=cud"], "--device=cud is unknown; did you mean cuda"),
         (["--device=cuda"], "--device=cuda: "),
+        (["--against=cop"], "--against=cop is unknown; did you mean copy"),
         (["--threads=0"], "--threads"),
         (["--repeats=0"], "--repeats"),
         (["--json=/proc/none/ops.json"], "cannot write /proc/none/ops.json: "),
@@ -271,6 +306,11 @@ def test_the_summary_takes_the_rows_of_a_class():
         row("bias_leaky_relu", "", large, "forward+backward", ours=2, reference=5),
         row("gradient_penalty", "", large, "forward", "cuda", 10**8, ours=10, copy=9),
         row("gradient_penalty", "", small, "forward", "cuda", 10**7, ours=10, copy=1),
+        row("gradient_penalty", "", small, "backward", "cuda", 10**7, ours=10, copy=4),
+        row("conv2d", "to image", large, "forward", "cuda", 10**8, ours=10, copy=1),
+        replace(
+            row("conv2d", "to image", large, "forward", "cuda", 10**8, ours=10, copy=7), dtype="bf16", layout="nhwc"
+        ),
     ]
     found = {(line["class"], line["figure"]): line for line in summarize_classes(rows)}
     expected = {  # rows, worst, median
@@ -283,11 +323,19 @@ def test_the_summary_takes_the_rows_of_a_class():
         "bias_leaky_relu, >= 4 MB: forward": (1, 0.9, 0.9),
         "bias_leaky_relu, >= 4 MB: forward+backward": (1, 2.5, 2.5),
         "every op on CUDA, >= 64 MB: forward": (1, 0.9, 0.9),
+        "every op on CUDA, less: forward": (1, 0.1, 0.1),
+        "every op on CUDA, less: backward": (1, 0.4, 0.4),
+        "convolutions of images on CUDA: forward": (1, 0.7, 0.7),
     }
     got = {name: (line["rows"], line["worst"], line["median"]) for (name, _), line in found.items()}
     assert got.keys() == expected.keys()
     for name, figures in expected.items():
         assert got[name] == pytest.approx(figures), name
+    (short,) = in_short(list(found.values()))
+    assert short == (
+        "in short, of a copy's speed: every op, >= 64 MB: forward 90% (worst 90%); every op, less: forward 10% (worst "
+        "10%); every op, less: backward 40% (worst 40%); convolutions of images: forward 70% (worst 70%)"
+    )
     worst = {name: line["worst_at"] for (name, _), line in found.items()}
     assert worst["upfirdn2d against stock: forward"] == "upfirdn2d blur 8x64x64x64 fp32 nchw"
 
