@@ -123,9 +123,9 @@ SUMMARY = (
     *(Figure(f"upfirdn2d against stock: {passes}", "x_stock", 1, _is(passes)) for passes in PASSES),
     Figure("bias_leaky_relu, >= 4 MB: forward", "of_clone", 0.85, _activates("forward")),
     Figure("bias_leaky_relu, >= 4 MB: forward+backward", "x_reference", 1.8, _activates("forward+backward")),
-    *(Figure(f"every op on CUDA, >= 64 MB: {p}", "of_copy", 0.85, _on_cuda(p)) for p in BOTH),
-    *(Figure(f"every op on CUDA, less: {p}", "of_copy", 0.5, _on_cuda(p, large=False)) for p in BOTH),
-    *(Figure(f"convolutions of images on CUDA: {p}", "of_copy", 0.5, _of_images(p)) for p in BOTH),
+    *(Figure(f"every op on CUDA, >= 64 MB, {p}", "of_copy", 0.85, _on_cuda(p)) for p in BOTH),
+    *(Figure(f"every op on CUDA, less, {p}", "of_copy", 0.5, _on_cuda(p, large=False)) for p in BOTH),
+    *(Figure(f"convolutions of images on CUDA, {p}", "of_copy", 0.5, _of_images(p)) for p in BOTH),
 )
 
 
@@ -191,16 +191,14 @@ def summary_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def in_short(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """One line on the speed beside a copy, of all dtypes and memory orders, if there are such figures."""
+    """A line on each class whose speed is compared with a copy's, over all dtypes and memory orders."""
     of_copy = [line for line in lines if line["figure"] == "of_copy"]
-    texts = []
     for label in dict.fromkeys(line["class"] for line in of_copy):
         of_class = [line for line in of_copy if line["class"] == label]
-        worst = min(line["worst"] for line in of_class)
+        worst = min(of_class, key=lambda line: line["worst"])
         median = statistics.median(line["median"] for line in of_class)
-        texts.append(f"{label} {median:.0%} (worst {worst:.0%})")
-    if texts:
-        yield f"in short, of a copy's speed: {'; '.join(texts)}".replace(" on CUDA", "")
+        about = f"median {median:.0%} of a copy's speed, worst {worst['worst']:.0%} at {worst['worst_at']}"
+        yield f"in short, {label}: {about}; wanted >= {worst['wanted']:.0%}"
 
 
 def left_out(rows: Sequence[OpTimes], skipped: Sequence[str]) -> Iterator[str]:
