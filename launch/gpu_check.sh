@@ -93,14 +93,20 @@ case $data in
         ;;
 esac
 step 3-build 120 '^ops(: ready|.build: error)' "$python" -m ops.build
-# What is right does not depend on what else runs. Only files with such tests are collected: others import packages that
-# this machine may lack.
+# Side by side, as what is right does not depend on what else runs. Only files with such tests are collected: others import
+# packages that this machine may lack.
 marked=$(grep -lE 'mark\.cuda|^from devices import' tests/test_*.py)
-# shellcheck disable=SC2086 # a list of files
-step 4-tests 90 '[0-9]+ (passed|failed|error|deselected)|^no tests' "$python" -m pytest -m cuda -p no:cacheprovider $marked &
-tests=$!
+of_ops=$(echo "$marked" | grep -E 'test_(bias|conv|gradient|upfirdn|ops)')
+of_rest=$(echo "$marked" | grep -vE 'test_(bias|conv|gradient|upfirdn|ops)')
+counts='[0-9]+ (passed|failed|error|deselected)|^no tests'
+# shellcheck disable=SC2086 # lists of files
+step 4-tests-of-ops 90 "$counts" "$python" -m pytest -m cuda -p no:cacheprovider $of_ops &
+ops=$!
+# shellcheck disable=SC2086
+step 4-tests-of-rest 90 "$counts" "$python" -m pytest -m cuda -p no:cacheprovider $of_rest &
+rest=$!
 step 7-resume 90 '^bit-equal|^gpu_resume: |Error' "$python" -m launch.gpu_resume "$scratch/resume"
-wait "$tests"
+wait "$ops" "$rest"
 step 5-steps 80 '^note: |Error' "$python" -m launch.benchmark step --gpus=1 --preset=default --against=plain --rounds=3 \
     --at=32/256,256/32,1024/8,64/128,32/32 --set=precision.compute=bf16 --json="$out/steps.json"
 step 6-ops 50 '^stopped|Error' "$python" -m launch.benchmark ops --device=cuda --against=copy --repeats=5 --json="$out/ops.json"

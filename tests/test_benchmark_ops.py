@@ -370,7 +370,7 @@ STUB = r"""#!/bin/sh
 case "$*" in
     -c*) echo GPU ;;
     -m\ ops.build*) echo "ops: ready in somewhere"; [ "$SADDLE_OPS" = compiled ] ;;
-    -m\ pytest*) echo "$*" > "$OUT/arguments"; echo "3 passed, 9 deselected in 1 s"; exit "$PYTEST_ENDS" ;;
+    -m\ pytest*) echo "$*" >> "$OUT/arguments"; echo "3 passed, 9 deselected in 1 s"; exit "$PYTEST_ENDS" ;;
     -m\ launch.benchmark\ step*) echo "in short, 32x32, batch 32: 2.61 x plain, GPU busy 0.97" ;;
     -m\ launch.benchmark\ ops*)
         printf 'ops: compiling\nA GPU, compiled kernels, malloc as it is\n\n'
@@ -408,22 +408,39 @@ def test_gpu_check_ends_with_a_table_and_fails_if_a_step_did(tmp_path, pytest_en
     done, table = gpu_check(tmp_path, PYTEST_ENDS=str(pytest_ends))
     assert done.returncode == pytest_ends
     rows = [line.split()[0] for line in table]
-    assert rows == ["build", "tests", "steps", "32x32,", "ops", "every", "resume", "train", "all"]
-    assert [line.split()[0] for line in table if "failed" in line] == ["tests", "all"] * pytest_ends
-    assert "3 passed" in table[1] and "91% of a copy's speed; wanted >= 50%" in table[5] and "bit-equal" in table[6]
-    assert table[3].endswith("2.61 x plain, GPU busy 0.97; wanted >= 2.5 x, memory <= 0.55, busy >= 0.95")
-    assert "skipped" in table[7]
+    tests = ["tests-of-ops", "tests-of-rest"]
+    assert rows == ["build", *tests, "steps", "32x32,", "ops", "every", "resume", "train", "all"]
+    assert [line.split()[0] for line in table if "failed" in line] == [*tests, "all"] * pytest_ends
+    assert "3 passed" in table[1] and "91% of a copy's speed; wanted >= 50%" in table[6] and "bit-equal" in table[7]
+    assert table[4].endswith("2.61 x plain, GPU busy 0.97; wanted >= 2.5 x, memory <= 0.55, busy >= 0.95")
+    assert "skipped" in table[8]
     out = tmp_path / "out"
-    assert (out / "summary.txt").read_text().splitlines()[-1] == table[-1] and (out / "tests.txt").exists()
-    collected = (out / "arguments").read_text().split()
-    assert "tests/test_upfirdn2d.py" in collected and "tests/test_store.py" not in collected
+    assert (out / "summary.txt").read_text().splitlines()[-1] == table[-1] and (out / "tests-of-ops.txt").exists()
+    collected = [word for word in (out / "arguments").read_text().split() if word.startswith("tests/")]
+    assert {"tests/test_upfirdn2d.py", "tests/test_stepper.py"} < set(collected) and len(set(collected)) == len(
+        collected
+    )
+    assert "tests/test_store.py" not in collected
 
 
 def test_gpu_check_prepares_photos_and_trains_on_them(tmp_path):
     done, table = gpu_check(tmp_path, DATA="photos.zip")
     assert done.returncode == 0
     assert [line.split()[0] for line in table] == [
-        *("data", "build", "tests", "steps", "32x32,", "ops", "every", "resume", "train", "photos,", "all")
+        *(
+            "data",
+            "build",
+            "tests-of-ops",
+            "tests-of-rest",
+            "steps",
+            "32x32,",
+            "ops",
+            "every",
+            "resume",
+            "train",
+            "photos,",
+            "all",
+        )
     ]
     assert "2500 img/s, loss/D 1.250, loss/G 0.750" in table[-2]
     assert (tmp_path / "out" / "grid.png").exists()
