@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from devices import CUDA
 from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from gan.ranks.distributed import Ranks
@@ -13,6 +14,7 @@ from gan.run.loop import steps, to_device
 from gan.run.stepper import WARM_UP, Stepper
 from gan.state import initial_state
 
+ONE_STAGE = {"growth.mode": "none", "growth.shares": []}
 LAZY = {"regularizer.every": 3, "optimizer.n_critic": 2, "data.mirror": 1}
 PAIR = {"objective.name": "relativistic", "regularizer.name": "r1_r2", "data.cond": 1, "data.aug": "diff"}
 CASES = [
@@ -31,7 +33,7 @@ class Tape(TorchDispatchMode):
     """Stands in for `gan.ranks.capture.Capture` on a CPU: notes what torch does to which tensors, and does it again to
     the same tensors. As after a capture, nothing is changed until it is replayed."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: "Tape | None" = None) -> None:
         super().__init__()
         self.operations: list[tuple] = []
 
@@ -88,9 +90,9 @@ def tape(monkeypatch):
     monkeypatch.setattr(module, "side_stream", lambda task: None)
 
 
-def same(values, device="cpu"):
-    eager, reported, *_ = run(values, False, device)
-    captured, again, stepper, said = run(values, True, device)
+def same(values, device="cpu", count=30):
+    eager, reported, *_ = run(values, False, device, count)
+    captured, again, stepper, said = run(values, True, device, count)
     assert said == []
     assert any(kind.capture for kind in stepper.kinds.values())
     theirs = captured.tensors()
@@ -108,24 +110,26 @@ def test_captured_steps_give_the_same_bits(values, tape):
     same(values)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
-@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+@pytest.mark.parametrize("device", [CUDA])
 @pytest.mark.parametrize("values", CASES)
-def test_graphs_give_the_same_bits(values, compute):
+def test_graphs_give_the_same_bits(values, device):
+    """Across stages for one case in float32, and within the last stage for the others in bfloat16, which saves time."""
     torch.use_deterministic_algorithms(True)
     try:
-        same(values | {"precision.compute": compute}, "cuda")
+        if values is LAZY:
+            same(values | {"precision.compute": "fp32"}, device)
+        else:
+            same(ONE_STAGE | {"precision.compute": "bf16"} | values, device, count=10)
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("device", [CUDA])
 @pytest.mark.parametrize("graphs", ["0", "auto"])
-def test_nothing_waits_for_the_device_between_ticks(graphs):
-    config = tiny_config(LAZY | {"run.graphs": graphs, "growth.mode": "none"})
-    task = tiny_task(config, Ranks(device=torch.device("cuda")))
+def test_nothing_waits_for_the_device_between_ticks(graphs, device):
+    config = tiny_config(LAZY | ONE_STAGE | {"run.graphs": graphs})
+    task = tiny_task(config, Ranks(device=torch.device(device)))
     stepper = Stepper(initial_state(task), task, Statistics())
     moments = list(steps(task, 0))
     for now in moments[:24]:  # each kind of step is captured by then
@@ -154,6 +158,22 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_and_says_so_once(tape, monk
         "note: a step could not be captured as a CUDA graph (operation not permitted when stream is capturing); "
         "training goes on without graphs"
     ]
+
+
+def test_optimizers_may_be_captured_only_while_a_step_is(tape, monkeypatch):
+    """torch refuses to capture a step of an optimizer that is not capturable, and warns at an eager step of one that
+    is."""
+    seen = {"captured": set(), "eager": set()}
+    adam_step = torch.optim.Adam.step
+
+    def noting(optimizer, *args):
+        how = "captured" if isinstance(_get_current_dispatch_mode(), Tape) else "eager"
+        seen[how] |= {group["capturable"] for group in optimizer.param_groups}
+        return adam_step(optimizer, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noting)
+    run(LAZY | ONE_STAGE, True, count=14)
+    assert seen == {"captured": {True}, "eager": {False}}
 
 
 def test_only_what_a_stage_needs_is_kept(tape):

@@ -6,6 +6,8 @@ differs from run to run must be copied into tensors that were there before (`gan
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -13,11 +15,16 @@ _capturing: "Capture | None" = None
 
 
 class Capture:
-    """Captures work on the GPU's current stream in segments, and replays them in order."""
+    """Captures work on the GPU's current stream in segments, and replays them in order.
 
-    def __init__(self) -> None:
+    beside: a capture to share memory with. Each replay then overwrites what the other one left there, except tensors
+    that something still refers to when the second one is captured. They must not run at the same time.
+    """
+
+    def __init__(self, beside: "Capture | None" = None) -> None:
         self.segments: list[Callable[[], object]] = []
-        self.pool = torch.cuda.graph_pool_handle()  # the segments share memory: later ones read what earlier ones made
+        # The segments share memory too: later ones read what earlier ones made.
+        self.pool: Any = beside.pool if beside else torch.cuda.graph_pool_handle()
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def record(self, work: Callable[[], object]) -> None:
@@ -30,9 +37,12 @@ class Capture:
         try:
             self._begin()
             work()
+        except BaseException:
+            self._give_up()
+            raise
         finally:
             _capturing = None
-            self._end()
+        self._end()
 
     def replay(self) -> None:
         """Run what was captured."""
@@ -49,6 +59,15 @@ class Capture:
         self.graph = torch.cuda.CUDAGraph()
         # Other threads, which read images and write files, may go on using the GPU.
         self.graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+
+    def _give_up(self) -> None:
+        """End a segment after an error, which says more than the one that ending it may raise."""
+        try:
+            self._end()
+        except RuntimeError:
+            # torch has then not told its allocator, which would go on to set aside what other streams use.
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
 
     def _end(self) -> None:
         if self.graph:

@@ -1,6 +1,7 @@
 """Runs training steps: eagerly, or on a GPU as captured graphs, one for each kind of step. Both give the same bits."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -153,15 +154,32 @@ class Stepper:
         parameters = [p for network in self.state.trains.values() for p in self.state.networks[network].parameters()]
         for p in parameters:
             p.grad = None
-        capture = Capture()
+        capture = Capture(next((other.capture for other in self.kinds.values() if other.capture), None))
         try:
-            capture.record(partial(self._eager, kind))
+            with capturable(self.state.optimizers.values()):
+                capture.record(partial(self._eager, kind))
             kind.capture = capture
             kind.gradients = [(p, p.grad) for p in parameters]
         except RuntimeError as error:
             self.graphs = False
             reason = str(error).strip().splitlines()[0]
             self.say(f"note: a step could not be captured as a CUDA graph ({reason}); training goes on without graphs")
+
+
+@contextmanager
+def capturable(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
+    """Within the block torch lets steps of the optimizers be captured.
+
+    The fused Adam always can be, but torch refuses unless it is told so, and if it is told so it warns at eager steps.
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
 
 
 def side_stream(task: Task) -> torch.cuda.Stream | None:
