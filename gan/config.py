@@ -19,7 +19,7 @@ from gan.errors import UserError
 TRAJECTORY_FORMAT = 2
 NO_SUCH_KEY = "no such key"
 # Keys, or beginnings of keys, that are not part of the trajectory: they change the weights by rounding at most.
-OUTSIDE = ("run.", "data.check", "distributed.micro", "distributed.timeout")
+OUTSIDE = ("run.", "network.recompute", "data.check", "distributed.micro", "distributed.timeout")
 
 
 TINY = 1e-30  # lower bound of values that must be positive
@@ -54,6 +54,8 @@ class NetworkConfig:
     channel_max: int = setting(512, low=1, high=65536)
     filter: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)  # taps of the resampling filter; (1, 1) is nearest and mean
     minibatch_stddev: bool = True  # D sees the standard deviation over each coupling group (Karras et al. 2018, 3)
+    # blocks of this stage and later ones are computed again in the backward pass, to save memory; 0: none
+    recompute: int = setting(0, low=0, high=WHOLE)
 
 
 @dataclass(frozen=True, kw_only=True)
