@@ -8,7 +8,7 @@ libraries use inside one operation (workspaces of cuDNN and oneDNN), and what th
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -75,11 +75,9 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._settle()
-        if func in ANSWERS:
-            return ANSWERS[func]
-        out = func(*args, **(kwargs or {}))
+        out = ANSWERS[func] if func in ANSWERS else func(*args, **(kwargs or {}))
         made = [self._track(tensor) for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
-        if any(made):
+        if any(made) or func._schema.is_mutable:  # and not a view
             self.operations.append(_operation(func, args, out))
         if _sums_gradients(func, args):
             self._unsettled = (args[0].untyped_storage()._cdata, self.alive)
@@ -126,8 +124,7 @@ def _operation(func: Any, args: Sequence[Any], out: Any) -> Operation:
     moved = sum(tensor.numel() * tensor.element_size() for tensor in read + written)
     name = str(func._overloadpacket)
     if name in CONVOLUTIONS:
-        factors = read[:2]
-        weight, image = CONVOLUTIONS[name](*factors, out)
+        weight, image = CONVOLUTIONS[name](read[0], read[1], out)
         return Operation(2 * image.numel() * weight[0].numel(), moved, min(weight.shape[:2]))
     if func._overloadpacket in flop_registry:
         flops = flop_registry[func._overloadpacket](*args, out_val=out)
@@ -194,8 +191,16 @@ class Rehearsal:
         named = self.state.networks[network].named_parameters()
         return sum(p.numel() for name, p in named if stage_of(name) <= stage)
 
+    def peak(self, stage: int, samples: int, micro: int = 0, fading: bool = False) -> int:
+        """The peak of `cost`, of the steps with a penalty and with an update of G alone: others need less."""
+        heaviest = {0, self.config.optimizer.n_critic - 1}
+        return self._rehearse(stage, samples, micro, fading, dict.fromkeys(heaviest, 1.0)).peak
+
     def cost(self, stage: int, samples: int, micro: int = 0, fading: bool = False) -> Cost:
         """Of a step of one rank on `samples` images, in backward passes of `micro` each (0: in one)."""
+        return self._rehearse(stage, samples, micro, fading, _kinds(self.config))
+
+    def _rehearse(self, stage: int, samples: int, micro: int, fading: bool, steps: Mapping[int, float]) -> Cost:
         parts = math.ceil(samples / (micro or samples))
         few = parts if self.config.distributed.exact else min(parts, PARTS)
         rehearsed = samples if few == parts else few * micro
@@ -204,7 +209,7 @@ class Rehearsal:
             state = self._set_gradients(stage)
         operations = []
         peak = 0
-        for index, weight in _kinds(task.config).items():
+        for index, weight in steps.items():
             self.meter.start()
             self._step(task, index, stage, fading)
             peak = max(peak, self.meter.peak)
