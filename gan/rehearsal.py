@@ -201,9 +201,11 @@ class Rehearsal:
         return self._rehearse(stage, samples, micro, fading, _kinds(self.config))
 
     def _rehearse(self, stage: int, samples: int, micro: int, fading: bool, steps: Mapping[int, float]) -> Cost:
-        parts = math.ceil(samples / (micro or samples))
-        few = parts if self.config.distributed.exact else min(parts, PARTS)
-        rehearsed = samples if few == parts else few * micro
+        exact = self.config.distributed.exact
+        part = self.block if exact else micro or samples
+        parts = math.ceil(samples / part)
+        few = min(parts, PARTS)
+        rehearsed = samples if few == parts else few * part
         task = self._task(_with_batch(self.config, rehearsed, micro, self.block))
         with self.meter:
             state = self._set_gradients(stage)
@@ -214,7 +216,10 @@ class Rehearsal:
             self._step(task, index, stage, fading)
             peak = max(peak, self.meter.peak)
             operations += [(weight * parts / few, operation) for operation in self.meter.operations]
-        return Cost(state, peak + (samples - rehearsed) * self._image(stage), operations)
+        peak += (samples - rehearsed) * self._image(stage)
+        if exact:  # sums of pairs of blocks, of pairs of pairs and so on wait for each other
+            peak += math.floor(math.log2(parts / few)) * self._gradients(stage)
+        return Cost(state, peak, operations)
 
     def _step(self, task: Task, index: int, stage: int, fading: bool) -> None:
         now = Moment(index * task.config.batch, index, stage, 0.5 if fading else 1.0, 1.0)
@@ -230,6 +235,11 @@ class Rehearsal:
             for name, p in self.state.networks[network].named_parameters():
                 p.grad = torch.empty_like(p) if stage_of(name) <= stage else None
         return self.meter.alive
+
+    def _gradients(self, stage: int) -> int:
+        """Bytes of the gradients of the largest network."""
+        networks = self.state.trains.values()
+        return max(self.parameters(network, stage) for network in networks) * self._task(self.config).dtype.itemsize
 
     def _image(self, stage: int) -> int:
         """Bytes of a real image, as it was read and as the networks see it."""

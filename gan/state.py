@@ -99,7 +99,7 @@ class Task:
     @property
     def parts(self) -> list[range]:
         """This rank's coupling groups, split by backward pass: in one, or in parts of `distributed.micro` samples.
-        auto is one here: `gan.run.memory.resolve_micro` has replaced it in a run's configuration."""
+        auto is one here: `gan.run.room.resolve_micro` has replaced it in a run's configuration."""
         how = self.config.distributed
         mine = self.groups
         micro = 0 if isinstance(how.micro, str) else how.micro

@@ -15,8 +15,8 @@ from gan.files import write_json
 from gan.ranks.distributed import Ranks, on_first, same_on_all, set_precision, set_threads
 from gan.run.directories import EXIT, OPTIONS
 from gan.run.loop import REFUSED, finish, train
-from gan.run.memory import is_out_of_memory, out_of_memory, settle_micro
 from gan.run.plan import RunPlan
+from gan.run.room import is_out_of_memory, out_of_memory, settle_micro
 from gan.state import Feed, initial_state
 from ops.registry import kernels
 

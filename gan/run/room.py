@@ -21,7 +21,7 @@ from ops.memory import is_glibc
 GB = 10**9
 KEPT_FREE = 0.08  # share of the memory that a plan leaves alone
 UNSURE = 0.15  # by how much an estimate may be wrong: a run is refused only if it could not fit even so
-HEAP = 1.3  # bytes of the heap per byte of tensors, where freed pages are kept (ops/memory.py); docs/benchmarks.md
+HEAP = 1.35  # bytes of the heap per byte of tensors, where freed pages are kept (ops/memory.py); docs/benchmarks.md
 FRAGMENTED = 0.1  # share of a GPU's memory that is reserved and unused where memory is called fragmented
 FAR = 1024  # samples with which activations certainly take more than weights do, and more at one moment of a step
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -77,6 +77,7 @@ class StagePlan:
     """What a stage needs of each rank."""
 
     stage: int
+    samples: int  # of this rank in a step
     parameters: dict[str, int]  # of each network that trains
     cost: Cost  # of a step on this rank's share of the batch
     per_image: float  # bytes that each image of a backward pass adds to the peak
@@ -94,6 +95,7 @@ def plan_stages(
         per_image, largest = most_samples(peak, rehearsal.block, room)
         yield StagePlan(
             stage.index,
+            mine,
             {network: rehearsal.parameters(network, stage.index) for network in rehearsal.state.trains.values()},
             rehearsal.cost(stage.index, mine, as_number(config), stage.fade > 0),
             per_image,
