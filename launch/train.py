@@ -164,7 +164,7 @@ def show_needs(plan: "RunPlan", ranks: int) -> None:
     pace = find_pace(plan, ranks)
     rows = []
     for stage in plan_stages(config, plan.images, plan.schedule, ranks, room):
-        parameters = {name: f"{count / 1e6:.1f}" for name, count in stage.parameters.items()}
+        parameters = {name: f"{count / 1e6:.3g}" for name, count in stage.parameters.items()}
         rows.append(
             {"size": plan.images.size_name(stage.stage)}
             | {f"M parameters {name}": text for name, text in parameters.items()}
@@ -178,10 +178,9 @@ def show_needs(plan: "RunPlan", ranks: int) -> None:
             }
         )
     click.echo(
-        f"\nestimated for a rank with {stage.samples} of {config.batch} samples and the memory of {room.name}, ",
-        nl=False,
+        f"\nestimated for a rank with {stage.samples} of {config.batch} samples: memory within 15 %, time roughly"
     )
-    click.echo(f"{room.total / 1e9:.1f} GB (memory within 15 %, time roughly):")
+    click.echo(f"memory of {room.name}: {room.total / 1e9:.1f} GB per rank")
     click.echo(text_table(rows))
 
 

@@ -72,7 +72,7 @@ def test_micro_auto_is_as_few_passes_as_fit():
     assert not limit.holds(tiny_peak(96, 48)), "two do not fit"
     assert resolve_micro(auto, images, 3, limit) == 0, "each of three ranks has a third"
     assert resolve_micro(auto, images, 2, limit) == 24, "each of two has a half"
-    with pytest.raises(UserError, match="not even the smallest batch does: lower data.resolution"):
+    with pytest.raises(UserError, match="not even the smallest batch does: lower"):
         resolve_micro(auto, images, 1, room_for(1000))
 
 
