@@ -23,7 +23,8 @@ Pair = int | Sequence[int]
 def setup_filter(taps: Sequence[float], device=None, dtype: torch.dtype = torch.float32) -> Tensor:
     """1-D taps, normalized to sum one -> [F]: a separable filter, the same in both directions."""
     filter = torch.tensor(taps, dtype=torch.float64)
-    if filter.dim() != 1 or filter.numel() == 0 or not torch.isfinite(filter).all() or filter.sum() == 0:
+    # The numbers are read from `taps`: a tensor has none while memory is estimated (gan/rehearsal.py).
+    if filter.dim() != 1 or filter.numel() == 0 or not all(map(math.isfinite, taps)) or sum(taps) == 0:
         raise ValueError(f"setup_filter: taps must be a non-empty list of finite numbers with a sum, got {taps}")
     return (filter / filter.sum()).to(device=device, dtype=dtype)
 
