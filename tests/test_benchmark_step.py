@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.benchmark.step_tables import parts_of, ranks_row, speed_row
+from launch.benchmark.step_tables import in_short, parts_of, ranks_row, speed_row
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--resolution=8", "--batch=8", "--rounds=1", "--set=network.widths=[8,8]", "--set=network.z_dim=8"]
@@ -62,6 +62,21 @@ def test_one_rank_beside_the_plain_loop_and_the_limit(monkeypatch, tmp_path, cap
     assert [(row["stage"], row["gpus"]) for row in report["predictions"]] == [("8x8", 8)] * 2
     for row, measured in zip(report["predictions"], rows, strict=True):
         assert row["compute ms"] == pytest.approx(measured["ms"]["ours"], abs=0.01)
+
+
+def test_last_stages_with_their_batches_beside_the_plain_loop_alone(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("launch.benchmark.step_contest.SECONDS", 0.01)
+    path = tmp_path / "rows.json"
+    arguments = ["--gpus=1", "--at=8/8,4/12,8/12", "--against=plain", "--preset=default", "--rounds=1"]
+    arguments += ["--set=network.channel_max=8", "--set=network.z_dim=8", f"--json={path}"]
+    assert saddle(monkeypatch, *arguments) == 0
+    report = json.loads(path.read_text())
+    rows = report["measured"]
+    assert [(row["size"], row["share"]) for row in rows] == [("8x8", 8), ("4x4", 12), ("8x8", 12)]
+    assert all(row["ms"].keys() == row["peak_bytes"].keys() == {"ours", "plain"} for row in rows)
+    assert [config["batch"] for config in report["configs"].values()] == [8, 12]
+    said = capsys.readouterr().out
+    assert said.splitlines()[-4:-1] == list(in_short(rows)) and "milliseconds" not in said
 
 
 @pytest.mark.slow
@@ -134,6 +149,17 @@ def test_speeds_by_hand():
     assert (lacking["x plain"], lacking["peak MB"]) == (None, None)
 
 
+def test_in_short():
+    row = one_rank(gpu_busy=0.98, images_per_second=321.0)
+    ratios = row["times_as_fast_as"]
+    (line,) = in_short([row, one_rank(times_as_fast_as={"products alone": 0.4}), one_rank(gpus=2)])
+    share = row["peak_bytes"]["ours"] / row["peak_bytes"]["plain"]
+    assert line == (
+        f"in short, {row['size']}, batch {row['share']}: {ratios['plain']:.2f} x plain, 321.0 img/s, "
+        f"memory {share:.2f} of plain's, GPU busy 0.98"
+    )
+
+
 def test_the_parts_of_a_step_make_up_the_whole():
     parts = parts_of(one_rank())
     assert parts == pytest.approx(
@@ -168,6 +194,9 @@ def test_several_ranks_by_hand():
         (["--batch=6"], "--batch=6 is not a multiple of the coupling group"),
         (["--preset=33"], "did you mean"),
         (["--preset=32,33"], "did you mean"),
+        (["--at=32/8,16"], "--at=32/8,16: write resolutions with batches"),
+        (["--at=32/0"], "--at=32/0: write resolutions with batches"),
+        (["--at=48/8"], "--resolution=48 is not 4, 8, 16"),
         (["--resolution=48"], "--resolution=48 is not 4, 8, 16"),
         (["--resolution=16"], "network.widths [8, 8] must be 3 positive numbers"),
         (["--stages=7"], "--stages=7: the last one is 1"),

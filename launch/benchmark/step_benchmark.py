@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from gan.networks import network_widths
 from gan.ranks import distributed
 from gan.ranks.distributed import Ranks
 from launch.benchmark.plain_loop import obstacle
-from launch.benchmark.step_contest import ALSO, PRODUCTS, Case, hold_contest, noise_format, stage_row, time_sums
+from launch.benchmark.step_contest import ALSO, PLAIN, PRODUCTS, Case, hold_contest, noise_format, stage_row, time_sums
 from launch.benchmark.step_memory import peak_bytes
 from launch.benchmark.step_model import ASSUMPTIONS, Fabric, Link, Step, read_steps
 from launch.benchmark.step_parts import time_parts, trace
-from launch.benchmark.step_tables import parts_row, prediction_rows, ranks_row, speed_row
+from launch.benchmark.step_tables import in_short, parts_row, prediction_rows, ranks_row, speed_row
 from launch.benchmark.timing import describe_machine, machine_line
 from launch.cli import run
 from launch.ranks import call, end_with_parent, torchrun
@@ -48,10 +48,22 @@ def link_options(command: Any) -> Any:
 @click.option("--preset", "presets", metavar="NAME,...", multiple=True, help="launch/presets or .toml. [default: 32]")
 @click.option("--resolution", type=int, help="Final one, without --data. [default: by the preset's widths or name]")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Samples of each rank.")
+@click.option(
+    "--at",
+    metavar="SIDE/N,...",
+    help="Last stages to measure, each with a batch; for --resolution and --batch.",
+)
 @click.option("--data", type=click.Path(), help="Dataset to read. [default: noise, made beforehand]")
 @click.option("--stages", metavar="N,...", help="Stages to measure. [default: all]")
 @click.option("--gpus", metavar="N,...", help="Numbers of ranks on this host. [default: 1,2, or 1 on a single GPU]")
 @click.option("--also", metavar="NAME,...", default="", help=f"More contestants: {', '.join(ALSO)}.")
+@click.option(
+    "--against",
+    type=click.Choice(["all", "plain"]),
+    default="all",
+    show_default=True,
+    help="plain: one rank's step and the plain loop alone, without their parts.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Timings of each contestant.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Intra-op threads of each rank.")
 @click.option("--profile", type=click.Path(path_type=Path, file_okay=False), help="Write a Chrome trace of each stage.")
@@ -80,7 +92,7 @@ def main(**flags: Any) -> int:
         steps = read_steps(flags["steps"], read_config(names[0], flags, narrow=False))
         save_rows(flags["json_path"], show_predictions(steps, flags))
         return 0
-    cases = [read_case(name, flags) for name in names]
+    cases = [read_case(name, flags, at) for name in names for at in read_sizes(flags["at"])]
     if "WORLD_SIZE" in os.environ:
         rows = measure(cases, distributed.start(), flags)
         leave_rows(rows, flags)
@@ -99,6 +111,8 @@ def main(**flags: Any) -> int:
     alone = Ranks(device=torch.device(machine["device"]))
     rows = [row for w in worlds for row in (measure(cases, alone, flags) if w == 1 else start_ranks(w, flags))]
     show(rows, flags)
+    for line in in_short(rows):
+        click.echo(line)
     report = {"machine": machine, "configs": {case.preset: asdict(case.config) for case in cases}, "measured": rows}
     if flags["predict"]:
         report |= show_predictions([measured_step(row) for row in rows if row["gpus"] == 1], flags)
@@ -117,6 +131,22 @@ def numbers(what: str, text: str, least: int = 1) -> list[int]:
     return values
 
 
+def read_sizes(text: str | None) -> list[tuple[int, int] | None]:
+    """ "32/256,64/128" -> pairs of a resolution and a batch; [None] without a text. UserError for anything else."""
+    if not text:
+        return [None]
+    pairs: list[tuple[int, int] | None] = []
+    try:
+        for part in text.split(","):
+            side, batch = (int(number) for number in part.split("/"))
+            pairs.append((side, batch))
+            if batch < 1:
+                raise ValueError
+    except ValueError:
+        raise UserError(f"--at={text}: write resolutions with batches, as in --at=32/256,64/128") from None
+    return pairs
+
+
 def read_config(preset: str, flags: Mapping[str, Any], narrow: bool = True) -> TrainConfig:
     """The preset and --set, at one resolution after the other without fading. narrow: fewer channels on a CPU."""
     values = dict(parse_assignment(text) for text in flags["assignments"])
@@ -127,8 +157,14 @@ def read_config(preset: str, flags: Mapping[str, Any], narrow: bool = True) -> T
     return override(override(TrainConfig(), given | wanted), values)
 
 
-def read_case(preset: str, flags: Mapping[str, Any]) -> Case:
-    """One preset with its images and stages. Raises UserError for what does not fit."""
+def read_case(preset: str, flags: Mapping[str, Any], at: tuple[int, int] | None = None) -> Case:
+    """One preset with its images and stages, or with its last stage and a batch `at` some resolution. Raises UserError
+    for what does not fit."""
+    if at:
+        side, batch = at
+        last = noise_format(side).last
+        case = read_case(preset, {**flags, "resolution": side, "batch": batch, "stages": str(last)})
+        return replace(case, preset=f"{preset}, batch {batch}")  # the name by which a report tells cases apart
     config = read_config(preset, flags)
     also = names_of(flags["also"])
     if set(also) - set(ALSO):
@@ -166,7 +202,8 @@ def measure(cases: Sequence[Case], ranks: Ranks, flags: Mapping[str, Any]) -> li
 def measure_stage(case: Case, ranks: Ranks, stage: int, flags: Mapping[str, Any]) -> Row:
     """One stage: the contest, and then what must not disturb it."""
     with ExitStack() as stack:
-        outcome = hold_contest(case, ranks, stage, names_of(flags["also"]), flags["rounds"], stack)
+        only = PLAIN if flags["against"] == "plain" else None
+        outcome = hold_contest(case, ranks, stage, names_of(flags["also"]), flags["rounds"], stack, only)
         row = stage_row(outcome, case, ranks, stage)
         ours = outcome.contestants["ours"]
         file = trace_file(flags["profile"], row, ranks)
@@ -174,6 +211,8 @@ def measure_stage(case: Case, ranks: Ranks, stage: int, flags: Mapping[str, Any]
         row |= {"gpu_busy": busy, "peak_bytes": outcome.peak_bytes}
         if ranks.world > 1:
             return row | {"sums": time_sums(row["messages"], ranks.device)}
+        if only:
+            return row
         return row | {"flops": outcome.contestants[PRODUCTS].flops, "part_shares": time_parts(outcome.eager)}
 
 
@@ -185,7 +224,7 @@ def trace_file(folder: Path | None, row: Row, ranks: Ranks) -> Path | None:
 
 def start_ranks(world: int, flags: Mapping[str, Any]) -> list[Row]:
     """Measure on so many ranks of this host -> a row per stage."""
-    passed = ("resolution", "batch", "data", "stages", "also", "rounds", "threads", "profile")
+    passed = ("resolution", "batch", "at", "data", "stages", "also", "rounds", "threads", "profile")
     arguments = [f"--{name}={flags[name]}" for name in passed if flags[name] not in (None, "")]
     arguments += [f"--preset={name}" for name in flags["presets"]] + [f"--set={text}" for text in flags["assignments"]]
     with tempfile.TemporaryDirectory(prefix="saddle-step-") as folder:
@@ -212,8 +251,9 @@ def show(rows: Sequence[Row], flags: Mapping[str, Any]) -> None:
     ones = [row for row in rows if row["gpus"] == 1]
     several = [row for row in rows if row["gpus"] > 1]
     if ones:
-        click.echo(text_table([speed_row(row) for row in ones]) + "\n\nmilliseconds of a step:")
-        click.echo(text_table([parts_row(row) for row in ones]))
+        click.echo(text_table([speed_row(row) for row in ones]))
+    if ones and flags["against"] == "all":
+        click.echo("\nmilliseconds of a step:\n" + text_table([parts_row(row) for row in ones]))
     if several:
         click.echo("\nseveral ranks, with the step that the model expects (alone + sums alone):")
         click.echo(text_table([ranks_row(row, names_of(flags["also"])) for row in several]))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import count, repeat
@@ -35,6 +35,7 @@ ALSO: dict[str, dict[str, Any]] = {  # contestant -> what it changes in ours
 }
 GRAPHS = "run.graphs"
 BARE = "no penalty"
+PLAIN = ("ours", "plain")  # who takes part with --against=plain
 PRODUCTS = "products alone"
 SECONDS = 0.3  # a sample should last
 SUMS = 20  # timings of each sum over ranks
@@ -60,6 +61,7 @@ class Contestant:
         self.share = task.samples(0)[1]  # samples of this rank in a step
         self.period = math.lcm(task.config.regularizer.every, task.config.optimizer.n_critic)
         self.now = stopwatch(task.ranks, dataset)
+        self.warm_up = self.period  # steps in which libraries choose and allocate what they need
         self.steps = 0
         self.waited = 0.0  # seconds
 
@@ -91,8 +93,9 @@ class Ours(Contestant):
     def __init__(self, task: Task, stage: int, dataset: ImageDataset | None = None) -> None:
         super().__init__(task, stage, dataset)
         self.state = initial_state(task)
-        self.stepper = Stepper(self.state, task, Statistics())
+        self.stepper = Stepper(self.state, task, Statistics(), print)  # it says if steps could not be captured
         self.moment = replace(moment(task.schedule, 0), stage=stage)
+        self.warm_up = self.period * (WARM_UP + 1)  # graphs are captured then
 
     def train(self, images: torch.Tensor) -> None:
         """See Contestant."""
@@ -200,22 +203,32 @@ class Outcome:
     contestants: dict[str, Any]
     seconds: dict[str, list[float]]
     peak_bytes: dict[str, int]
-    eager: Any  # ours, whose step is a sequence of calls that can be counted and watched
+    eager: Any  # ours, whose step is a sequence of calls that can be counted and watched; None beside the plain loop
 
 
-def hold_contest(case: Case, ranks: Ranks, stage: int, also: Iterable[str], rounds: int, stack: ExitStack) -> Outcome:
-    """Build all contestants of a stage and let them take turns. `stack` closes what they read from."""
+def hold_contest(
+    case: Case,
+    ranks: Ranks,
+    stage: int,
+    also: Iterable[str],
+    rounds: int,
+    stack: ExitStack,
+    only: Collection[str] | None = None,
+) -> Outcome:
+    """Build all contestants of a stage, or `only` some, and let them take turns. `stack` closes what they read from."""
     contestants: dict[str, Contestant] = {}
     peaks = {}
     for name, what in line_up(case, ranks, also).items():
+        if only and name not in only:
+            continue
         before = reset_peak(ranks.device)
         contestants[name] = build(what, case, stage)
         stack.enter_context(closing(contestants[name].batches))
-        contestants[name].sample(
-            contestants[name].period * (WARM_UP + 1)
-        )  # what is done once: graphs are captured then
+        contestants[name].sample(contestants[name].warm_up)
         if ranks.device.type == "cuda":
             peaks[name] = torch.cuda.max_memory_allocated() - before
+    if only:
+        return Outcome(contestants, take_turns(contestants, rounds), peaks, None)
     eager = contestants["ours"]
     kind, config, place = line_up(case, ranks, ())["ours"]
     if without_graphs(config) != config:

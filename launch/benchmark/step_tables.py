@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from launch.benchmark.step_contest import BARE, PRODUCTS
+from launch.benchmark.step_contest import BARE, PLAIN, PRODUCTS
 from launch.benchmark.step_model import (
     WANTED,
     Fabric,
@@ -19,9 +19,6 @@ Row = Mapping[str, Any]  # of one stage on one number of ranks, from `step_conte
 
 def speed_row(row: Row) -> dict[str, Any]:
     """How fast one rank is, beside the plain loop and beside the same arithmetic alone."""
-    seconds = row["ms"]["ours"] / 1e3
-    of_limit = row["times_as_fast_as"][PRODUCTS]
-    rate = row["flops"] / seconds / 1e9
     peak = row["peak_bytes"]
     cells = {
         "preset": row["preset"],
@@ -30,14 +27,39 @@ def speed_row(row: Row) -> dict[str, Any]:
         "ms": round(row["ms"]["ours"], 1),
         "img/s": round(row["images_per_second"], 1),
         "x plain": _rounded(row["times_as_fast_as"].get("plain"), 2),
-        "GFLOP": round(row["flops"] / 1e9, 2),
-        "GFLOP/s": round(rate, 1),
-        "products alone": round(rate / of_limit, 1),
-        "of them": f"{of_limit:.2f}",
+        **limit_cells(row),
         "peak MB": _rounded(peak.get("ours"), 0, 1e-6),
         "plain MB": _rounded(peak.get("plain"), 0, 1e-6),
     }
     return cells if row["gpu_busy"] is None else cells | {"GPU busy": f"{row['gpu_busy']:.2f}"}
+
+
+def limit_cells(row: Row) -> dict[str, Any]:
+    """The step's arithmetic, and its speed beside that of the same arithmetic alone; nothing where it was not taken."""
+    if "flops" not in row:
+        return {}
+    of_limit = row["times_as_fast_as"][PRODUCTS]
+    rate = row["flops"] / row["ms"]["ours"] / 1e6
+    return {
+        "GFLOP": round(row["flops"] / 1e9, 2),
+        "GFLOP/s": round(rate, 1),
+        "products alone": round(rate / of_limit, 1),
+        "of them": f"{of_limit:.2f}",
+    }
+
+
+def in_short(rows: Iterable[Row]) -> Iterator[str]:
+    """A line on each step of one rank that a plain loop took turns with."""
+    for row in rows:
+        if row["gpus"] > 1 or "plain" not in row["times_as_fast_as"]:
+            continue
+        peak = row["peak_bytes"]
+        texts = [f"{row['times_as_fast_as']['plain']:.2f} x plain", f"{row['images_per_second']:.1f} img/s"]
+        if peak.keys() >= set(PLAIN):
+            texts.append(f"memory {peak['ours'] / peak['plain']:.2f} of plain's")
+        if row["gpu_busy"] is not None:
+            texts.append(f"GPU busy {row['gpu_busy']:.2f}")
+        yield f"in short, {row['size']}, batch {row['share']}: {', '.join(texts)}"
 
 
 def parts_of(row: Row) -> dict[str, float | None]:
