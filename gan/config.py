@@ -19,7 +19,7 @@ from gan.errors import UserError
 TRAJECTORY_FORMAT = 2
 NO_SUCH_KEY = "no such key"
 # Keys, or beginnings of keys, that are not part of the trajectory: they change the weights by rounding at most.
-OUTSIDE = ("run.", "data.check", "distributed.micro", "distributed.timeout")
+OUTSIDE = ("run.", "network.recompute", "data.check", "distributed.micro", "distributed.timeout")
 
 
 TINY = 1e-30  # lower bound of values that must be positive
@@ -54,6 +54,8 @@ class NetworkConfig:
     channel_max: int = setting(512, low=1, high=65536)
     filter: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)  # taps of the resampling filter; (1, 1) is nearest and mean
     minibatch_stddev: bool = True  # D sees the standard deviation over each coupling group (Karras et al. 2018, 3)
+    # blocks of this stage and later ones are computed again in the backward pass, to save memory; 0: none
+    recompute: int = setting(0, low=0, high=WHOLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +153,9 @@ class DistributedConfig:
     # coupling group: samples that stay together on one rank; minibatch statistics are computed inside a group
     group: int = setting(4, low=1, high=WHOLE)
     deterministic: bool = False  # on CUDA: use deterministic algorithms, which are somewhat slower
-    # samples of a rank per backward pass, in whole coupling groups, to save memory; 0: its whole share of the batch
-    micro: int = setting(0, low=0, high=WHOLE)
+    # samples of a rank per backward pass, in whole coupling groups, to save memory; 0: its whole share of the batch;
+    # auto: as many as the device has memory for
+    micro: int | str = setting(0, low=0, high=WHOLE, choices=("auto",))
     # bf16: ranks send gradients in bfloat16 and sum them in the gradients' own type
     compress: str = setting("none", choices=("none", "bf16"))
     # seconds after which a rank that waits in a collective gives up
@@ -379,9 +382,9 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
     """Convert a value to a key's type: int to float, 0/1 to bool, a list or "1,2" to a tuple. For a number or a word,
     text that reads as a number becomes one. Raises UserError for any other type."""
     origin = typing.get_origin(kind)
-    if kind == float | str:
+    if kind in (float | str, int | str):
         value = parse_assignment(f"value={value}")[1] if isinstance(value, str) else value
-        kind = str if isinstance(value, str) else float
+        kind = str if isinstance(value, str) else typing.get_args(kind)[0]
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else _split(value)
         item_kind, *rest = typing.get_args(kind)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def send(host: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on `device`. The host does not wait for the copy to a GPU: it is made from page-locked
     memory that is used again only when the copy is complete."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 @dataclass(frozen=True)

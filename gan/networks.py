@@ -22,6 +22,7 @@ from gan.config import TrainConfig
 from gan.errors import UserError
 from gan.layers import GAIN, Conv2d, Embedding, Linear, minibatch_stddev, pixel_norm, scaled
 from gan.precision import compute_dtype
+from gan.recompute import recomputed
 from ops import bias_leaky_relu, conv2d, downsample2d, setup_filter, upsample2d
 
 Alpha = Tensor | float
@@ -140,6 +141,13 @@ class Head(nn.Module):
         return self.conv.finish(torch.addcmul(y, deviation, share))
 
 
+def run_block(network: "ResNetGenerator | ResNetDiscriminator", index: int, x: Tensor) -> Tensor:
+    """The block of a stage after the first; its activations are kept for the backward pass, or computed again there."""
+    block = network.blocks[index]
+    again = 0 < network.recompute <= index and torch.is_grad_enabled()
+    return recomputed(block, x, network.filter) if again else block(x, network.filter)
+
+
 class ResNetGenerator(nn.Module):
     """Latents [N, z_dim] (and labels [N] if classes > 0) -> images [N, channels, H, W], about in [-1, 1]."""
 
@@ -147,6 +155,7 @@ class ResNetGenerator(nn.Module):
     box: Tensor
     latent_mean: Tensor
     compute: torch.dtype | None = None  # of convolutions and activations; None: that of the weights
+    recompute = 0  # blocks of this stage and later ones are computed again in the backward pass; 0: none
 
     def __init__(
         self,
@@ -193,8 +202,8 @@ class ResNetGenerator(nn.Module):
     def synthesize(self, w: Tensor, stage: int, alpha: Alpha = 1.0) -> Tensor:
         """w: [N, F] from `first_layer` -> [N, channels, H, W] of the stage; alpha < 1 blends in the stage before."""
         old = x = self.blocks[0](w.to(self.compute or w.dtype))
-        for block in self.blocks[1 : stage + 1]:
-            old, x = x, block(x, self.filter)
+        for index in range(1, stage + 1):
+            old, x = x, run_block(self, index, x)
         image = self.to_image[stage](x)
         if stage == 0 or not is_fading(alpha):
             return image
@@ -210,7 +219,8 @@ class ResNetDiscriminator(nn.Module):
 
     filter: Tensor
     box: Tensor
-    compute: torch.dtype | None = None  # as of the generator
+    compute: torch.dtype | None = None  # as of the generator, as is the next
+    recompute = 0
 
     def __init__(
         self,
@@ -249,7 +259,7 @@ class ResNetDiscriminator(nn.Module):
         images = channels_last(images.to(compute or self.compute or weights))
         x = self.from_image[stage](images)
         for index in range(stage, 0, -1):
-            x = self.blocks[index](x, self.filter)
+            x = run_block(self, index, x)
             if index == stage and is_fading(alpha):
                 x = fade(self.from_image[stage - 1](downsample2d(images, self.box)), x, alpha)
         x = self.blocks[0](x).to(weights)
@@ -284,6 +294,7 @@ def build_generator(config: TrainConfig, images: ImageFormat) -> ResNetGenerator
         filter=config.network.filter,
     )
     G.compute = compute_dtype(config)
+    G.recompute = config.network.recompute
     return G
 
 
@@ -299,6 +310,7 @@ def build_discriminator(config: TrainConfig, images: ImageFormat, outputs: int =
         outputs=outputs,
     )
     D.compute = compute_dtype(config)
+    D.recompute = config.network.recompute
     return D
 
 

@@ -58,17 +58,17 @@ def cut_batch(inputs: StepInputs, task: Task, alpha: Alpha, G: ResNetGenerator) 
     return parts
 
 
-def split_by_turn(parts: Sequence[Part], turns: PenaltyTurns, task: Task, now: Moment) -> list[Part]:
+def split_by_turn(parts: Sequence[Part], turns: PenaltyTurns, step: int, images_seen: int) -> list[Part]:
     """Split each part into the blocks on which the penalty is due at this step and the others; not into empty ones.
 
     So the other images are shown to D without what a penalty needs. No loss couples samples of different blocks.
+    images_seen: when the step began, which is the number of its batch's first sample.
     """
-    size = task.config.distributed.group
     split = []
     for part in parts:
-        blocks = [(group * size - now.images_seen) // task.block for group in part.draws.groups]
+        blocks = [(group * part.draws.size - images_seen) // turns.block for group in part.draws.groups]
         for due in (True, False):
-            mine = [position for position, block in enumerate(blocks) if turns.due(now.step, block) == due]
+            mine = [position for position, block in enumerate(blocks) if turns.due(step, block) == due]
             if mine:
                 split.append(part.only(mine, due))
     return split

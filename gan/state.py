@@ -102,10 +102,12 @@ class Task:
 
     @property
     def parts(self) -> list[range]:
-        """This rank's coupling groups, split by backward pass: in one, or in parts of `distributed.micro` samples."""
+        """This rank's coupling groups, split by backward pass: in one, or in parts of `distributed.micro` samples.
+        auto is one here: `gan.run.room.resolve_micro` has replaced it in a run's configuration."""
         how = self.config.distributed
         mine = self.groups
-        samples = self.block if how.exact else how.micro or len(mine) * how.group
+        micro = 0 if isinstance(how.micro, str) else how.micro
+        samples = self.block if how.exact else micro or len(mine) * how.group
         step = max(samples // self.block, 1) * self.block // how.group
         return [mine[i : i + step] for i in range(0, len(mine), step)]
 

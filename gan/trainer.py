@@ -51,7 +51,7 @@ def train_step(state: TrainState, task: Task, now: Moment, inputs: StepInputs, s
     if objective.discriminator:
         turns = penalty_turns(config.regularizer, config.batch, task.block)
         gradients = task.sum_gradients(D.parameters(), numbers["stopping"])
-        for part in with_equal_buffers(D, split_by_turn(parts, turns, task, now)):
+        for part in with_equal_buffers(D, split_by_turn(parts, turns, now.step, now.images_seen)):
             with torch.no_grad():
                 z = part.latents("latents of the D step", G.z_dim)
                 fake = G(z, now.stage, alpha, part.labels)

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,11 @@ from gan.errors import EverywhereError, PeerError, UserError
 from launch.cli import run as run_command
 from launch.ranks import call, end_with_parent, leave, torchrun
 from launch.settings import as_flags, image_format, read_config, setting_options
+from launch.tables import text_table
 
 if TYPE_CHECKING:
     from gan.ranks.distributed import Ranks
+    from gan.run.pace import Pace
     from gan.run.plan import RunPlan
     from gan.state import Feed
 
@@ -67,7 +69,12 @@ class Train(click.Command):
     "| PATH: resume the run in this folder.",
 )
 @setting_options
-@click.option("-n", "--dry-run", is_flag=True, help="Print the configuration and which run would be used, and stop.")
+@click.option(
+    "-n",
+    "--dry-run",
+    is_flag=True,
+    help="Print the configuration, which run would be used, and what each stage needs, and stop.",
+)
 def main(**flags: Any) -> int:
     """Train a model on a dataset. To resume a run that was stopped, run the same command again.
 
@@ -78,7 +85,7 @@ def main(**flags: Any) -> int:
         as_rank(flags)
     job = make_job(flags)
     if flags["dry_run"]:
-        return dry_run(job)
+        return dry_run(job, flags["gpus"])
     if flags["gpus"] > 1:
         return start_ranks(job, flags)
     from gan.ranks import distributed
@@ -101,6 +108,7 @@ def make_job(flags: Mapping[str, Any]) -> Job:
     from gan.families import find_family
     from gan.ranks.distributed import Ranks, check_devices
     from gan.run.plan import plan_run
+    from gan.run.room import check_fit, find_room
 
     config = read_config(flags)
     find_family(config).check(config)
@@ -115,8 +123,12 @@ def make_job(flags: Mapping[str, Any]) -> Job:
         )
     data = Path(flags["data"])
     plan = plan_run(config, images, data.stem, flags["preset"], str(data.absolute()))
-    plan.task(Ranks(world=int(os.environ.get("WORLD_SIZE", flags["gpus"]))))
-    check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", flags["gpus"])))
+    world = int(os.environ.get("WORLD_SIZE", flags["gpus"]))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", flags["gpus"]))
+    plan.task(Ranks(world=world))
+    check_devices(local)
+    if not flags["dry_run"]:  # which prints what it needs
+        check_fit(plan.config, images, world, find_room(local))
     return Job(plan, dataset, Path(flags["outdir"]), flags["resume"])
 
 
@@ -128,14 +140,62 @@ def find_dataset(flags: Mapping[str, Any], config: TrainConfig) -> ImageDataset:
     return ImageDataset(path, config.run.pages)
 
 
-def dry_run(job: Job) -> int:
-    """Print the options, and the run that would be resumed or started. -> exit code 0."""
+def dry_run(job: Job, ranks: int) -> int:
+    """Print the options, the run that would be resumed or started, and what each stage needs. -> exit code 0."""
     from gan.run.directories import find_run
 
     click.echo(json.dumps(job.plan.options, indent=2))
     found = find_run(job.plan, job.outdir, job.resume)
     click.echo(f"would {f'resume {found}' if found else f'start {job.outdir}/NNNNN-{job.plan.name}'}")
+    show_needs(job.plan, ranks)
     return 0
+
+
+def show_needs(plan: "RunPlan", ranks: int) -> None:
+    """Print a table with a line per stage: what it needs of each rank, on this machine."""
+    from gan.run.room import find_room, plan_stages, resolve_micro
+
+    config = plan.config
+    room = find_room(ranks)
+    if config.distributed.micro == "auto":
+        micro = resolve_micro(config, plan.images, ranks, room)
+        config = replace(config, distributed=replace(config.distributed, micro=micro))
+        click.echo(f"distributed.micro=auto: {micro or 'all'} samples per backward pass")
+    pace = find_pace(plan, ranks)
+    rows = []
+    for stage in plan_stages(config, plan.images, plan.schedule, ranks, room):
+        parameters = {name: f"{count / 1e6:.3g}" for name, count in stage.parameters.items()}
+        rows.append(
+            {"size": plan.images.size_name(stage.stage)}
+            | {f"M parameters {name}": text for name, text in parameters.items()}
+            | {
+                "GFLOP/image": f"{stage.cost.flops / stage.samples / 1e9:.2f}",
+                "MB/image": f"{room.spread * stage.per_image / 1e6:.1f}",
+                "GB that stay": f"{room.needed(stage.cost.state) / 1e9:.2f}",
+                "GB at most": f"{room.needed(stage.cost.peak) / 1e9:.2f}",
+                "largest batch": str(stage.largest * ranks or "none"),
+                "sec/step": f"{pace.seconds(stage.cost):.3g}",
+            }
+        )
+    click.echo(
+        f"\nestimated for a rank with {stage.samples} of {config.batch} samples: memory within 15 %, time roughly"
+    )
+    click.echo(f"memory of {room.name}: {room.total / 1e9:.1f} GB per rank")
+    click.echo(text_table(rows))
+
+
+def find_pace(plan: "RunPlan", ranks: int) -> "Pace":
+    """The pace of this machine at the convolutions of a plan, with the threads that each rank would have."""
+    import torch
+
+    from gan.networks import network_widths
+    from gan.precision import compute_dtype
+    from gan.ranks.distributed import cores
+    from gan.run.pace import measure_pace
+
+    torch.set_num_threads(plan.config.run.threads or max(cores() // ranks, 1))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return measure_pace(device, compute_dtype(plan.config) or torch.float32, network_widths(plan.config, plan.images))
 
 
 def start_ranks(job: Job, flags: Mapping[str, Any]) -> int:

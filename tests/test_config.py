@@ -79,6 +79,10 @@ def test_tuples_may_be_written_with_commas():
         ({"distributed.compress": "fp8"}, "distributed.compress=fp8 is unknown"),
         ({"distributed.exact": 1, "distributed.compress": "bf16"}, "distributed.exact works neither with"),
         ({"distributed.exact": 1, "distributed.micro": 8}, "distributed.exact works neither with"),
+        ({"distributed.exact": 1, "distributed.micro": "auto"}, "distributed.exact works neither with"),
+        ({"distributed.micro": "most"}, "distributed.micro=most is unknown; .*auto; or give a number"),
+        ({"distributed.micro": 1.5}, "wants int"),
+        ({"network.recompute": -1}, "network.recompute=-1 must be at least 0"),
         ({"run.milestone": -1}, "run.milestone=-1.0 must be at least 0"),
         ({"growth.shares": [1, 1], "growth.kimg": [1]}, "were both given"),
     ],
@@ -100,4 +104,7 @@ def test_how_a_run_is_watched_is_no_part_of_its_trajectory():
         assert f"run.{name}" in settings()
     watched = override(config, {"run.tick": 1.0, "run.snap": 3, "run.keep": 9, "run.threads": 3, "run.desc": "x"})
     assert trajectory(watched) == trajectory(config) == trajectory(override(config, {"distributed.micro": 8}))
+    saving = {"distributed.micro": "auto", "network.recompute": 2}
+    assert trajectory(config) == trajectory(override(config, saving))
+    assert override(config, {"distributed.micro": "8"}).distributed.micro == 8
     assert trajectory(override(config, {"seed": 1})) != trajectory(config)

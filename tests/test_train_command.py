@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from gan.checkpoint import newest_state
 from gan.methods.objectives import OBJECTIVES
 from gan.methods.regularizers import REGULARIZERS
 from gan.run.directories import hold
+from gan.run.room import Room
+from gan.trainer import GAN, train_step
 from launch import cli
 from launch.ranks import environment
 from launch.settings import as_flags
@@ -445,3 +448,60 @@ def test_a_flipped_pixel_ends_training_unless_checks_are_off(digits, tmp_path, m
     assert saddle(monkeypatch, *command) == code
     damaged = "image 11 at 16x16 in" in capsys.readouterr().err
     assert damaged == (code == 2)
+
+
+def test_a_dry_run_shows_what_each_stage_needs(digits, tmp_path, monkeypatch, capsys):
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT, "--gpus=2", "--set=distributed.micro=auto", "-n"]
+    monkeypatch.setattr("gan.ranks.distributed.check_devices", lambda ranks: None)
+    assert saddle(monkeypatch, *command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "distributed.micro=auto: all samples per backward pass" in lines
+    heading = "estimated for a rank with 8 of 16 samples: memory within 15 %, time roughly"
+    room, names, *rows = lines[lines.index(heading) + 1 :]
+    assert room.startswith("memory of ") and room.endswith(" GB per rank")
+    assert [row.split()[0] for row in rows] == ["4x4", "8x8", "16x16"]
+    assert names.endswith("largest batch  sec/step")
+    assert int(rows[0].split()[-2]) > int(rows[-1].split()[-2]) > 16 and float(rows[-1].split()[-1]) > 0
+
+
+def test_a_batch_that_cannot_fit_is_refused_before_anything_is_written(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gan.run.room.find_room", lambda ranks=1: Room("a toy", 2_500_000, overhead=0))
+    command = [f"--data={digits}", f"--outdir={tmp_path / 'runs'}", *SHORT, "--batch=64"]
+    assert saddle(monkeypatch, *command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and not (tmp_path / "runs").exists()
+    assert "--batch=64 at 16x16 does not fit into memory" in error
+    largest = re.search(r"the largest batch that does is (--batch=\d+)", error)[1]
+    assert saddle(monkeypatch, *command, largest, "--kimg=1") == 0
+
+
+def test_micro_auto_splits_the_batch(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gan.run.room.find_room", lambda ranks=1: Room("a toy", 2_500_000, overhead=0))
+    command = [f"--data={digits}", *SHORT, "--batch=64", "--kimg=1"]
+    assert saddle(monkeypatch, *command, f"--outdir={tmp_path / 'a'}", "--set=distributed.micro=auto") == 0
+    found = re.search(r"distributed.micro=auto: (\d+) samples per backward pass", capsys.readouterr().out)
+    assert 4 <= int(found[1]) <= 32
+    assert saddle(monkeypatch, *command, f"--outdir={tmp_path / 'b'}", f"--set=distributed.micro={found[1]}") == 0
+    one, other = (load_file(next((tmp_path / run).glob("*/*0001024.safetensors"))) for run in "ab")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_runs_out_of_memory_says_so_in_one_line(digits, tmp_path, monkeypatch, capsys):
+    steps = []
+
+    def step(state, *rest):
+        steps.append(state)
+        if len(steps) == 3:
+            torch.empty(2**60, dtype=torch.uint8)
+        return train_step(state, *rest)
+
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT]
+    with monkeypatch.context() as patched:
+        patched.setattr("gan.families.FAMILIES", {"gan": replace(GAN, step=step)})
+        assert saddle(patched, *command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "error: after 32 images: out of memory on cpu" in error
+    assert "distributed.micro=auto" in error
+    run = only_run(tmp_path)
+    assert json.loads((run / "exit.json").read_text())["code"] == 2
+    assert saddle(monkeypatch, *command) == 0 and "is finished" not in capsys.readouterr().out

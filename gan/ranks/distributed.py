@@ -139,6 +139,14 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def least_over_ranks(value: int, ranks: Ranks) -> int:
+    """The smallest of all ranks' values."""
+    least = torch.tensor(value, device=ranks.device)
+    if ranks.world > 1:
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
+
+
 def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
     """A weighted sum of the bits of all tensors, int64 [1], on their device: changing one bit changes the sum."""
     total: Tensor | int = 0

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy
 import torch
 
 from gan.checkpoint import initial_weights, load_state, newest_state
+from gan.errors import UserError
 from gan.files import write_json
 from gan.ranks.distributed import Ranks, on_first, same_on_all, set_precision, set_threads
 from gan.run.directories import EXIT, OPTIONS
-from gan.run.loop import train
+from gan.run.loop import REFUSED, finish, train
 from gan.run.plan import RunPlan
+from gan.run.room import is_out_of_memory, out_of_memory, settle_micro
 from gan.state import Feed, initial_state
 from ops.registry import kernels
 
@@ -37,6 +40,7 @@ def train_run(plan: RunPlan, run: Path, feed: Feed, ranks: Ranks, say: Callable[
     if saved["images_seen"] >= plan.schedule.total:
         return finished(run, saved["images_seen"], ranks, say)
     now = set_up(plan, ranks, saved)
+    plan = replace(plan, config=settle_micro(plan.config, plan.images, ranks))
     task = plan.task(ranks)
     state = initial_state(task)
     if path:
@@ -48,7 +52,14 @@ def train_run(plan: RunPlan, run: Path, feed: Feed, ranks: Ranks, say: Callable[
         write_json(run / OPTIONS, plan.options)
         for line in announcement(plan, run, now, saved, path, passed_over):
             say(line)
-    return train(state, task, feed, run, now)
+    try:
+        return train(state, task, feed, run, now)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        message = f"after {state.images_seen} images: {out_of_memory(error, ranks.device)}"
+        finish(task, run, state, REFUSED, message)
+        raise UserError(f"{message}; the same command resumes from the newest state") from error
 
 
 def finished(run: Path, images_seen: int, ranks: Ranks, say: Callable[[str], object]) -> int:
@@ -89,6 +100,8 @@ def announcement(
     lines = [f"run {run}"]
     lines += [f"passed over: {line}" for line in passed_over]
     lines.append(f"{plan.schedule.total / 1000:g} kimg, batch {plan.config.batch}")
+    if plan.options["config"]["distributed"]["micro"] == "auto":
+        lines.append(f"distributed.micro=auto: {plan.config.distributed.micro or 'all'} samples per backward pass")
     lines.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in now.items()))
     classes = len(plan.images.class_names)
     if classes and not plan.config.data.cond:
