@@ -19,7 +19,12 @@ GAIN = math.sqrt(2)
 
 def scaled(weight: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """weight * scale, computed in the weight's dtype and rounded to `dtype`."""
-    return (weight * constant(scale, weight.dtype)).to(dtype)
+    return cast(weight * constant(scale, weight.dtype), dtype)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), without a call of torch where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 @cache
@@ -42,7 +47,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.linear(x, scaled(self.weight, self.scale, x.dtype))
-        return bias_leaky_relu(x, self.bias.to(x.dtype)) if self.activate else x + self.bias
+        return bias_leaky_relu(x, cast(self.bias, x.dtype)) if self.activate else x + self.bias
 
 
 class Conv2d(nn.Module):
@@ -66,7 +71,7 @@ class Conv2d(nn.Module):
         if self.bias is None:
             return x
         if self.activate:
-            return bias_leaky_relu(x, self.bias.to(x.dtype), gain=gain)
+            return bias_leaky_relu(x, cast(self.bias, x.dtype), gain=gain)
         return x + self.bias.view(-1, 1, 1)
 
 

@@ -64,8 +64,11 @@ class GradientSum:
         flat = self._sum_in_tree() if self.how.exact else self._sum_flat()
         self.stop = flat[-1].float()
         flat = flat[:-1] / self.batch
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        torch._foreach_copy_(in_memory_order(gradients), flat.split([g.numel() for g in gradients]))
+        start = 0
+        for p in self.parameters:
+            if p.grad is not None:
+                p.grad = flat.as_strided(p.shape, p.stride(), start)
+                start += p.numel()
         return 1 - torch.isfinite(flat).all().float()
 
     def step(self, optimizer: torch.optim.Optimizer, lr: Tensor | float, void: Tensor) -> Tensor:

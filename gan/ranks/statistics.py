@@ -29,8 +29,7 @@ class Statistics:
         if tuple(values) not in self.sums:
             self.sums[tuple(values)] = totals.new_zeros(2, len(values))
         sums = self.sums[tuple(values)]
-        sums[0] += totals
-        sums[1] += self.counts[numbers]
+        sums.add_(torch.stack([totals, self.counts[numbers]]))
 
     def take(self) -> dict[str, float]:
         """Return the means, over all ranks, of the values since the last call; names of which no rank had a value are
