@@ -99,5 +99,7 @@ def minibatch_stddev(x: Tensor, group: int) -> Tensor:
     """
     if len(x) % group:
         raise ValueError(f"minibatch_stddev: a batch of {len(x)} is not made of groups of {group}")
-    deviation = (x.unflatten(0, (-1, group)).var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
+    x = x.unflatten(0, (-1, group))
+    variance = (x - x.mean(1, keepdim=True)).square().mean(1)  # torch's own var is ten times slower in channels_last
+    deviation = (variance + 1e-8).sqrt().mean((1, 2, 3))
     return deviation.repeat_interleave(group)
