@@ -185,6 +185,8 @@ class RunConfig:
     keep: int = setting(2, low=1, high=WHOLE)  # how many of the newest training states are kept
     # the first training state at or past each multiple of this many kimg is never removed; 0: no such states
     milestone: float = setting(0.0, low=0, high=1e9)
+    # capture steps as CUDA graphs, which changes no bit: auto and 1 where they can be had, 0 never
+    graphs: str = setting("auto", choices=("auto", "0", "1"))
     threads: int = setting(0, low=0, high=4096)  # intra-op threads of a rank; 0: the host's cores / its ranks
     workers: int = setting(
         1,

@@ -20,13 +20,24 @@ def group_generator(seed: int, purpose: str, group: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"), counter=[0, 0, 0, group]))
 
 
+CPU = torch.device("cpu")
+
+
+def send(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`. The host does not wait for the copy to a GPU: it is made from page-locked
+    memory that is used again only when the copy is complete."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of the coupling groups `groups`, each of `size` samples. Each purpose has its own stream."""
+    """The random numbers of the coupling groups `groups`, each of `size` samples, as tensors on `device`. Each purpose
+    has its own stream."""
 
     seed: int
     groups: Sequence[int]
     size: int
+    device: torch.device = CPU
 
     def latents(self, purpose: str, z_dim: int) -> Tensor:
         """float32 [len(groups) * size, z_dim], standard normal."""
@@ -55,4 +66,5 @@ class Draws:
         return torch.cat(parts)
 
     def _each(self, purpose: str, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate([draw(group_generator(self.seed, purpose, g)) for g in self.groups]))
+        numbers = np.concatenate([draw(group_generator(self.seed, purpose, g)) for g in self.groups])
+        return send(torch.from_numpy(numbers), self.device)

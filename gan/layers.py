@@ -6,6 +6,7 @@ leaky ReLU follows, the bias is added in the weights' dtype, and so is the resul
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,15 @@ GAIN = math.sqrt(2)
 
 def scaled(weight: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """weight * scale, computed in the weight's dtype and rounded to `dtype`."""
-    return (weight * scale).to(dtype)
+    return (weight * constant(scale, weight.dtype)).to(dtype)
+
+
+@cache
+def constant(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as a 0-dim tensor on the CPU. Tensors on any device can be multiplied by it, in one call where a number
+    takes five: torch would make such a tensor of the number in float64, and convert it, each time."""
+    with torch.inference_mode(False):  # whoever asks first
+        return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 class Linear(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 from gan.draws import Draws
 from gan.networks import Alpha, ResNetGenerator, fade
 from gan.schedules import Moment, PenaltyTurns
-from gan.state import Task
+from gan.state import StepInputs, Task
 from ops import downsample2d, upsample2d
 
 
@@ -39,36 +39,36 @@ class Part:
         return Part(take(self.real), None if self.labels is None else take(self.labels), draws, due)
 
 
-def fade_weight(now: Moment, task: Task) -> Alpha:
-    """alpha as a 0-dim tensor on the task's device while the stage fades in; otherwise the number 1."""
-    return torch.full((), now.alpha, dtype=task.dtype, device=task.ranks.device) if now.fading else 1.0
+def fade_weight(now: Moment, inputs: StepInputs) -> Alpha:
+    """alpha as a 0-dim tensor while the stage fades in; otherwise the number 1."""
+    return inputs.numbers["alpha"] if now.fading else 1.0
 
 
-def cut_batch(
-    images: Tensor, labels: Tensor | None, task: Task, now: Moment, alpha: Alpha, G: ResNetGenerator
-) -> list[Part]:
-    """Cut this rank's share of a batch, uint8 [n, H, W, C] and labels [n], into parts."""
+def cut_batch(inputs: StepInputs, task: Task, alpha: Alpha, G: ResNetGenerator) -> list[Part]:
+    """Cut this rank's share of a batch into parts."""
     parts = []
     size = task.config.distributed.group
     for groups in task.parts:
-        mine = slice((groups.start - task.groups.start) * size, (groups.stop - task.groups.start) * size)
-        draws = task.draws(now.images_seen, groups)
-        real = prepare_reals(images[mine], draws if task.config.data.mirror else None, alpha, G)
-        parts.append(Part(real, None if labels is None else labels[mine], draws))
+        first = groups.start - task.groups.start
+        last = groups.stop - task.groups.start
+        mine = slice(first * size, last * size)
+        draws = replace(inputs.draws, groups=inputs.draws.groups[first:last])
+        real = prepare_reals(inputs.images[mine], draws if task.config.data.mirror else None, alpha, G)
+        parts.append(Part(real, None if inputs.labels is None else inputs.labels[mine], draws))
     return parts
 
 
-def split_by_turn(parts: Sequence[Part], turns: PenaltyTurns, task: Task, now: Moment) -> list[Part]:
+def split_by_turn(parts: Sequence[Part], turns: PenaltyTurns, step: int, images_seen: int) -> list[Part]:
     """Split each part into the blocks on which the penalty is due at this step and the others; not into empty ones.
 
     So the other images are shown to D without what a penalty needs. No loss couples samples of different blocks.
+    images_seen: when the step began, which is the number of its batch's first sample.
     """
-    size = task.config.distributed.group
     split = []
     for part in parts:
-        blocks = [(group * size - now.images_seen) // task.block for group in part.draws.groups]
+        blocks = [(group * part.draws.size - images_seen) // turns.block for group in part.draws.groups]
         for due in (True, False):
-            mine = [position for position, block in enumerate(blocks) if turns.due(now.step, block) == due]
+            mine = [position for position, block in enumerate(blocks) if turns.due(step, block) == due]
             if mine:
                 split.append(part.only(mine, due))
     return split

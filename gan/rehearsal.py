@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from gan.config import GrowthConfig, TrainConfig
 from gan.draws import Draws
 from gan.families import find_family
+from gan.inputs import step_inputs
 from gan.networks import ImageFormat, stage_of
 from gan.ranks.distributed import Ranks
 from gan.ranks.statistics import Statistics
@@ -163,7 +164,7 @@ class RehearsedTask(Task):
 
     def draws(self, images_seen: int, groups: range | None = None) -> Draws:
         real = super().draws(images_seen, groups)
-        return NoDraws(real.seed, real.groups, real.size)
+        return NoDraws(real.seed, real.groups, real.size, META)
 
 
 @dataclass
@@ -227,7 +228,8 @@ class Rehearsal:
         with self.meter:
             images = torch.empty(task.config.batch, height, width, self.images.channels, dtype=torch.uint8, device=META)
             labels = torch.empty(task.config.batch, dtype=torch.int64, device=META) if task.config.data.cond else None
-            task.family.step(self.state, task, now, images, labels, Statistics())
+            inputs = step_inputs(task, now, images, labels)
+            task.family.step(self.state, task, now, inputs, Statistics())
 
     def _set_gradients(self, stage: int) -> int:
         """Give every parameter that trains the gradient that the step before has left -> bytes alive."""

@@ -99,6 +99,7 @@ class PenaltyTurns:
     every: int
     chosen: int
     blocks: int  # of the global batch
+    block: int  # samples in a block
 
     @property
     def weight(self) -> float:
@@ -126,7 +127,7 @@ def penalty_turns(config: RegularizerConfig, batch: int, block: int) -> PenaltyT
             f"regularizer.share={config.share:g} of {blocks} blocks of {block} samples is no whole number of blocks; "
             f"try {near}"
         )
-    return PenaltyTurns(config.every, chosen, blocks)
+    return PenaltyTurns(config.every, chosen, blocks, block)
 
 
 def ema_beta(images: int, since: int, half_life: float, rampup: float) -> float:

@@ -3,7 +3,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,22 +25,25 @@ Batch = tuple[np.ndarray, np.ndarray | None]  # uint8 [n, H, W, C], int64 [n]
 Feed = Callable[[Iterator[Request]], Generator[Batch, None, None]]
 
 
-class Step(Protocol):
-    """One training step. It updates `state`, and advances `state.images_seen` by a batch.
+@dataclass(frozen=True)
+class StepInputs:
+    """A rank's share of a batch, and what the host computes for it (`gan.inputs`)."""
 
-    images: uint8 [n, H, W, C], labels: int64 [n] or None: this rank's share of the samples from `now.images_seen` on.
-    stopping: 1 if this rank was asked to stop, else 0; `state.stop` becomes the sum over ranks.
+    images: Tensor  # uint8 [n, H, W, C]
+    labels: Tensor | None  # int64 [n]
+    numbers: Mapping[str, Tensor]  # 0-dim each: learning rates and other values of schedules
+    draws: Draws  # of all of this rank's coupling groups
+
+
+class Step(Protocol):
+    """One training step. It updates `state` in place, and advances `state.images_seen` by a batch. `state.stop` becomes
+    the sum over ranks of the number `stopping` of their inputs.
+
+    Of `now` it uses only what its kind names (`Family.kind`); all else that differs from step to step is in `inputs`.
     """
 
     def __call__(
-        self,
-        state: "TrainState",
-        task: "Task",
-        now: Moment,
-        images: Tensor,
-        labels: Tensor | None,
-        stats: Statistics,
-        stopping: float = 0.0,
+        self, state: "TrainState", task: "Task", now: Moment, inputs: StepInputs, stats: Statistics
     ) -> None: ...
 
 
@@ -52,6 +55,7 @@ class Family:
     generator: str  # the network that makes images: it is averaged, and a snapshot holds the average
     optimizers: Mapping[str, tuple[str, str]]  # name -> (the network it trains, its learning rate's key)
     step: Step
+    kind: Callable[["Task", Moment], Hashable]  # steps of one kind differ in their inputs alone
     check: Callable[[TrainConfig], object]  # raises UserError for settings that do not go together
     remarks: Callable[[TrainConfig], Iterable[str]]  # a line on each setting that is allowed but probably a mistake
     coupled: Callable[[TrainConfig], int]  # how many consecutive samples its losses couple
@@ -117,9 +121,9 @@ class Task:
         groups = self.groups if groups is None else groups
         size = self.config.distributed.group
         first = images_seen // size
-        return Draws(self.config.seed, range(first + groups.start, first + groups.stop), size)
+        return Draws(self.config.seed, range(first + groups.start, first + groups.stop), size, self.ranks.device)
 
-    def sum_gradients(self, parameters: Iterable[Tensor], stopping: float) -> GradientSum:
+    def sum_gradients(self, parameters: Iterable[Tensor], stopping: Tensor) -> GradientSum:
         """The sum over the global batch of the gradients of a loss with respect to `parameters`, for one step."""
         config = self.config
         return GradientSum(parameters, config.batch, self.blocks, self.ranks, config.distributed, stopping)

@@ -4,7 +4,7 @@ The weights are a function of (configuration, seed, dataset, images seen) and of
 number of ranks, on interruptions, or on how often the run logs or saves.
 """
 
-import math
+from collections.abc import Hashable
 from functools import partial
 
 import torch
@@ -26,20 +26,12 @@ from gan.parts import Part, cut_batch, fade_weight, split_by_turn
 from gan.precision import penalty_dtype
 from gan.ranks.statistics import Statistics
 from gan.schedules import Moment, penalty_turns
-from gan.state import Family, Task, TrainState
+from gan.state import Family, StepInputs, Task, TrainState
 from gan.undo import frozen, undo_step, with_equal_buffers
 
 
-def train_step(
-    state: TrainState,
-    task: Task,
-    now: Moment,
-    images: Tensor,
-    labels: Tensor | None,
-    stats: Statistics,
-    stopping: float = 0.0,
-) -> None:
-    """One update of D, and on every n_critic-th step also one of G and its average; arguments as in `gan.state.Step`.
+def train_step(state: TrainState, task: Task, now: Moment, inputs: StepInputs, stats: Statistics) -> None:
+    """One update of D, and on every n_critic-th step also one of G and its average; see `gan.state.Step`.
 
     The losses are summed over samples, part by part; their gradients are summed over ranks and divided by the global
     batch. If a gradient of D or G is not finite, the step is void: it only advances the clock and counts as skipped.
@@ -49,48 +41,56 @@ def train_step(
     G = state.networks["G"]
     D = state.networks["D"]
     d_optimizer = state.optimizers["d_optimizer"]
-    gamma = task.gamma(now.images_seen)
-    alpha = fade_weight(now, task)
-    parts = cut_batch(images, labels, task, now, alpha, G)
+    numbers = inputs.numbers
+    alpha = fade_weight(now, inputs)
+    parts = cut_batch(inputs, task, alpha, G)
     changed = state.changed_by("d_optimizer")
     before = [tensor.clone() for tensor in changed]
     void = torch.zeros_like(state.skipped[0])
 
     if objective.discriminator:
         turns = penalty_turns(config.regularizer, config.batch, task.block)
-        gradients = task.sum_gradients(D.parameters(), stopping)
-        for part in with_equal_buffers(D, split_by_turn(parts, turns, task, now)):
+        gradients = task.sum_gradients(D.parameters(), numbers["stopping"])
+        for part in with_equal_buffers(D, split_by_turn(parts, turns, now.step, now.images_seen)):
             with torch.no_grad():
                 z = part.latents("latents of the D step", G.z_dim)
                 fake = G(z, now.stage, alpha, part.labels)
-            critic = show(D, part, task, now, alpha, gamma)
+            critic = show(D, part, task, now, alpha, numbers["gamma"])
             d_loss = critic_loss(objective, regularizer, critic, part.real, fake, part.due)
             stats.add(d_loss.statistics(config.regularizer.name))
-            gradients.add(d_loss.total(gamma / 2 * turns.weight))
-        void = gradients.step(d_optimizer, config.optimizer.d_lr * now.lr_scale, void)
-        state.stop = gradients.stop
+            gradients.add(d_loss.total(numbers["gamma"] * (turns.weight / 2)))
+        void = gradients.step(d_optimizer, numbers["d_optimizer"], void)
+        state.stop.copy_(gradients.stop)
         if regularizer.constrain:
-            regularizer.constrain(D, gamma)
+            regularizer.constrain(D, numbers["gamma"])
 
     if (now.step + 1) % config.optimizer.n_critic == 0:
         with frozen(D):
-            gradients = task.sum_gradients(G.parameters(), stopping)
+            gradients = task.sum_gradients(G.parameters(), numbers["stopping"])
             for part in with_equal_buffers(D, parts):
                 z = part.latents("latents of the G step", G.z_dim)
                 fake = G(z, now.stage, alpha, part.labels)
-                critic = show(D, part, task, now, alpha, gamma)
+                critic = show(D, part, task, now, alpha, numbers["gamma"])
                 g_loss = generator_loss(objective, critic, part.real, fake)
                 stats.add(g_loss.statistics())
                 gradients.add(g_loss.total())
-            void = gradients.step(state.optimizers["g_optimizer"], config.optimizer.g_lr * now.lr_scale, void)
-            state.stop = gradients.stop
-        update_average(state.flat["G_ema"], state.flat["G"], config, task.schedule, now, void)
+            void = gradients.step(state.optimizers["g_optimizer"], numbers["g_optimizer"], void)
+            state.stop.copy_(gradients.stop)
+        update_average(state.flat["G_ema"], state.flat["G"], numbers, void)
 
     undo_step(before, changed, void)
     state.finish_step(now.images_seen + config.batch, void)
 
 
-def show(D: nn.Module, part: Part, task: Task, now: Moment, alpha: Alpha, gamma: float) -> Critic:
+def kind_of_step(task: Task, now: Moment) -> Hashable:
+    """What decides which operations a step has: its stage, whether it fades, which penalties and updates are due."""
+    config = task.config
+    turns = penalty_turns(config.regularizer, config.batch, task.block)
+    due = tuple(turns.due(now.step, block) for block in range(task.blocks))
+    return now.stage, now.fading, due, (now.step + 1) % config.optimizer.n_critic == 0
+
+
+def show(D: nn.Module, part: Part, task: Task, now: Moment, alpha: Alpha, gamma: Tensor) -> Critic:
     """D as the losses call it for a part's images: at this stage, with its labels, augmentation and noise."""
     objective, regularizer = configured(task.config)
     judge = partial(with_labels, D=D, labels=part.labels, stage=now.stage, alpha=alpha)
@@ -99,7 +99,7 @@ def show(D: nn.Module, part: Part, task: Task, now: Moment, alpha: Alpha, gamma:
         part.draws,
         augment=task.config.data.aug == "diff",
         mirror=task.config.data.mirror,
-        noise=math.sqrt(gamma) if regularizer.noise else 0.0,
+        noise=gamma.sqrt() if regularizer.noise else None,
         D_for_penalties=partial(judge, compute=penalty_dtype(task.config)) if objective.discriminator else None,
     )
 
@@ -118,6 +118,7 @@ GAN = Family(
     generator="G",
     optimizers={"g_optimizer": ("G", "g_lr"), "d_optimizer": ("D", "d_lr")},
     step=train_step,
+    kind=kind_of_step,
     check=configured,
     remarks=remarks,
     coupled=coupled_samples,

@@ -1,20 +1,22 @@
 #!/bin/sh
-# Test and measure on a machine with a GPU, in under nine minutes, without a network: compile the kernels, run the tests
-# marked `cuda`, and measure the ops, the training step and the reading of data. A checkout is enough. It ends with one
-# table.
+# Test and measure on a machine with a GPU, in five minutes, without a network: compile the kernels, run the tests marked
+# `cuda`, measure training steps beside a plain loop and ops beside a copy, kill and resume runs, and train on photos. A
+# checkout is enough. It ends with one table. Steps that find no time left are named there.
 #
 #   OUT=DIR            folder for the output of each step; runs/gpu_check
-#   PYTHON=PROGRAM     a Python with torch for CUDA, numpy, pillow, pytest, ninja, safetensors, click, tqdm; python3
+#   DATA=PATH          photos of 32x32 with classes to train on, as CIFAR-10's: an .lmdb, or what `saddle prepare` takes
+#   PYTHON=PROGRAM     a Python with torch for CUDA, numpy, pillow, scikit-learn, pytest, ninja, safetensors, click, tqdm;
+#                      python3
 #   SADDLE_WHEELS=DIR  folder with the wheels that launch/gpu_wheels.txt lists, if these packages are not installed
 #
-# Exit code: 0 if all steps passed; 1 if a step failed; 2 if there is no GPU.
+# Exit code: 0 if all steps passed, whatever was measured; 1 if a step failed; 2 if there is no GPU.
 set -u
+started=$(date +%s)
+deadline=$((started + 295)) # the table takes the rest
 cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
 case ${OUT:=runs/gpu_check} in /*) out=$OUT ;; *) out=$PWD/$OUT ;; esac
-started=$(date +%s)
-deadline=$((started + 525))
-failed=0
+data=${DATA:-}
 
 found=$("$python" -c 'import torch; print("GPU" if torch.cuda.is_available() else f"torch {torch.__version__} sees none")' 2>&1 | tail -n 1)
 if [ "$found" != GPU ]; then
@@ -25,59 +27,111 @@ mkdir -p "$out" || exit 2
 scratch=$(mktemp -d) || exit 2
 trap 'rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM
-: > "$scratch/table"
 
 export PYTHONPATH="$PWD:$scratch/wheels${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 export SADDLE_OPS=compiled  # fail rather than measure the reference kernels in place of ours
 
-# step NAME SECONDS PATTERN COMMAND...: run a command for at most SECONDS, with its output in NAME.txt; add its result and
-# the last line of output that matches PATTERN to the table
+# row STEP RESULT SECONDS FIGURES WANTED: one line of the table
+row() {
+    printf '%-46s  %-30s  %6s  %s%s\n' "$1" "$2" "$3" "$4" "${5:+; wanted $5}"
+}
+
+# wanted SIZE: what a step of that size is to reach, beside the plain loop
+wanted() {
+    case $1 in
+        "32x32, batch 256") echo 2.6 ;;
+        "64x64, batch 128") echo 3.2 ;;
+        "256x256, batch 32") echo 6.5 ;;
+        "1024x1024, batch 8") echo 25 ;;
+        "32x32, batch 32") echo 2.5 ;;
+    esac | sed 's/.*/>= & x, memory <= 0.55, busy >= 0.95/'
+}
+
+# step NUMBER-NAME SECONDS PATTERN COMMAND...: run a command for at most SECONDS, with its output in NAME.txt, and leave
+# its rows for the table in the file of that number: its result with the last line of output that matches PATTERN, and
+# each line that begins with "in short, ". Steps may run side by side.
 step() {
-    name=$1 limit=$2 pattern=$3
+    rows=$scratch/$1.rows name=${1#*-} limit=$2 pattern=$3
     shift 3
     begun=$(date +%s)
     left=$((deadline - begun))
     [ "$left" -lt "$limit" ] && limit=$left
-    if [ "$limit" -lt 1 ]; then
+    if [ "$limit" -lt 5 ]; then
+        : > "$out/$name.txt"
         code="no time left"
     else
         echo "gpu_check: $name, at most $limit s"
         # On SIGINT a benchmark shows what it has measured so far.
-        timeout --signal=INT --kill-after=10 "$limit" "$@" > "$out/$name.txt" 2>&1
+        timeout --signal=INT --kill-after=5 "$limit" "$@" > "$out/$name.txt" 2>&1
         code=$?
     fi
     case $code in
-        0) result=ok ;;
+        0 | 75) result=ok ;; # 75: training was stopped by a signal, with everything saved
+        "no time left") result=$code ;;
         124) result="failed: took longer than $limit s" ;;
         *) result="failed: $code" ;;
     esac
-    [ "$code" = 0 ] || failed=1
-    line=$(grep -E "$pattern" "$out/$name.txt" 2>/dev/null | tail -n 1 | tr -s " ")
-    printf '%-10s  %-34s  %4s s  %s\n' "$name" "$result" "$(($(date +%s) - begun))" "$line" >> "$scratch/table"
+    [ "$result" = ok ] || : > "$scratch/failed"
+    line=$(grep -E "$pattern" "$out/$name.txt" | tail -n 1 | tr -s " " | cut -c 1-150)
+    row "$name" "$result" "$(($(date +%s) - begun)) s" "$line" > "$rows"
+    sed -n 's/^in short, //p' "$out/$name.txt" | while IFS= read -r line; do
+        row "  ${line%%:*}" "" "" "${line#*: }" "$(wanted "${line%%:*}")"
+    done >> "$rows"
 }
 
 if [ -n "${SADDLE_WHEELS:-}" ]; then
-    step wheels 60 '^Successfully|^ERROR|already satisfied' "$python" -m pip install --quiet --no-index --no-deps \
+    step 1-wheels 40 '^Successfully|^ERROR|already satisfied' "$python" -m pip install --quiet --no-index --no-deps \
         --find-links "$SADDLE_WHEELS" --target "$scratch/wheels" -r launch/gpu_wheels.txt
 fi
-step build 150 '^ops(: ready|.build: error)' "$python" -m ops.build
-# Only files with such tests are collected: others import packages that this machine may lack.
+prepares=
+case $data in
+    "" | *.lmdb) ;;
+    *)
+        step 2-data 60 . "$python" -m launch.prepare "$data" "$scratch/photos.lmdb" --resolution=32 &
+        prepares=$!
+        data=$scratch/photos.lmdb
+        ;;
+esac
+step 3-build 120 '^ops(: ready|.build: error)' "$python" -m ops.build
+# What is right does not depend on what else runs. Only files with such tests are collected: others import packages that
+# this machine may lack.
 marked=$(grep -lE 'mark\.cuda|^from devices import' tests/test_*.py)
 # shellcheck disable=SC2086 # a list of files
-step tests 200 '[0-9]+ (passed|failed|error|deselected)|^no tests' "$python" -m pytest -m cuda -p no:cacheprovider $marked
-step ops 330 '^every op on CUDA' "$python" -m launch.benchmark ops --device=cuda --repeats=5 --json="$out/ops.json"
-step step 60 '^(predicted|32x32)' "$python" -m launch.benchmark step --gpus=1 --rounds=3 --json="$out/step.json"
-step data 45 '^32x32 +loader' "$python" -m launch.benchmark data --resolution=32 --count=1000 --repeats=3 --json="$out/data.json"
+step 4-tests 90 '[0-9]+ (passed|failed|error|deselected)|^no tests' "$python" -m pytest -m cuda -p no:cacheprovider $marked &
+tests=$!
+step 7-resume 90 '^bit-equal|^gpu_resume: |Error' "$python" -m launch.gpu_resume "$scratch/resume"
+wait "$tests"
+step 5-steps 80 '^note: |Error' "$python" -m launch.benchmark step --gpus=1 --preset=default --against=plain --rounds=3 \
+    --at=32/256,256/32,1024/8,64/128,32/32 --set=precision.compute=bf16 --json="$out/steps.json"
+step 6-ops 50 '^stopped|Error' "$python" -m launch.benchmark ops --device=cuda --against=copy --repeats=5 --json="$out/ops.json"
+[ -z "$prepares" ] || wait "$prepares"
+if [ -z "$data" ]; then
+    row train skipped "" "DATA names no photos" > "$scratch/8-train.rows"
+else
+    seconds=$((deadline - $(date +%s) - 15)) # to save, and to make the grid
+    [ "$seconds" -gt 120 ] && seconds=120
+    [ "$seconds" -lt 1 ] && seconds=1
+    # Both limits: a run that is asked to stop saves first.
+    step 8-train "$((seconds + 12))" '^stopped|[Ee]rror' timeout --preserve-status --signal=INT "$seconds" \
+        "$python" -m launch.train --data="$data" --outdir="$scratch/train" --preset=32 --cond=1 --kimg=100000 --tick=5 \
+        --snap=1000 --set=growth.mode=none --set="growth.shares=[]"
+    awk '/^tick / { for (i = 1; i < NF; i++) seen[$i] = $(i + 1) }
+        END { if (seen["sec/kimg"] > 0) printf "%.0f img/s, loss/D %s, loss/G %s, kimg %s, grid.png\n",
+            1000 / seen["sec/kimg"], seen["loss/D"], seen["loss/G"], seen["kimg"] }' "$out/train.txt" |
+        while IFS= read -r line; do row "  photos, 32x32, batch 256" "" "" "$line"; done >> "$scratch/8-train.rows"
+    grid=$(find "$scratch/train" -name 'fakes0*.png' 2>/dev/null | sort | tail -n 1)
+    [ -z "$grid" ] || cp "$grid" "$out/grid.png"
+fi
 
+failed=0
+[ ! -e "$scratch/failed" ] || failed=1
 {
     echo
-    grep -m 1 ' kernels, malloc ' "$out/ops.txt" 2>/dev/null
-    sed -n '/^summary /,$p' "$out/ops.txt" 2>/dev/null
-    echo
-    printf '%-10s  %-34s  %6s  %s\n' step result time "key figures"
-    cat "$scratch/table"
+    grep -h -m 1 ' kernels, malloc ' "$out/ops.txt" 2>/dev/null
+    row step result time figures
+    cat "$scratch"/?-*.rows
     [ $failed = 0 ] && result=ok || result=failed
-    printf '%-10s  %-34s  %4s s  %s\n' all "$result" "$(($(date +%s) - started))" "output of the steps: $out"
+    row all "$result" "$(($(date +%s) - started)) s" "output of the steps: $out"
 } > "$scratch/summary"
 cat "$scratch/summary"
 cp "$scratch/summary" "$out/summary.txt"

@@ -30,7 +30,7 @@ def bias_leaky_relu(x: Tensor, bias: Tensor | None = None, slope: float = 0.2, g
     """
     _check(x, bias, slope, gain)
     kernels()
-    return torch.ops.gan_ops.bias_leaky_relu(x, bias, slope, gain)[0]
+    return torch.ops.gan_ops.bias_leaky_relu.default(x, bias, slope, gain)[0]
 
 
 def _check(x: Tensor, bias: Tensor | None, slope: float, gain: float) -> None:

@@ -35,7 +35,7 @@ def conv2d(x: Tensor, weight: Tensor, padding: Pair = 0, groups: int = 1) -> Ten
     both = [padding, padding] if isinstance(padding, int) else list(padding)
     _check(x, weight, both, groups)
     kernels()
-    return torch.ops.gan_ops.conv2d(x, weight, both, groups)
+    return torch.ops.gan_ops.conv2d.default(x, weight, both, groups)
 
 
 def _check(x: Tensor, weight: Tensor, padding: list[int], groups: int) -> None:
@@ -58,9 +58,9 @@ def _check(x: Tensor, weight: Tensor, padding: list[int], groups: int) -> None:
         )
 
 
-def _output_size(size: Sequence[int], kernel: Sequence[int], padding: Sequence[int]) -> list[int]:
+def _output_size(size: Sequence[int], kernel: Sequence[int], padding: Sequence[int]) -> tuple[int, int]:
     """(height, width) of the result for an x of (height, width) `size`."""
-    return [size[i] + 2 * padding[i] - kernel[i] + 1 for i in (0, 1)]
+    return size[0] + 2 * padding[0] - kernel[0] + 1, size[1] + 2 * padding[1] - kernel[1] + 1
 
 
 def _reads_as_channels_last(x: Tensor) -> bool:

@@ -47,13 +47,13 @@ def upfirdn2d(
     """
     arguments = _check(x, filter, up, down, padding)
     kernels()
-    return torch.ops.gan_ops.upfirdn2d(x, filter, *arguments, flip, float(gain))
+    return torch.ops.gan_ops.upfirdn2d.default(x, filter, *arguments, flip, float(gain))
 
 
 def upsample2d(x: Tensor, filter: Tensor, up: int = 2, gain: float = 1.0) -> Tensor:
     """[N, C, H, W] -> [N, C, up * H, up * W], the mean times gain: taps [1, 1] give nearest neighbor."""
     padding = []
-    for taps in _filter_size(filter):
+    for taps in _filter_size(filter.shape):
         padding += [(taps + up - 1) // 2, (taps - up) // 2]
     return upfirdn2d(x, filter, up=up, padding=padding, gain=up * up * gain)
 
@@ -61,12 +61,14 @@ def upsample2d(x: Tensor, filter: Tensor, up: int = 2, gain: float = 1.0) -> Ten
 def downsample2d(x: Tensor, filter: Tensor, down: int = 2, gain: float = 1.0) -> Tensor:
     """[N, C, H, W] -> [N, C, H // down, W // down], times gain: taps [1, 1] give the mean of 2x2."""
     padding = []
-    for taps in _filter_size(filter):
+    for taps in _filter_size(filter.shape):
         padding += [(taps - down + 1) // 2, (taps - down) // 2]
     return upfirdn2d(x, filter, down=down, padding=padding, gain=gain)
 
 
-def _check(x: Tensor, filter: Tensor, up: Pair, down: Pair, padding: Pair) -> tuple[list[int], list[int], list[int]]:
+def _check(
+    x: Tensor, filter: Tensor, up: Pair, down: Pair, padding: Pair
+) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
     """(up, down, padding) in full. Raises ValueError naming the argument that is wrong."""
     check_tensor("upfirdn2d", "x", x, planes=True)
     up = _integers("up", up, 2)
@@ -82,14 +84,17 @@ def _check(x: Tensor, filter: Tensor, up: Pair, down: Pair, padding: Pair) -> tu
         )
     if filter.device != x.device:
         raise ValueError(f"upfirdn2d: filter must be on {x.device} like x, got {filter.device}")
-    size = _output_size(x.shape[2:], filter, up, down, padding)
-    if min(size) < 1:
+    n, channels, *size = x.shape
+    height, width = _output_size(size, filter.shape, up, down, padding)
+    if height < 1 or width < 1:
         raise ValueError(
             f"upfirdn2d: filter {list(filter.shape)} does not fit into x {list(x.shape)} with up {up} and "
             f"padding {padding}: it leaves no output"
         )
-    if x.shape[0] * x.shape[1] * size[0] * size[1] * x.element_size() > LARGEST:
-        raise ValueError(f"upfirdn2d: up {up} and padding {padding} make an output that is too large: {size}")
+    if n * channels * height * width * x.element_size() > LARGEST:
+        raise ValueError(
+            f"upfirdn2d: up {up} and padding {padding} make an output that is too large: {[height, width]}"
+        )
     return up, down, padding
 
 
@@ -100,13 +105,18 @@ def _integers(name: str, value: Pair, count: int) -> list[int]:
     return numbers
 
 
-def _filter_size(filter: Tensor) -> tuple[int, int]:
-    return filter.shape[0], filter.shape[-1]
+def _filter_size(shape: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a filter [F] or [Fh, Fw]."""
+    return shape[0], shape[-1]
 
 
-def _output_size(size: Sequence[int], filter: Tensor, up: list[int], down: list[int], padding: list[int]) -> list[int]:
-    total = [padding[0] + padding[1], padding[2] + padding[3]]
-    return [(size[i] * up[i] + total[i] - _filter_size(filter)[i]) // down[i] + 1 for i in (0, 1)]
+def _output_size(
+    size: Sequence[int], filter_shape: Sequence[int], up: Sequence[int], down: Sequence[int], padding: Sequence[int]
+) -> tuple[int, int]:
+    top, bottom, left, right = padding
+    height = (size[0] * up[0] + top + bottom - filter_shape[0]) // down[0] + 1
+    width = (size[1] * up[1] + left + right - filter_shape[-1]) // down[1] + 1
+    return height, width
 
 
 def upfirdn2d_reference(
@@ -133,7 +143,7 @@ def upfirdn2d_reference(
 
 
 def _fake(x: Tensor, filter: Tensor, up: list[int], down: list[int], padding: list[int], flip: bool, gain: float):
-    size = [*x.shape[:2], *_output_size(x.shape[2:], filter, up, down, padding)]
+    size = [*x.shape[:2], *_output_size(x.shape[2:], filter.shape, up, down, padding)]
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(is_channels_last(x)))
 
 
@@ -148,7 +158,7 @@ def _backward(ctx, dy: Tensor):
     """The adjoint. Its padding makes it as large as x again, with element 0 of x meeting the same taps as before."""
     (filter,) = ctx.saved_tensors
     padding = []
-    for i, length in enumerate(_filter_size(filter)):
+    for i, length in enumerate(_filter_size(filter.shape)):
         before = length - 1 - ctx.padding[2 * i]
         after = ctx.size[i] * ctx.up[i] - ctx.output_size[i] * ctx.down[i] + ctx.padding[2 * i] - ctx.up[i] + 1
         padding += [before, after]

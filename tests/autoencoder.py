@@ -21,22 +21,23 @@ from gan.run.training import train_run
 from gan.state import Family
 
 
-def step(state, task, now, images, labels, stats, stopping=0.0):
+def step(state, task, now, inputs, stats):
     G = state.networks["G"]
     E = state.networks["E"]
     config = task.config
-    alpha = fade_weight(now, task)
-    gradients = task.sum_gradients([*G.parameters(), *E.parameters()], stopping)
-    for part in cut_batch(images, labels, task, now, alpha, G):
+    numbers = inputs.numbers
+    alpha = fade_weight(now, inputs)
+    gradients = task.sum_gradients([*G.parameters(), *E.parameters()], numbers["stopping"])
+    for part in cut_batch(inputs, task, alpha, G):
         rebuilt = G(E(part.real, now.stage, alpha), now.stage, alpha)
         error = (rebuilt - part.real).square().mean((1, 2, 3))
         stats.add({"Loss/error": error})
         gradients.add(error.sum())
     void = gradients.finish()
-    state.stop = gradients.stop
-    for optimizer in state.optimizers.values():
-        descend(optimizer, config.optimizer.g_lr * now.lr_scale, void)
-    update_average(state.flat["G_ema"], state.flat["G"], config, task.schedule, now, void)
+    state.stop.copy_(gradients.stop)
+    for name, optimizer in state.optimizers.items():
+        descend(optimizer, numbers[name], void)
+    update_average(state.flat["G_ema"], state.flat["G"], numbers, void)
     state.finish_step(now.images_seen + config.batch, void)
 
 
@@ -48,6 +49,7 @@ AUTOENCODER = Family(
     generator="G",
     optimizers={"g_optimizer": ("G", "g_lr"), "e_optimizer": ("E", "g_lr")},
     step=step,
+    kind=lambda task, now: (now.stage, now.fading),
     check=lambda config: None,
     remarks=lambda config: (),
     coupled=lambda config: 1,

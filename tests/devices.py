@@ -1,11 +1,16 @@
 """The devices that tests of ops run on, and the dtypes with what can be asked of them."""
 
+import os
+
 import pytest
 import torch
 
 from ops.registry import kernels
 
 kernels()  # some tests call torch.ops.gan_ops itself, which loads nothing
+
+# Deterministic algorithms need it, and torch reads it once in a process, at its first matrix product on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 CUDA = pytest.param(
     "cuda",

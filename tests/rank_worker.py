@@ -16,6 +16,7 @@ from tiny import broken_generator_loss, tiny_config, tiny_feed, tiny_task
 
 from gan.config import parse_assignment
 from gan.errors import UserError
+from gan.inputs import step_inputs
 from gan.ranks import distributed
 from gan.ranks.statistics import Statistics
 from gan.run.loop import steps, to_device
@@ -39,7 +40,7 @@ def train_case(count: int, assignments: list[str], ranks: distributed.Ranks) -> 
         stats = Statistics()
         now_broken = now.step == mishaps.get("poison.G")
         with broken_generator_loss() if now_broken else nullcontext():
-            train_step(state, task, now, images, labels, stats, stopping)
+            train_step(state, task, now, step_inputs(task, now, images, labels, stopping), stats)
         losses.append(stats.take())
         skipped.append(state.skipped.tolist())
         stops.append(state.stop.item())

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from devices import DEVICES
 
 from launch import cli
 from launch.benchmark import find_benchmarks, ops_benchmark, timing
-from launch.benchmark.op_contestants import DTYPES, LAYOUTS, OPS, PASSES, bytes_moved, make_tensors
-from launch.benchmark.op_figures import COLUMNS, OpTimes, figures_of, summarize_classes
+from launch.benchmark.op_contestants import ALONE, DTYPES, LAYOUTS, OPS, PASSES, bytes_moved, make_tensors
+from launch.benchmark.op_figures import COLUMNS, OpTimes, figures_of, in_short, summarize_classes
 from launch.benchmark.timing import Sampling, Times, contest, fastest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,8 @@ MEGABYTES = [  # of the forward and of the backward alone, in fp32 and in bf16: 
     ("gradient_penalty", "", (64, 3, 64, 64), (3.1, 6.3), (1.6, 3.1)),
     ("gradient_penalty", "", (16, 3, 1024, 1024), (201.3, 402.7), (100.7, 201.3)),
     ("interpolate_samples", "", (64, 3, 64, 64), (9.4, 6.3), (4.7, 3.1)),
+    ("conv2d", "to image", (32, 64, 256, 256), (562.0, 1124.1), (281.0, 562.0)),  # two kernels for the gradients
+    ("conv2d", "from image", (32, 64, 256, 256), (562.0, 1124.1), (281.0, 562.0)),
 ]
 
 
@@ -55,7 +58,9 @@ def test_bytes_are_those_counted_by_hand(op, case, shape, fp32, bf16):
         both = bytes_moved(one, DTYPES[name], "forward+backward")
         assert both[: len(forward)] == forward
         assert (round(sum(forward) / 1e6, 1), round(sum(both[len(forward) :]) / 1e6, 1)) == wanted
-        assert sum(bytes_moved(one, DTYPES[name], "double backward")) > sum(both)
+        double = bytes_moved(one, DTYPES[name], "double backward")
+        assert sum(double) > sum(both)
+        assert [moved for passes in ALONE for moved in bytes_moved(one, DTYPES[name], passes)] == double
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -77,6 +82,35 @@ def test_contestants_do_the_same_work(op, case, layout):
                 theirs, ours, rtol=1e-6, atol=1e-6, msg=lambda m, n=name, p=passes: f"{n} {p}: {m}"
             )
     assert tuple(one.ours(on.x, *on.others).shape) == one.output
+
+
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_a_pass_alone_gives_what_it_gives_after_the_others(op, case):
+    shape, dtype = (2, 3, 8, 12), torch.float64
+    one = OPS[op].contest(case, shape, dtype, CPU)
+    on = make_tensors(one, shape, dtype, CPU, True)
+    for passes, whole in zip(ALONE, PASSES, strict=True):
+        alone = ALONE[passes](one, one.ours, on)
+        alone()  # and again
+        torch.testing.assert_close(alone(), PASSES[whole](one, one.ours, on))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_beside_a_copy_alone(tmp_path, device):
+    """On a GPU the calls are captured as graphs, a convolution's too."""
+    path = tmp_path / "ops.json"
+    command = [sys.executable, "-m", "launch.benchmark", "ops", "--quick", "--against=copy", f"--device={device}"]
+    command += ["--op=upfirdn2d,conv2d", "--dtype=bf16", "--layout=nhwc", f"--json={path}"]
+    env = os.environ | ({"SADDLE_OPS": "reference"} if device == "cpu" else {})
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    about = json.loads(path.read_text())
+    assert about["complete"] is True and about["skipped"] == []
+    assert [row["pass"] for row in about["rows"]] == list(ALONE) * (3 + 2)
+    for row in about["rows"]:
+        assert row["times"].keys() == {"ours", "copy"} and row["left_out"] == {}
+        assert row["of_copy"] == pytest.approx(row["copy"] / row["ours"]) and row["x_reference"] is None
+    assert ("in short, every op on CUDA" in done.stdout) == (device == "cuda")
 
 
 def test_the_second_derivative_is_asked_for_by_all_that_the_gradient_depends_on():
@@ -153,11 +187,12 @@ def check_figures(row: dict) -> None:
     [
         (["--op=upfirdn"], "did you mean upfirdn2d"),
         (["--op=upfirdn2d,bias_leaky"], "--op=bias_leaky is unknown; did you mean bias_leaky_relu"),
-        (["--op="], "--op= is unknown; known: bias_leaky_relu, gradient_penalty"),
+        (["--op="], "--op= is unknown; known: bias_leaky_relu, conv2d, gradient_penalty"),
         (["--dtype=fp23"], "--dtype=fp23 is unknown; did you mean fp32"),
         (["--layout=nhcw"], "--layout=nhcw is unknown; did you mean"),
         (["--device=cud"], "--device=cud is unknown; did you mean cuda"),
         (["--device=cuda"], "--device=cuda: "),
+        (["--against=cop"], "--against=cop is unknown; did you mean copy"),
         (["--threads=0"], "--threads"),
         (["--repeats=0"], "--repeats"),
         (["--json=/proc/none/ops.json"], "cannot write /proc/none/ops.json: "),
@@ -271,6 +306,11 @@ def test_the_summary_takes_the_rows_of_a_class():
         row("bias_leaky_relu", "", large, "forward+backward", ours=2, reference=5),
         row("gradient_penalty", "", large, "forward", "cuda", 10**8, ours=10, copy=9),
         row("gradient_penalty", "", small, "forward", "cuda", 10**7, ours=10, copy=1),
+        row("gradient_penalty", "", small, "backward", "cuda", 10**7, ours=10, copy=4),
+        row("conv2d", "to image", large, "forward", "cuda", 10**8, ours=10, copy=1),
+        replace(
+            row("conv2d", "to image", large, "forward", "cuda", 10**8, ours=10, copy=7), dtype="bf16", layout="nhwc"
+        ),
     ]
     found = {(line["class"], line["figure"]): line for line in summarize_classes(rows)}
     expected = {  # rows, worst, median
@@ -282,12 +322,20 @@ def test_the_summary_takes_the_rows_of_a_class():
         "upfirdn2d against stock: double backward": (1, 4, 4),
         "bias_leaky_relu, >= 4 MB: forward": (1, 0.9, 0.9),
         "bias_leaky_relu, >= 4 MB: forward+backward": (1, 2.5, 2.5),
-        "every op on CUDA, >= 64 MB: forward": (1, 0.9, 0.9),
+        "every op on CUDA, >= 64 MB, forward": (1, 0.9, 0.9),
+        "every op on CUDA, less, forward": (1, 0.1, 0.1),
+        "every op on CUDA, less, backward": (1, 0.4, 0.4),
+        "convolutions of images on CUDA, forward": (1, 0.7, 0.7),
     }
     got = {name: (line["rows"], line["worst"], line["median"]) for (name, _), line in found.items()}
     assert got.keys() == expected.keys()
     for name, figures in expected.items():
         assert got[name] == pytest.approx(figures), name
+    short = list(in_short(list(found.values())))
+    assert len(short) == 4 and short[1] == (
+        "in short, every op on CUDA, less, forward: median 10% of a copy's speed, worst 10% at gradient_penalty "
+        "16x256x16x16 fp32 nchw; wanted >= 50%"
+    )
     worst = {name: line["worst_at"] for (name, _), line in found.items()}
     assert worst["upfirdn2d against stock: forward"] == "upfirdn2d blur 8x64x64x64 fp32 nchw"
 
@@ -323,34 +371,62 @@ case "$*" in
     -c*) echo GPU ;;
     -m\ ops.build*) echo "ops: ready in somewhere"; [ "$SADDLE_OPS" = compiled ] ;;
     -m\ pytest*) echo "$*" > "$OUT/arguments"; echo "3 passed, 9 deselected in 1 s"; exit "$PYTEST_ENDS" ;;
-    -m\ launch.benchmark*)
+    -m\ launch.benchmark\ step*) echo "in short, 32x32, batch 32: 2.61 x plain, GPU busy 0.97" ;;
+    -m\ launch.benchmark\ ops*)
         printf 'ops: compiling\nA GPU, compiled kernels, malloc as it is\n\n'
-        printf 'summary  figure\nevery op on CUDA: 91 %%\n' ;;
+        echo "in short, every op on CUDA, less, forward: median 91% of a copy's speed; wanted >= 50%" ;;
+    -m\ launch.gpu_resume*) echo "bit-equal: all" ;;
+    -m\ launch.prepare*) mkdir "$4"; echo "made $4" ;;
+    -m\ launch.train*)
+        echo "tick 1 kimg 5.0 sec/tick 2.0 sec/kimg 0.40 loss/D 1.250 loss/G 0.750 left 3h"
+        for word; do case $word in --outdir=*) outdir=${word#*=}; esac; done
+        mkdir -p "$outdir/00000-x"
+        : > "$outdir/00000-x/fakes01.png"
+        exit 75 ;;
 esac
 """
 
 
-@pytest.mark.parametrize("pytest_ends", [0, 1])
-def test_gpu_check_ends_with_a_table_and_fails_if_a_step_did(tmp_path, pytest_ends):
-    stub, out = tmp_path / "python", tmp_path / "out"
+def gpu_check(folder: Path, **changed: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """The script with a Python that claims a GPU and does nothing -> what came of it, and the lines of its table."""
+    stub, out = folder / "python", folder / "out"
     stub.write_text(STUB)
     stub.chmod(0o755)
     out.mkdir()
-    env = os.environ | {"PYTHON": str(stub), "OUT": str(out), "PYTEST_ENDS": str(pytest_ends)}
+    env = os.environ | {"PYTHON": str(stub), "OUT": str(out), "PYTEST_ENDS": "0", "DATA": ""} | changed
     env.pop("SADDLE_WHEELS", None)
-    done = subprocess.run([ROOT / "launch" / "gpu_check.sh"], env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == pytest_ends and done.stderr == "", done.stderr
+    done = subprocess.run([ROOT / "launch" / "gpu_check.sh"], env=env, cwd=folder, capture_output=True, text=True)
+    assert done.stderr == ""
     lines = done.stdout.splitlines()
     heading = next(index for index, line in enumerate(lines) if line.startswith("step "))
-    table = lines[heading + 1 :]
-    assert [line.split()[0] for line in table] == ["build", "tests", "ops", "step", "data", "all"]
-    assert [("failed" in line) for line in table] == [False, bool(pytest_ends), False, False, False, bool(pytest_ends)]
-    assert (
-        "3 passed" in table[1] and "91 %" in table[2] and "A GPU, compiled kernels, malloc as it is" in lines[:heading]
-    )
-    assert (out / "summary.txt").read_text().splitlines()[-1] == lines[-1] and (out / "tests.txt").exists()
+    assert "A GPU, compiled kernels, malloc as it is" in lines[:heading]
+    return done, lines[heading + 1 :]
+
+
+@pytest.mark.parametrize("pytest_ends", [0, 1])
+def test_gpu_check_ends_with_a_table_and_fails_if_a_step_did(tmp_path, pytest_ends):
+    done, table = gpu_check(tmp_path, PYTEST_ENDS=str(pytest_ends))
+    assert done.returncode == pytest_ends
+    rows = [line.split()[0] for line in table]
+    assert rows == ["build", "tests", "steps", "32x32,", "ops", "every", "resume", "train", "all"]
+    assert [line.split()[0] for line in table if "failed" in line] == ["tests", "all"] * pytest_ends
+    assert "3 passed" in table[1] and "91% of a copy's speed; wanted >= 50%" in table[5] and "bit-equal" in table[6]
+    assert table[3].endswith("2.61 x plain, GPU busy 0.97; wanted >= 2.5 x, memory <= 0.55, busy >= 0.95")
+    assert "skipped" in table[7]
+    out = tmp_path / "out"
+    assert (out / "summary.txt").read_text().splitlines()[-1] == table[-1] and (out / "tests.txt").exists()
     collected = (out / "arguments").read_text().split()
     assert "tests/test_upfirdn2d.py" in collected and "tests/test_store.py" not in collected
+
+
+def test_gpu_check_prepares_photos_and_trains_on_them(tmp_path):
+    done, table = gpu_check(tmp_path, DATA="photos.zip")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in table] == [
+        *("data", "build", "tests", "steps", "32x32,", "ops", "every", "resume", "train", "photos,", "all")
+    ]
+    assert "2500 img/s, loss/D 1.250, loss/G 0.750" in table[-2]
+    assert (tmp_path / "out" / "grid.png").exists()
 
 
 def test_gpu_check_says_where_there_is_no_gpu(tmp_path):

@@ -42,10 +42,11 @@ def all_derivatives(convolve, x, weight):
 @pytest.mark.parametrize("case", CASES)
 def test_first_and_second_derivatives(case, device):
     shape, weight_shape, padding, groups = case
+    fast = device == "cuda"  # by a random projection: hundreds of small calls each take a GPU long
     for orders in ORDERS:
         inputs = tensors(shape, weight_shape, orders, device=device)
-        assert gradcheck(lambda x, w: conv2d(x, w, padding, groups), inputs)
-        assert gradgradcheck(lambda x, w: conv2d(x, w, padding, groups) ** 2, inputs)
+        assert gradcheck(lambda x, w: conv2d(x, w, padding, groups), inputs, fast_mode=fast)
+        assert gradgradcheck(lambda x, w: conv2d(x, w, padding, groups) ** 2, inputs, fast_mode=fast)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -92,7 +93,7 @@ def test_gradients_of_any_order_are_taken(device):
 def test_ops_are_registered_as_torch_asks(case, device):
     shape, weight_shape, padding, groups = case
     both = [padding, padding] if isinstance(padding, int) else list(padding)
-    for orders in ORDERS:
+    for orders in ORDERS if device == "cpu" else [(True, True)]:  # registered once for all devices
         x, weight = tensors(shape, weight_shape, orders, device=device)
         dy = torch.randn_like(conv2d(x, weight, padding, groups)).requires_grad_()
         ops = torch.ops.gan_ops

@@ -34,6 +34,7 @@ STEPS = {  # three ranks hold 12, 12 and 8 samples of 32: two parts of 8, or one
     "micro": f"{RELATIVISTIC};regularizer.name=spectral_norm;distributed.micro=8",
     "share": f"{RELATIVISTIC};regularizer.name=r1_r2_projection;regularizer.share=0.25;distributed.micro=8",
     "bf16": RELATIVISTIC,
+    "bf16 compute": "5;precision.compute=bf16;regularizer.every=1;growth.mode=none",
     "diff": "1;precision.dtype=float64;regularizer.every=1;batch=16;data.aug=diff;data.cond=true",
     "blocks of 8": "1;precision.dtype=float64;batch=24;objective.name=relativistic_average:group=8;distributed.group=2",
 }
@@ -117,6 +118,16 @@ def check_the_same_step(together: dict, alone: dict) -> None:
 
 def test_three_ranks_of_unequal_shares_compute_the_step_of_one(three, alone):
     check_the_same_step(three, alone)
+
+
+def test_in_bfloat16_ranks_differ_by_its_rounding_alone(three, alone):
+    """A rank's share of a weight gradient is rounded to 8 significant bits, wherever the shares are cut."""
+    together = three["bf16 compute"]
+    one = alone["bf16 compute"]
+    for net in ("G", "D"):
+        assert 0 < relative(together["gradients"][net], one["gradients"][net]) < 1e-2
+    for ours, theirs in zip(together["losses"], one["losses"], strict=True):
+        assert ours["Loss/D/loss"] == pytest.approx(theirs["Loss/D/loss"], rel=2e-2)
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ def test_an_autoencoder_trains_is_killed_resumes_bit_equal_and_is_sampled(tmp_pa
 
 def test_the_error_of_an_autoencoder_falls():
     """The step trains: the same images are rebuilt better after it."""
+    from gan.inputs import step_inputs
     from gan.ranks.statistics import Statistics
     from gan.run.loop import steps
 
@@ -72,7 +73,7 @@ def test_the_error_of_an_autoencoder_falls():
     errors = []
     for now in list(steps(task, 0))[:20]:
         stats = Statistics()
-        task.family.step(state, task, now, images, None, stats)
+        task.family.step(state, task, now, step_inputs(task, now, images, None), stats)
         errors.append(stats.take()["Loss/error"])
     assert errors[-1] < 0.5 * errors[0]
 

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan.config import override
 from gan.errors import UserError
+from gan.inputs import step_inputs
 from gan.precision import resolve
 from gan.ranks.gradients import pack
 from gan.ranks.statistics import Statistics
@@ -29,7 +30,7 @@ def advance(values: dict, steps: int = 1, first: int = 0, state=None):
         images, labels = next(tiny_feed(iter([(*task.samples(now.images_seen), now.stage)])))
         images = torch.from_numpy(images)
         labels = torch.from_numpy(labels) if task.config.data.cond else None
-        train_step(state, task, now, images, labels, Statistics())
+        train_step(state, task, now, step_inputs(task, now, images, labels), Statistics())
     return state, task
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gan.config import TrainConfig
+from gan.inputs import step_inputs
 from gan.networks import ShrinkBlock
 from gan.ranks.statistics import Statistics
 from gan.recompute import recomputed
@@ -33,7 +34,7 @@ def weights_after(config: TrainConfig, steps: int = 3) -> dict[str, torch.Tensor
     for index in range(first, first + steps):
         now = moment(task.schedule, index * config.batch)
         (images, _), *_ = tiny_feed(iter([(*task.samples(now.images_seen), now.stage)]))
-        task.family.step(state, task, now, torch.from_numpy(images), None, Statistics())
+        task.family.step(state, task, now, step_inputs(task, now, torch.from_numpy(images), None), Statistics())
     return state.tensors()
 
 

@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 from gan.average import update_average
 from gan.checkpoint import load_snapshot, load_state, newest_state, save_snapshot, save_state
 from gan.draws import Draws
+from gan.inputs import step_inputs
 from gan.methods.augment import augment
 from gan.parts import fade_weight, prepare_reals
 from gan.ranks.distributed import Ranks, find_strangers, fingerprint
@@ -39,7 +40,7 @@ def advance(state, task, count: int, poison: range = range(0)) -> list[dict]:
         if now.step in poison:
             images = torch.full(images.shape, math.nan, device=images.device)
         stats = Statistics()
-        train_step(state, task, now, images, labels, stats)
+        train_step(state, task, now, step_inputs(task, now, images, labels), stats)
         losses.append(stats.take())
     return losses
 
@@ -214,7 +215,8 @@ def test_over_a_whole_rotation_a_share_has_the_gradient_of_the_whole_batch(value
         task = tiny_task(tiny_config({"precision.dtype": "float64", "regularizer.share": share, **values}))
         state = initial_state(task)
         images, labels = loop.to_device(next(tiny_feed(iter([(0, 32, 0)]))), task)
-        train_step(state, task, replace(moment(task.schedule, 0), step=step), images, labels, Statistics())
+        now = replace(moment(task.schedule, 0), step=step)
+        train_step(state, task, now, step_inputs(task, now, images, labels), Statistics())
         return d_gradient(state)
 
     whole = gradient(0, 1.0)
@@ -406,13 +408,14 @@ def test_the_average_ramps_up_from_the_beginning_of_each_stage():
         for p in average.parameters():
             p.zero_()
     flat = state.flat
-    update_average(flat["G_ema"], flat["G"], task.config, task.schedule, now, torch.zeros(()))
+    numbers = step_inputs(task, now, torch.zeros(0), None).numbers
+    update_average(flat["G_ema"], flat["G"], numbers, torch.zeros(()))
     for name, start in (("first.weight", 0), ("blocks.1.conv0.weight", 6 * 32), ("to_image.2.weight", 15 * 32)):
         weight = 1 - ema_beta(32, 17 * 32 - start, 10_000, 0.05)
         found = average.get_parameter(name)
         torch.testing.assert_close(found, torch.full_like(found, weight))
     before = copy.deepcopy(average.state_dict())
-    update_average(flat["G_ema"], flat["G"], task.config, task.schedule, now, void=torch.ones(()))
+    update_average(flat["G_ema"], flat["G"], numbers, void=torch.ones(()))
     assert equal(before, average.state_dict())
 
 
@@ -510,9 +513,10 @@ def test_the_step_runs_in_the_order_in_which_it_is_written(values):
         if own[0] and not all(own):  # the trainer, called by something that the trainer called
             climbed.append(frame.f_code.co_name)
 
+    inputs = step_inputs(task, now, images, labels)
     sys.setprofile(watch)
     try:
-        train_step(state, task, now, images, labels, stats)
+        train_step(state, task, now, inputs, stats)
     finally:
         sys.setprofile(None)
     assert order == sorted(order)
@@ -526,7 +530,7 @@ def test_in_float64_alpha_the_learning_rate_and_the_average_are_float64():
     task = tiny_task(tiny_config(values))
     state = initial_state(task)
     fading = next(now for now in loop.steps(task, 0) if now.fading and now.alpha != round(now.alpha, 3))
-    assert fade_weight(fading, task).item() == fading.alpha
+    assert fade_weight(fading, step_inputs(task, fading, torch.zeros(0), None)).item() == fading.alpha
     advance(state, task, 1)
     assert state.optimizers["d_optimizer"].param_groups[0]["lr"].item() == third / 1000
     start = initial_state(task).networks["G"].first.bias

@@ -22,7 +22,7 @@ class Critic:
     draws: Draws
     augment: bool = False  # change images at random first (gan/methods/augment.py)
     mirror: bool = False  # flipped images belong to the data, so flips are among such changes
-    noise: float = 0.0  # standard deviation of Gaussian noise that is added
+    noise: Tensor | float | None = None  # standard deviation of Gaussian noise that is added
     D_for_penalties: Callable[[Tensor], Tensor] | None = None  # computes more precisely than D; None: D itself
 
     def __call__(self, images: Tensor, purpose: str) -> Tensor:
@@ -41,7 +41,7 @@ class Critic:
     def _change(self, images: Tensor, purpose: str) -> Tensor:
         if self.augment:
             images = augment(images, self.draws, purpose, self.mirror)
-        if self.noise:
+        if self.noise is not None:
             images = images + self.noise * self.draws.noise(f"instance noise: {purpose}", images)
         return images
 

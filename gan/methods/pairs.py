@@ -106,7 +106,7 @@ class CriticLoss:
     real_scores: Tensor  # [N]
     fake_scores: Tensor  # [N]
 
-    def total(self, weight: float) -> Tensor:
+    def total(self, weight: Tensor | float) -> Tensor:
         """The sum over samples, 0-dim; weight, of the penalties: gamma / 2 * every / share."""
         return total_over_samples(self.loss, len(self.fake_scores)) + sum(
             weight * penalty.sum() for penalty in self.penalties
@@ -143,7 +143,10 @@ def critic_loss(
     watch_fake = due and bool(regularizer.on_fake or FAKE in regularizer.watch)
     real = _with_gradient(real) if watch_real else real
     fake = _with_gradient(fake) if watch_fake else fake
-    if watch_real or watch_fake:  # apart, so that the second derivative does not go through images without a penalty
+    # Apart where a penalty is due, so that second derivatives are taken of its images only. Apart where reals and fakes
+    # are compared, as then what they add to D's last bias cancels: summed in another order it would be a rounding
+    # error, which Adam makes as large as any gradient.
+    if watch_real or watch_fake or objective.paired:
         real_outputs = (critic.penalized() if watch_real else critic)(real, REAL)
         fake_outputs = (critic.penalized() if watch_fake else critic)(fake, FAKE)
     else:

@@ -80,7 +80,7 @@ class Regularizer:
     watch: tuple[str, ...] = ()  # REAL, FAKE: where `elsewhere` needs images that require grad
     noise: bool = False  # D sees images with Gaussian noise of variance gamma
     prepare: Callable[[nn.Module], None] | None = None  # changes the layers of a new D, once
-    constrain: Callable[[nn.Module, float], None] | None = None  # (D, gamma) -> None, after each of D's updates
+    constrain: Callable[[nn.Module, Tensor | float], None] | None = None  # (D, gamma), after each of D's updates
     gamma_range: Callable[[int], tuple[float, float]] | None = None  # channels of D's widest layer -> gammas that train
     pictures: bool = False  # it needs images [N, C, H, W], and cannot be used on points
 
@@ -177,13 +177,14 @@ def normalize_spectrum(D: nn.Module) -> None:
 
 
 @torch.no_grad()
-def clip_weights(D: nn.Module, limit: float) -> None:
+def clip_weights(D: nn.Module, limit: Tensor | float) -> None:
     """Every weight and bias into [-limit, limit] (Arjovsky et al. 2017, algorithm 1), as the layer computes with it:
     of a layer with a run-time scale (gan/layers.py) it is weight * scale that is bounded."""
     for module in D.modules():
         for name, parameter in module.named_parameters(recurse=False):
             scale = getattr(module, "scale", 1.0) if name == "weight" else 1.0
-            parameter.clamp_(-limit / scale, limit / scale)
+            bound = torch.as_tensor(limit / scale, dtype=parameter.dtype, device=parameter.device)
+            parameter.clamp_(-bound, bound)
 
 
 def clip_limits(width: int) -> tuple[float, float]:

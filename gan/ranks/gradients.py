@@ -6,12 +6,14 @@ fakes, penalty), and sending them in buckets from there on was no faster on two 
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gan.config import DistributedConfig
+from gan.ranks.capture import outside
 from gan.ranks.distributed import Ranks, share
 
 Node = tuple[int, int, Tensor]  # (level, index, sum of the leaves [index * 2**level, (index + 1) * 2**level))
@@ -35,7 +37,7 @@ class GradientSum:
         blocks: int = 1,
         ranks: Ranks = ALONE,
         how: DistributedConfig = PLAIN,
-        stopping: float = 0.0,
+        stopping: Tensor | float = 0.0,
     ) -> None:
         self.parameters = list(parameters)
         self.batch = batch
@@ -66,7 +68,7 @@ class GradientSum:
         torch._foreach_copy_(in_memory_order(gradients), flat.split([g.numel() for g in gradients]))
         return 1 - torch.isfinite(flat).all().float()
 
-    def step(self, optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> Tensor:
+    def step(self, optimizer: torch.optim.Optimizer, lr: Tensor | float, void: Tensor) -> Tensor:
         """`finish`, then `descend`, unless a gradient is not finite or `void` is 1. -> 0-dim: 1 in these cases, else
         0."""
         void = torch.maximum(self.finish(), void)
@@ -86,7 +88,7 @@ class GradientSum:
     def _sum_flat(self) -> Tensor:
         flat = pack(self.parameters, self.stopping)
         if self.ranks.world > 1:
-            SUMS[self.how.compress](flat, self.ranks)
+            outside(partial(SUMS[self.how.compress], flat, self.ranks))
         return flat
 
     def _sum_in_tree(self) -> Tensor:
@@ -97,22 +99,23 @@ class GradientSum:
         return total
 
 
-def descend(optimizer: torch.optim.Optimizer, lr: float, void: Tensor) -> None:
+def descend(optimizer: torch.optim.Optimizer, lr: Tensor | float, void: Tensor) -> None:
     """Update an optimizer's parameters with learning rate `lr`, or change nothing if `void` is 1.
 
     The fused Adam reads `found_inf` on the device, so the host does not wait for the value.
     """
     for group in optimizer.param_groups:
-        group["lr"].fill_(lr)
+        group["lr"].copy_(torch.as_tensor(lr, dtype=group["lr"].dtype))
     optimizer.found_inf = void  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.step()
 
 
-def pack(parameters: Sequence[Tensor], extra: float) -> Tensor:
+def pack(parameters: Sequence[Tensor], extra: Tensor | float) -> Tensor:
     """One flat tensor of all gradients in memory order, followed by the number `extra`."""
     gradients = in_memory_order([p.grad for p in parameters if p.grad is not None])
-    return torch.cat([*gradients, gradients[0].new_full((1,), extra)])
+    last = extra.to(gradients[0].dtype).view(1) if isinstance(extra, Tensor) else gradients[0].new_full((1,), extra)
+    return torch.cat([*gradients, last])
 
 
 def in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:

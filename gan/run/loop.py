@@ -27,6 +27,7 @@ from gan.ranks.watchdog import Watchdog, naming
 from gan.run.directories import EXIT
 from gan.run.pictures import fake_grid, real_grid, save_image
 from gan.run.report import Report
+from gan.run.stepper import Stepper
 from gan.run.writer import Writer, check_space, remove_parts
 from gan.schedules import Moment, moment
 from gan.state import Batch, Feed, Task, TrainState
@@ -62,11 +63,12 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
             save_image(run / "fakes_init.png", fake_grid(state, task, stage=task.schedule.last, alpha=1.0))
         batches = stack.enter_context(closing(feed(requests)))
         stop_requests = CopyToHost(state.stop)
+        stepper = Stepper(state, task, stats, report.say if report else lambda line: None)
         for now in moments:
             begin = time.perf_counter()
             images, labels = to_device(next(batches), task)
             waited += time.perf_counter() - begin
-            task.family.step(state, task, now, images, labels, stats, float(bool(stopping)))
+            stepper.step(now, images, labels, float(bool(stopping)))
             # The request that was summed in the step before, so that the host need not wait for this step. All ranks
             # read it after the same step.
             stop = stop_requests.read()
@@ -176,7 +178,8 @@ def to_device(batch: Batch, task: Task) -> tuple[Tensor, Tensor | None]:
         stream = _copy_stream(device)
         with torch.cuda.stream(stream):
             host = [part.to(device, non_blocking=True) for part in host]
-        stream.synchronize()
+        copied = stream.record_event()
+        copied.synchronize()
         for part in host:
             part.record_stream(torch.cuda.current_stream(device))
     return host[0], host[1] if len(host) > 1 else None

@@ -13,6 +13,7 @@ from gan.config import RegularizerConfig
 from gan.draws import Draws
 from gan.methods.critic import Critic, no_critic
 from gan.methods.pairs import critic_loss, find_pair, generator_loss
+from gan.parts import Part, split_by_turn
 from gan.ranks.gradients import GradientSum
 from gan.schedules import penalty_turns
 from gan.undo import frozen
@@ -53,28 +54,22 @@ def train_points(
     adam = partial(torch.optim.Adam, lr=3e-3, betas=(0.0, 0.99))
     g_optimizer = adam(G.parameters())
     d_optimizer = adam(D.parameters())
-    noise = math.sqrt(gamma) if regularizer.noise else 0.0
+    noise = math.sqrt(gamma) if regularizer.noise else None
     groups = BATCH // GROUP
-    block = math.lcm(GROUP, objective.group)
-    turns = penalty_turns(RegularizerConfig(every=every, share=share), BATCH, block)
+    turns = penalty_turns(RegularizerConfig(every=every, share=share), BATCH, math.lcm(GROUP, objective.group))
     largest = 0.0
     for step in range(steps):
         draws = Draws(seed, range(step * groups, (step + 1) * groups), GROUP)
         critic = Critic(D if objective.discriminator else no_critic, draws, noise=noise)
         real = clusters(centers, draws)
         if objective.discriminator:
-            total = torch.zeros(())
-            largest = 0.0
-            for due in (True, False):
-                mine = [g for g in range(groups) if turns.due(step, g * GROUP // block) == due]
-                if mine:
-                    part = replace(critic, draws=replace(draws, groups=[draws.groups[g] for g in mine]))
-                    shown = real.view(groups, GROUP, 2)[mine].flatten(0, 1)
-                    fake = G(part.draws.latents("latents", LATENT)).detach()
-                    d_loss = critic_loss(objective, regularizer, part, shown, fake, due)
-                    total = total + d_loss.total(gamma / 2 * turns.weight)
-                    largest = max(largest, d_loss.fake_scores.abs().max().item())
-            _descend(total, D, d_optimizer)
+            d_losses = []
+            for part in split_by_turn([Part(real, None, draws)], turns, step, step * BATCH):
+                fake = G(part.latents("latents", LATENT)).detach()
+                part_critic = replace(critic, draws=part.draws)
+                d_losses.append(critic_loss(objective, regularizer, part_critic, part.real, fake, part.due))
+            _descend(torch.stack([d_loss.total(gamma / 2 * turns.weight) for d_loss in d_losses]).sum(), D, d_optimizer)
+            largest = max(d_loss.fake_scores.abs().max().item() for d_loss in d_losses)
             if regularizer.constrain:
                 regularizer.constrain(D, gamma)
         with frozen(D):

@@ -8,7 +8,7 @@ expectation over noise that training draws is taken by Gauss-Hermite quadrature.
 import cmath
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 
 import numpy as np
@@ -57,6 +57,7 @@ def find_rows(game: Game) -> tuple[Objective, Regularizer]:
 class Nodes(Draws):
     """Stands in for random draws: sample i gets the i-th node of a quadrature, whose weights are `weights`."""
 
+    _: KW_ONLY
     reals: Tensor  # [N, 1], the standard normal noise on reals, and on anything that is not a fake
     fakes: Tensor  # [N, 1]
     weights: Tensor  # [N], of sum 1: a mean by them is an expectation over the noise
@@ -77,9 +78,11 @@ def quadrature(independent: bool) -> Nodes:
     points, weights = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(NODES))
     weights = weights / weights.sum()
     if not independent:
-        return Nodes(0, range(NODES), 1, points.unsqueeze(1), points.unsqueeze(1), weights)
+        column = points.unsqueeze(1)
+        return Nodes(0, range(NODES), 1, reals=column, fakes=column, weights=weights)
     pairs = torch.cartesian_prod(points, points)
-    return Nodes(0, range(NODES**2), 1, pairs[:, :1], pairs[:, 1:], weights.outer(weights).flatten())
+    both = weights.outer(weights).flatten()
+    return Nodes(0, range(NODES**2), 1, reals=pairs[:, :1], fakes=pairs[:, 1:], weights=both)
 
 
 def losses(game: Game, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +92,7 @@ def losses(game: Game, theta: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     real = torch.zeros_like(nodes.reals)
     fake = theta + torch.zeros_like(nodes.fakes)
 
-    noise = math.sqrt(game.gamma) if regularizer.noise else 0.0
+    noise = math.sqrt(game.gamma) if regularizer.noise else None
     critic = Critic(lambda images: (-psi * images).squeeze(1), nodes, noise=noise)
     d = critic_loss(objective, regularizer, critic, real, fake)
     d_loss = d.loss + sum(game.gamma / 2 * penalty for penalty in d.penalties)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ops
+from launch.benchmark.timing import Call
 from ops.bias_leaky_relu import bias_leaky_relu_reference
 from ops.gradient_penalty import wide
 from ops.upfirdn2d import upfirdn2d_reference
@@ -31,6 +32,10 @@ PLANES = ((8, 64, 64, 64), (4, 32, 128, 128), (16, 256, 16, 16))
 LARGE_PLANES = ((32, 512, 64, 64), (32, 128, 256, 256))
 IMAGES = ((16, 3, 32, 32), (16, 3, 64, 64), (16, 3, 256, 256), (8, 64, 64, 64))
 LARGE_IMAGES = ((64, 3, 64, 64), (32, 3, 256, 256), (16, 3, 1024, 1024))
+# Beside a copy alone, on a GPU: more than fits into its cache, and as much in small planes.
+GPU_PLANES = ((16, 64, 512, 512), (64, 512, 32, 32), (64, 512, 16, 16))
+GPU_IMAGES = ((16, 3, 1024, 1024), (32, 3, 256, 256))
+COLORS = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Contest:
     any_layout: bool = False  # stock may choose its memory order
     curved: bool = False  # the gradient depends on x too: it is differentiated by both
     wide_output: bool = False  # numbers per sample
+    input: Shape = ()  # of x, where it is not the shape that the contest is for
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Op:
     contest: Callable[[str, Shape, torch.dtype, torch.device], Contest]
     shapes: tuple[Shape, ...]
     large: tuple[Shape, ...]  # on a GPU as well
+    beside_copy: tuple[Shape, ...]  # on a GPU with --against=copy
     cases: tuple[str, ...] = ("",)
     clone: bool = False  # beside a copy that has to allocate, too
 
@@ -184,12 +191,37 @@ def _interpolate(name: str, shape: Shape, dtype: torch.dtype, device: torch.devi
     )
 
 
+def _image_convolution(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Contest:
+    """The 1x1 convolution of a network's last layer, or of its first one: to or from the three colors."""
+    inputs, outputs = (COLORS, shape[1]) if name == "from image" else (shape[1], COLORS)
+    n, _, h, w = shape
+    weight = torch.randn(outputs, inputs, 1, 1, dtype=dtype, device=device) / math.sqrt(inputs)
+    numbers = n * h * w * (inputs + outputs)
+    each = ((numbers, 0),)  # the weight is small
+    return Contest(
+        (n, outputs, h, w),
+        lambda x, weight: ops.conv2d(x, weight),
+        {"": lambda x, weight: F.conv2d(x, weight)},
+        {},
+        moved=(each, (*each, *each), each),
+        others=(weight.requires_grad_(),),
+        input=(n, inputs, h, w),
+    )
+
+
 ACTIVATED = (*PLANES, (8, 64, 128, 128), (16, 64, 128, 128))
 OPS = {
-    "upfirdn2d": Op(_upfirdn2d, PLANES, LARGE_PLANES, cases=tuple(RESAMPLINGS)),
-    "bias_leaky_relu": Op(_bias_leaky_relu, ACTIVATED, LARGE_PLANES, clone=True),
-    "gradient_penalty": Op(_squared_norm, IMAGES, LARGE_IMAGES),
-    "interpolate_samples": Op(_interpolate, IMAGES, LARGE_IMAGES),
+    "upfirdn2d": Op(_upfirdn2d, PLANES, LARGE_PLANES, GPU_PLANES, cases=tuple(RESAMPLINGS)),
+    "bias_leaky_relu": Op(_bias_leaky_relu, ACTIVATED, LARGE_PLANES, GPU_PLANES, clone=True),
+    "gradient_penalty": Op(_squared_norm, IMAGES, LARGE_IMAGES, GPU_IMAGES),
+    "interpolate_samples": Op(_interpolate, IMAGES, LARGE_IMAGES, GPU_IMAGES),
+    "conv2d": Op(
+        _image_convolution,
+        ((8, 64, 64, 64),),
+        ((32, 64, 256, 256),),
+        ((32, 64, 256, 256),),
+        cases=("to image", "from image"),
+    ),
 }
 
 
@@ -212,8 +244,11 @@ def make_tensors(
         x = torch.randn(size, dtype=kind, device=device)
         return x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
 
+    shape = contest.input or shape
     x = random(shape, dtype)
-    others = tuple(o if o.dim() < 4 else random(tuple(o.shape), o.dtype) for o in contest.others)
+    others = tuple(
+        o if o.dim() < 4 else random(tuple(o.shape), o.dtype).requires_grad_(o.requires_grad) for o in contest.others
+    )
     dy = random(contest.output, wide(x) if contest.wide_output else dtype)
     return Tensors(x.requires_grad_(), others, dy.requires_grad_(), random(shape, dtype))
 
@@ -226,9 +261,13 @@ def forward(contest: Contest, function: Function, on: Tensors) -> Tensor:
 
 def forward_backward(contest: Contest, function: Function, on: Tensors) -> tuple[Tensor, ...]:
     """The values, and the gradients by x and the bias, if there is one."""
-    by = [on.x, *(o for o in on.others if o.requires_grad)]
     y = function(on.x, *on.others)
-    return torch.autograd.grad(y, by, on.dy.detach())
+    return torch.autograd.grad(y, _differentiated(on), on.dy.detach())
+
+
+def _differentiated(on: Tensors) -> list[Tensor]:
+    """x, and the bias or weight, if there is one."""
+    return [on.x, *(o for o in on.others if o.requires_grad)]
 
 
 def double_backward(contest: Contest, function: Function, on: Tensors) -> tuple[Tensor, ...]:
@@ -241,7 +280,34 @@ def double_backward(contest: Contest, function: Function, on: Tensors) -> tuple[
 PASSES = {"forward": forward, "forward+backward": forward_backward, "double backward": double_backward}
 
 
+def backward_alone(contest: Contest, function: Function, on: Tensors) -> Call:
+    """What computes the gradients, after a forward pass that is made now."""
+    y = function(on.x, *on.others)
+    by = _differentiated(on)
+    dy = on.dy.detach()
+    return lambda: torch.autograd.grad(y, by, dy, retain_graph=True)
+
+
+def second_backward_alone(contest: Contest, function: Function, on: Tensors) -> Call:
+    """What computes the gradient of a gradient, after the two passes before it, which are made now."""
+    y = function(on.x, *on.others)
+    (dx,) = torch.autograd.grad(y, on.x, on.dy, create_graph=True)
+    by = (on.dy, on.x) if contest.curved else (on.dy,)
+    return lambda: torch.autograd.grad(dx, by, on.ddx, retain_graph=True)
+
+
+ALONE: dict[str, Callable[[Contest, Function, Tensors], Call]] = {  # each pass without those before it
+    "forward": lambda contest, function, on: lambda: forward(contest, function, on),
+    "backward": backward_alone,
+    "second backward": second_backward_alone,
+}
+
+
 def bytes_moved(contest: Contest, dtype: torch.dtype, name: str) -> list[int]:
-    """What each kernel of a pass reads and writes at the least: the pass is the forward and all before it."""
-    kernels = [kernel for part in contest.moved[: list(PASSES).index(name) + 1] for kernel in part]
-    return [numbers * dtype.itemsize + (bits + 7) // 8 for numbers, bits in kernels]
+    """What each kernel of a pass reads and writes at the least: a pass of PASSES is the forward and all before it, one
+    of ALONE is itself."""
+    if name in PASSES:
+        parts = contest.moved[: list(PASSES).index(name) + 1]
+    else:
+        parts = contest.moved[list(ALONE).index(name) :][:1]
+    return [numbers * dtype.itemsize + (bits + 7) // 8 for part in parts for numbers, bits in part]

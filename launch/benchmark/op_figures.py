@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from launch.benchmark.op_contestants import DTYPES, LAYOUTS, PASSES, Shape
+from launch.benchmark.op_contestants import ALONE, DTYPES, LAYOUTS, PASSES, Shape
 from launch.benchmark.timing import Times
 from launch.tables import aligned
 
@@ -48,7 +48,7 @@ class OpTimes:
     dtype: str
     layout: str
     device: str
-    passes: str  # one of PASSES
+    passes: str  # one of PASSES or ALONE
     bytes: int  # that the pass must read and write at the least
     figures: dict[str, float | None]
     reference_is: str  # the fastest variant of the reference, which `figures` compare with
@@ -87,8 +87,20 @@ def _activates(passes: str) -> Callable[[OpTimes], bool]:
     return lambda row: row.op == "bias_leaky_relu" and row.passes == passes and row.tensor_bytes >= 4e6
 
 
-def _on_cuda(passes: str) -> Callable[[OpTimes], bool]:
-    return lambda row: row.device == "cuda" and row.passes == passes and row.bytes >= 64e6
+def _on_cuda(passes: str, large: bool = True) -> Callable[[OpTimes], bool]:
+    return lambda row: (
+        row.device == "cuda" and row.op != "conv2d" and row.passes == passes and (row.bytes >= 64e6) == large
+    )
+
+
+def _of_images(passes: str) -> Callable[[OpTimes], bool]:
+    """In the dtype and memory order in which networks compute on a GPU."""
+    return lambda row: (
+        row.device == "cuda"
+        and row.op == "conv2d"
+        and row.passes == passes
+        and (row.dtype, row.layout) == ("bf16", "nhwc")
+    )
 
 
 def _small(side: int) -> bool:
@@ -99,6 +111,7 @@ def _large(side: int) -> bool:
     return side >= 64
 
 
+BOTH = tuple(dict.fromkeys((*PASSES, *ALONE)))
 SUMMARY = (
     Figure(
         "upfirdn2d down2, blur, planes >= 64: forward", "x_reference", 8, _is("forward", "down2", "blur", side=_large)
@@ -110,7 +123,9 @@ SUMMARY = (
     *(Figure(f"upfirdn2d against stock: {passes}", "x_stock", 1, _is(passes)) for passes in PASSES),
     Figure("bias_leaky_relu, >= 4 MB: forward", "of_clone", 0.85, _activates("forward")),
     Figure("bias_leaky_relu, >= 4 MB: forward+backward", "x_reference", 1.8, _activates("forward+backward")),
-    *(Figure(f"every op on CUDA, >= 64 MB: {passes}", "of_copy", 0.85, _on_cuda(passes)) for passes in PASSES),
+    *(Figure(f"every op on CUDA, >= 64 MB, {p}", "of_copy", 0.85, _on_cuda(p)) for p in BOTH),
+    *(Figure(f"every op on CUDA, less, {p}", "of_copy", 0.5, _on_cuda(p, large=False)) for p in BOTH),
+    *(Figure(f"convolutions of images on CUDA, {p}", "of_copy", 0.5, _of_images(p)) for p in BOTH),
 )
 
 
@@ -173,6 +188,17 @@ def summary_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
         about = [line["class"], line["dtype"], line["layout"], heading, str(line["rows"]), wanted]
         cells.append([*about, *values, line["worst_at"]])
     yield from aligned(cells if lines else [], range(4, 8))
+
+
+def in_short(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A line on each class whose speed is compared with a copy's, over all dtypes and memory orders."""
+    of_copy = [line for line in lines if line["figure"] == "of_copy"]
+    for label in dict.fromkeys(line["class"] for line in of_copy):
+        of_class = [line for line in of_copy if line["class"] == label]
+        worst = min(of_class, key=lambda line: line["worst"])
+        median = statistics.median(line["median"] for line in of_class)
+        about = f"median {median:.0%} of a copy's speed, worst {worst['worst']:.0%} at {worst['worst_at']}"
+        yield f"in short, {label}: {about}; wanted >= {worst['wanted']:.0%}"
 
 
 def left_out(rows: Sequence[OpTimes], skipped: Sequence[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import torch
 from gan.config import choice
 from gan.errors import UserError
 from launch.benchmark.op_contestants import (
+    ALONE,
     DTYPES,
     LAYOUTS,
     OPS,
@@ -25,23 +26,35 @@ from launch.benchmark.op_contestants import (
     bytes_moved,
     make_tensors,
 )
-from launch.benchmark.op_figures import OpTimes, figures_of, left_out, op_tables, show, summarize_classes, summary_table
+from launch.benchmark.op_figures import (
+    OpTimes,
+    figures_of,
+    in_short,
+    left_out,
+    op_tables,
+    show,
+    summarize_classes,
+    summary_table,
+)
 from launch.benchmark.timing import (
     Call,
     Clock,
     DeviceClock,
     HostClock,
+    ReplayClock,
     contest,
     describe_machine,
     fastest,
     find_device,
     machine_line,
+    own_stream,
 )
 from launch.cli import run
 from launch.progress import track
 from launch.tables import json_option, save_rows
 
 DEVICES = ("cpu", "cuda")
+AGAINST = {"all": tuple(PASSES), "copy": tuple(ALONE)}  # whom ours takes turns with -> the passes that are measured
 QUICK_SHAPES, QUICK_REPEATS = ((2, 8, 16, 16),), 3
 REPEATS = 11
 
@@ -71,6 +84,13 @@ def _names(what: str, text: str, known: Sequence[str]) -> list[str]:
 @click.option(
     "--repeats", type=click.IntRange(1), help=f"Timings of each.  [default: {REPEATS}, quick: {QUICK_REPEATS}]"
 )
+@click.option(
+    "--against",
+    metavar="NAME",
+    default="all",
+    show_default=True,
+    help="all, or copy: each pass without those before it takes turns with a copy alone; on a GPU in CUDA graphs.",
+)
 @click.option("--quick", is_flag=True, help="Only test that everything runs, on one tiny shape.")
 @json_option
 def main(
@@ -80,6 +100,7 @@ def main(
     device: str,
     threads: int,
     repeats: int | None,
+    against: str,
     quick: bool,
     json_path: Path | None,
 ) -> int:
@@ -87,38 +108,47 @@ def main(
 
     Each op takes turns with its plain PyTorch version (the reference), the fastest composition in stock PyTorch, and a
     copy of as many bytes as it must move. "x" is how many times faster our op is, "of copy" its share of the copy's
-    speed. Ctrl-C stops and shows what has been measured.
+    speed. --against=copy measures each pass apart from those before it, beside the copy alone. Ctrl-C stops and shows
+    what has been measured.
     """
     names = _names("--op", ops_, list(OPS))
     dtypes = _names("--dtype", dtype, list(DTYPES))
     layouts = _names("--layout", layout, list(LAYOUTS))
-    good, message = choice("--device", device, DEVICES)
-    if not good:
-        raise UserError(message)
+    for what, name, known in (("--device", device, DEVICES), ("--against", against, AGAINST)):
+        good, message = choice(what, name, list(known))
+        if not good:
+            raise UserError(message)
     target = find_device(device)
     torch.set_num_threads(threads)
     machine = describe_machine(target)
+    if against == "copy" and device == "cuda":
+        machine["clock"] = ReplayClock.name
     click.echo(machine_line(machine))
-    shapes = {name: QUICK_SHAPES if quick else _shapes(OPS[name], device) for name in names}
+    shapes = {name: QUICK_SHAPES if quick else _shapes(OPS[name], device, against) for name in names}
     cells = [cell for name in names for cell in product([name], OPS[name].cases, shapes[name], dtypes)]
     rows: list[OpTimes] = []
     skipped: list[str] = []
-    measured = time_ops(cells, layouts, target, threads, repeats or (QUICK_REPEATS if quick else REPEATS), skipped)
+    repeats = repeats or (QUICK_REPEATS if quick else REPEATS)
+    measured = time_ops(cells, layouts, target, threads, repeats, skipped, against)
     complete = False
     try:
-        for row in track(measured, len(cells) * len(layouts) * len(PASSES), "ops"):
-            rows.append(row)
+        with own_stream(target):
+            for row in track(measured, len(cells) * len(layouts) * len(PASSES), "ops"):
+                rows.append(row)
         complete = True
     except KeyboardInterrupt:
         click.echo("stopped: this is what has been measured", err=True)
-    for line in (*op_tables(rows), "", *summary_table(summarize_classes(rows)), *left_out(rows, skipped)):
+    summary = summarize_classes(rows)
+    for line in (*op_tables(rows), "", *summary_table(summary), *left_out(rows, skipped), *in_short(summary)):
         click.echo(line)
     save_rows(json_path, report(machine, complete, rows, skipped))
     return 0 if complete else 130
 
 
-def _shapes(op: Op, device: str) -> tuple[Shape, ...]:
-    return (*op.shapes, *op.large) if device == "cuda" else op.shapes
+def _shapes(op: Op, device: str, against: str) -> tuple[Shape, ...]:
+    if device != "cuda":
+        return op.shapes
+    return op.beside_copy if against == "copy" else (*op.shapes, *op.large)
 
 
 def time_ops(
@@ -128,27 +158,36 @@ def time_ops(
     threads: int,
     repeats: int,
     skipped: list[str],
+    against: str = "all",
 ) -> Iterator[OpTimes]:
     """Times of each (op, case, shape, dtype), layout and pass; what does not fit into memory goes to `skipped`."""
     for op, case, shape, kind in cells:
         dtype = DTYPES[kind]
+        sets: dict[str, list[Tensors]] = {}
         try:
             torch.manual_seed(0)
             one = OPS[op].contest(case, shape, dtype, device)
             copies = sets_needed(bytes_moved(one, dtype, "forward")[0], device)
-            orders = LAYOUTS if one.any_layout else layouts
+            orders = LAYOUTS if one.any_layout and against == "all" else layouts
             sets = {
                 order: [make_tensors(one, shape, dtype, device, LAYOUTS[order]) for _ in range(copies)]
                 for order in orders
             }
-            clock = DeviceClock(copies - 1) if device.type == "cuda" else HostClock(threads)
-            for layout, passes in product(layouts, PASSES):
-                yield time_op(one, (op, case, shape, kind), layout, passes, sets, clock, repeats)
+            for layout, passes in product(layouts, AGAINST[against]):
+                clock = find_clock(device, threads, copies, against)
+                yield time_op(one, (op, case, shape, kind), layout, passes, sets, clock, repeats, against)
         except torch.OutOfMemoryError:
             skipped.append(f"{op} {case} {show(shape)} {kind}: out of memory")
         sets = {}
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def find_clock(device: torch.device, threads: int, copies: int, against: str) -> Clock:
+    """A clock for one contest, whose calls take `copies` sets of tensors in turn."""
+    if device.type != "cuda":
+        return HostClock(threads)
+    return ReplayClock(copies - 1) if against == "copy" else DeviceClock(copies - 1)
 
 
 def sets_needed(moved: int, device: torch.device) -> int:
@@ -167,11 +206,15 @@ def time_op(
     sets: dict[str, list[Tensors]],
     clock: Clock,
     repeats: int,
+    against: str = "all",
 ) -> OpTimes:
     """One contest: every contestant of an op in one case, layout and pass."""
     op, case, shape, dtype = cell
     kernels = bytes_moved(one, DTYPES[dtype], passes)
-    calls = contestants(one, OPS[op].clone and passes == "forward", layout, passes, sets, kernels)
+    if against == "copy":
+        calls = beside_copy(one, layout, passes, sets, kernels)
+    else:
+        calls = contestants(one, OPS[op].clone and passes == "forward", layout, passes, sets, kernels)
     times, left = contest(calls, clock, repeats)
     reference = fastest(times, "reference")
     stock = fastest(times, "stock")
@@ -197,6 +240,14 @@ def time_op(
         times=times,
         left_out=left,
     )
+
+
+def beside_copy(
+    one: Contest, layout: str, passes: str, sets: dict[str, list[Tensors]], kernels: list[int]
+) -> dict[str, Call]:
+    """Ours and a copy, with what a pass of ALONE needs made ready."""
+    turn = cycle([ALONE[passes](one, one.ours, on) for on in sets[layout]])
+    return {"ours": lambda: next(turn)(), "copy": copier(kernels, len(sets[layout]), sets[layout][0].x.device)}
 
 
 def contestants(

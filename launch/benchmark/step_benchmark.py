@@ -1,10 +1,10 @@
-"""Time the training step of each stage on one rank and on several, and predict its time on many GPUs."""
+"""Time the training step of each stage, beside a plain loop, the machine's limit, and several ranks."""
 
-import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,15 @@ from data.dataset import ImageDataset
 from gan.config import TrainConfig, override, parse_assignment
 from gan.errors import UserError
 from gan.methods.pairs import configured
+from gan.networks import network_widths
 from gan.ranks import distributed
-from launch.benchmark.step_contest import ALSO, measure_stages, noise_format
-from launch.benchmark.step_model import ASSUMPTIONS, Link, StepCost, line, measure_link, predict
+from gan.ranks.distributed import Ranks
+from launch.benchmark.plain_loop import obstacle
+from launch.benchmark.step_contest import ALSO, PLAIN, PRODUCTS, Case, hold_contest, noise_format, stage_row, time_sums
+from launch.benchmark.step_memory import peak_bytes
+from launch.benchmark.step_model import ASSUMPTIONS, Fabric, Link, Step, read_steps
+from launch.benchmark.step_parts import time_parts, trace
+from launch.benchmark.step_tables import in_short, parts_row, prediction_rows, ranks_row, speed_row
 from launch.benchmark.timing import describe_machine, machine_line
 from launch.cli import run
 from launch.ranks import call, end_with_parent, torchrun
@@ -25,85 +31,91 @@ from launch.settings import image_format, read_preset
 from launch.tables import json_option, save_rows, text_table
 
 NARROW = 64  # channels at most where there is no GPU and nobody says otherwise
-StageTimes = dict[str, Any]  # what `step_contest.stage_row` makes of one stage on one number of ranks
+WORLDS = "8,64,512"
+FABRIC = (("inside", "10,200", "GPUs of a host"), ("between", "10,25", "hosts"))
+Row = dict[str, Any]  # one stage on one number of ranks
+
+
+def link_options(command: Any) -> Any:
+    """Decorator that adds the options of FABRIC."""
+    for name, default, what in reversed(FABRIC):
+        text = f"Microseconds and GB/s of a GPU between {what}, for predictions."
+        command = click.option(f"--{name}", metavar="US,GB/S", default=default, show_default=True, help=text)(command)
+    return command
 
 
 @click.command()
-@click.option(
-    "--gpus", metavar="N,...", default="1,2", show_default=True, help="Numbers of ranks on this host to measure."
-)
-@click.option("--preset", default="32", show_default=True, help="A name in launch/presets, or a .toml file.")
-@click.option("--resolution", type=int, default=32, show_default=True, help="Final resolution, without --data.")
+@click.option("--preset", "presets", metavar="NAME,...", multiple=True, help="launch/presets or .toml. [default: 32]")
+@click.option("--resolution", type=int, help="Final one, without --data. [default: by the preset's widths or name]")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Samples of each rank.")
+@click.option(
+    "--at",
+    metavar="SIDE/N,...",
+    help="Last stages to measure, each with a batch; for --resolution and --batch.",
+)
 @click.option("--data", type=click.Path(), help="Dataset to read. [default: noise, made beforehand]")
 @click.option("--stages", metavar="N,...", help="Stages to measure. [default: all]")
+@click.option("--gpus", metavar="N,...", help="Numbers of ranks on this host. [default: 1,2, or 1 on a single GPU]")
 @click.option("--also", metavar="NAME,...", default="", help=f"More contestants: {', '.join(ALSO)}.")
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Timings of each contestant.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Intra-op threads of each rank.")
 @click.option(
-    "--predict",
-    "worlds",
-    metavar="N,...",
-    default="8,64,512",
+    "--against",
+    type=click.Choice(["all", "plain"]),
+    default="all",
     show_default=True,
-    help="Numbers of GPUs to predict for.",
+    help="plain: one rank's step and the plain loop alone, without their parts.",
 )
-@click.option(
-    "--global-batch", type=int, default=0, help="Predict for this global batch, instead of --batch on each GPU."
-)
-@click.option(
-    "--latency", type=float, default=10.0, show_default=True, help="Microseconds between GPUs, for the prediction."
-)
-@click.option(
-    "--bandwidth", type=float, default=25.0, show_default=True, help="GB/s that a GPU sends, for the prediction."
-)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Timings of each contestant.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Intra-op threads of each rank.")
+@click.option("--profile", type=click.Path(path_type=Path, file_okay=False), help="Write a Chrome trace of each stage.")
+@click.option("--steps", type=click.Path(path_type=Path), help="Measure nothing; predict from the steps in a .toml.")
+@click.option("--predict", metavar="N,...", help=f"Numbers of GPUs to predict for. [default with --steps: {WORLDS}]")
+@link_options
+@click.option("--per-host", type=click.IntRange(1), default=8, show_default=True, help="GPUs of a host.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of gan/config.py; repeatable."
 )
 @json_option
 @click.option("--rows", type=click.Path(path_type=Path), hidden=True)
 def main(**flags: Any) -> int:
-    """Measure the training step of each stage: computing, communicating, waiting for data; and predict many GPUs.
+    """Measure the training step of each preset and stage, and predict it for many GPUs.
 
-    Contestants take turns in the same processes: `joined` ranks sum their gradients, ranks `alone` do the same work but
-    do not communicate. Communication is the time that joined ranks take longer; "of alone" is the images per second
-    of all joined ranks, divided by those of all ranks alone.
+    On one rank our step takes turns with a plain loop (the same step in plain PyTorch: float32, NCHW, eager, Adam, EMA)
+    and with the step's convolutions and matrix products alone, whose speed is this machine's limit. On several ranks it
+    takes turns with ranks that do not communicate. Memory and the parts of a step are measured apart from that.
+
+    Penalties are the difference to a step without them. Peak memory is what a GPU has allocated, and on a CPU by how
+    much a new process grows.
     """
     end_with_parent()
-    config = read_config(flags)
-    worlds = numbers("--gpus", flags["gpus"])
-    stages = numbers("--stages", flags["stages"], least=0) if flags["stages"] else None
-    also = [name for name in flags["also"].split(",") if name]
-    if set(also) - set(ALSO):
-        raise UserError(f"--also={flags['also']}: known are {', '.join(ALSO)}")
-    configured(config)
-    dataset = ImageDataset(flags["data"]) if flags["data"] else None
-    images = image_format(dataset, config) if dataset else noise_format(flags["resolution"])
-    stages = stages or list(range(images.last + 1))
-    if max(stages) > images.last:
-        raise UserError(f"--stages={flags['stages']}: the last one is {images.last}")
+    names = [name for text in flags["presets"] or ("32",) for name in text.split(",") if name]
+    if flags["steps"]:
+        steps = read_steps(flags["steps"], read_config(names[0], flags, narrow=False))
+        save_rows(flags["json_path"], show_predictions(steps, flags))
+        return 0
+    cases = [read_case(name, flags, at) for name in names for at in read_sizes(flags["at"])]
     if "WORLD_SIZE" in os.environ:
-        ranks, rows = measure_stages(config, images, dataset, stages, also, flags["rounds"], flags["threads"])
-        if ranks.first:
-            leave_rows(rows, also, flags)
+        rows = measure(cases, distributed.start(), flags)
+        leave_rows(rows, flags)
         distributed.stop()
         distributed.end_rank()
+    worlds = numbers("--gpus", flags["gpus"] or ("1" if torch.cuda.device_count() == 1 else "1,2"))
     distributed.check_devices(max(worlds))
-    predicted = numbers("--predict", flags["worlds"])
     torch.set_num_threads(flags["threads"])
-    machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")) | {"clock": "wall time"}
+    machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    on_cpu_clock = machine["clock"] == "CPU time" and not flags["data"]  # see `step_contest.stopwatch`
+    machine["clock"] = "CPU time of one rank, wall time of several" if on_cpu_clock else "wall time"
     click.echo(machine_line(machine))
-    measured = [row for world in worlds for row in start_ranks(world, flags)]
-    click.echo(text_table([table_row(row, also) for row in measured]) + "\n")
-    slots = math.inf if machine["device"] == "cuda" else machine["cores"] / flags["threads"]
-    report: dict[str, Any] = {"machine": machine, "config": asdict(config), "measured": measured}
-    costs = {row["stage"]: step_cost(row) for row in measured if row["gpus"] == 1}
-    if costs:
-        report |= {"assumptions": ASSUMPTIONS, "slots": slots, "checks": check_model(measured, costs, slots)}
-        link = Link(flags["latency"] / 1e6, flags["bandwidth"] * 1e9)
-        ones = [row for row in measured if row["gpus"] == 1]
-        report["predictions"] = list(extrapolate(ones, predicted, flags, link))
-        show_model(report, flags)
+    for case in cases:
+        if 1 in worlds and (reason := obstacle(case.config)):
+            click.echo(f"preset {case.preset}: there is no plain loop with {reason}")
+    alone = Ranks(device=torch.device(machine["device"]))
+    rows = [row for w in worlds for row in (measure(cases, alone, flags) if w == 1 else start_ranks(w, flags))]
+    show(rows, flags)
+    for line in in_short(rows):
+        click.echo(line)
+    report = {"machine": machine, "configs": {case.preset: asdict(case.config) for case in cases}, "measured": rows}
+    if flags["predict"]:
+        report |= show_predictions([measured_step(row) for row in rows if row["gpus"] == 1], flags)
     save_rows(flags["json_path"], report)
     return 0
 
@@ -119,109 +131,162 @@ def numbers(what: str, text: str, least: int = 1) -> list[int]:
     return values
 
 
-def read_config(flags: Mapping[str, Any]) -> TrainConfig:
-    """The preset and --set, at one resolution after the other without fading."""
+def read_sizes(text: str | None) -> list[tuple[int, int] | None]:
+    """ "32/256,64/128" -> pairs of a resolution and a batch; [None] without a text. UserError for anything else."""
+    if not text:
+        return [None]
+    pairs: list[tuple[int, int] | None] = []
+    try:
+        for part in text.split(","):
+            side, batch = (int(number) for number in part.split("/"))
+            pairs.append((side, batch))
+            if batch < 1:
+                raise ValueError
+    except ValueError:
+        raise UserError(f"--at={text}: write resolutions with batches, as in --at=32/256,64/128") from None
+    return pairs
+
+
+def read_config(preset: str, flags: Mapping[str, Any], narrow: bool = True) -> TrainConfig:
+    """The preset and --set, at one resolution after the other without fading. narrow: fewer channels on a CPU."""
     values = dict(parse_assignment(text) for text in flags["assignments"])
-    if not torch.cuda.is_available() and not {"network.widths", "network.channel_max"} & values.keys():
+    given = read_preset(preset)
+    if narrow and not torch.cuda.is_available() and not {"network.widths", "network.channel_max"} & {*values, *given}:
         values["network.channel_max"] = NARROW
     wanted = {"batch": flags["batch"], "growth.mode": "none", "growth.shares": ()}
-    return override(override(TrainConfig(), read_preset(flags["preset"]) | wanted), values)
+    return override(override(TrainConfig(), given | wanted), values)
 
 
-def start_ranks(world: int, flags: Mapping[str, Any]) -> list[StageTimes]:
+def read_case(preset: str, flags: Mapping[str, Any], at: tuple[int, int] | None = None) -> Case:
+    """One preset with its images and stages, or with its last stage and a batch `at` some resolution. Raises UserError
+    for what does not fit."""
+    if at:
+        side, batch = at
+        last = noise_format(side).last
+        case = read_case(preset, {**flags, "resolution": side, "batch": batch, "stages": str(last)})
+        return replace(case, preset=f"{preset}, batch {batch}")  # the name by which a report tells cases apart
+    config = read_config(preset, flags)
+    also = names_of(flags["also"])
+    if set(also) - set(ALSO):
+        raise UserError(f"--also={flags['also']}: known are {', '.join(ALSO)}")
+    configured(config)
+    dataset = ImageDataset(flags["data"]) if flags["data"] else None
+    if dataset:
+        images = image_format(dataset, config)
+    else:
+        widths = config.network.widths
+        usual = 4 << (len(widths) - 1) if widths else int(preset) if preset.isdigit() else 32
+        images = noise_format(flags["resolution"] or usual)
+    network_widths(config, images)
+    stages = numbers("--stages", flags["stages"], least=0) if flags["stages"] else range(images.last + 1)
+    if max(stages) > images.last:
+        raise UserError(f"--stages={flags['stages']}: the last one is {images.last}")
+    return Case(preset, config, images, tuple(stages), dataset)
+
+
+def names_of(text: str) -> list[str]:
+    """The names in "a,b"."""
+    return [name for name in text.split(",") if name]
+
+
+def measure(cases: Sequence[Case], ranks: Ranks, flags: Mapping[str, Any]) -> list[Row]:
+    """All stages of all presets, on this rank and those it is joined with."""
+    distributed.set_threads(flags["threads"])
+    distributed.set_precision(ranks, any(case.config.distributed.deterministic for case in cases))
+    on_cpu = ranks.world == 1 and ranks.device.type == "cpu"
+    grown = peak_bytes(cases, flags["threads"]) if on_cpu else {}
+    rows = [measure_stage(case, ranks, stage, flags) for case in cases for stage in case.stages]
+    return [row | {"peak_bytes": grown.get((row["preset"], row["stage"]), row["peak_bytes"])} for row in rows]
+
+
+def measure_stage(case: Case, ranks: Ranks, stage: int, flags: Mapping[str, Any]) -> Row:
+    """One stage: the contest, and then what must not disturb it."""
+    with ExitStack() as stack:
+        only = PLAIN if flags["against"] == "plain" else None
+        outcome = hold_contest(case, ranks, stage, names_of(flags["also"]), flags["rounds"], stack, only)
+        row = stage_row(outcome, case, ranks, stage)
+        ours = outcome.contestants["ours"]
+        file = trace_file(flags["profile"], row, ranks)
+        busy = trace(ours, file) if file or ranks.device.type == "cuda" else None
+        row |= {"gpu_busy": busy, "peak_bytes": outcome.peak_bytes}
+        if ranks.world > 1:
+            return row | {"sums": time_sums(row["messages"], ranks.device)}
+        if only:
+            return row
+        return row | {"flops": outcome.contestants[PRODUCTS].flops, "part_shares": time_parts(outcome.eager)}
+
+
+def trace_file(folder: Path | None, row: Row, ranks: Ranks) -> Path | None:
+    """Where the trace of a stage goes."""
+    name = f"{Path(row['preset']).stem}-{row['size']}-gpus{ranks.world}-rank{ranks.rank}.json"
+    return folder / name if folder else None
+
+
+def start_ranks(world: int, flags: Mapping[str, Any]) -> list[Row]:
     """Measure on so many ranks of this host -> a row per stage."""
-    passed = ("preset", "resolution", "batch", "data", "stages", "also", "rounds", "threads")
+    passed = ("resolution", "batch", "at", "data", "stages", "also", "rounds", "threads", "profile")
     arguments = [f"--{name}={flags[name]}" for name in passed if flags[name] not in (None, "")]
+    arguments += [f"--preset={name}" for name in flags["presets"]] + [f"--set={text}" for text in flags["assignments"]]
     with tempfile.TemporaryDirectory(prefix="saddle-step-") as folder:
         rows = Path(folder) / "rows"
-        given = [*arguments, *(f"--set={text}" for text in flags["assignments"]), f"--rows={rows}"]
-        if call(torchrun(world, "launch.benchmark.step_benchmark", given), world) or not rows.exists():
+        command = torchrun(world, "launch.benchmark.step_benchmark", [*arguments, f"--rows={rows}"])
+        if call(command, world) or not rows.exists():
             raise UserError(f"--gpus={world}: the ranks did not finish; what they said is above")
         return torch.load(rows, weights_only=True)
 
 
-def leave_rows(rows: Sequence[StageTimes], also: Sequence[str], flags: Mapping[str, Any]) -> None:
-    """Of rank 0: for the command that started it, or as the table where torchrun was called by hand."""
+def leave_rows(rows: Sequence[Row], flags: Mapping[str, Any]) -> None:
+    """Of rank 0: for the command that started it, or as tables where torchrun was called by hand."""
+    if int(os.environ["RANK"]):
+        return
     if flags["rows"]:
         torch.save(rows, flags["rows"])
         return
-    click.echo(text_table([table_row(row, also) for row in rows]))
+    show(rows, flags)
     save_rows(flags["json_path"], {"measured": rows})
 
 
-def table_row(row: StageTimes, also: Sequence[str]) -> dict[str, Any]:
-    """A stage's times for people."""
-    joined = row["ms"]["joined"]
-    alone = row["ms"]["alone"]
-    cells = {
-        "gpus": row["gpus"],
-        "stage": row["size"],
-        "step ms": round(joined, 1),
-        "compute ms": round(alone, 1),
-        "communication ms": round(max(joined - alone, 0.0), 1),
-        "data wait ms": round(row["data_wait_ms"], 2),
-        "MB summed": round(sum(row["messages"]) / 1e6, 3),
-        "img/s": round(row["images_per_second"], 1),
-        "of alone": f"{row['of_alone']:.3f}",
-    }
-    return cells | {f"{name} / joined": f"{row['over_joined'][name]:.2f}" for name in also}
+def show(rows: Sequence[Row], flags: Mapping[str, Any]) -> None:
+    """Everything that was measured, as tables."""
+    ones = [row for row in rows if row["gpus"] == 1]
+    several = [row for row in rows if row["gpus"] > 1]
+    if ones:
+        click.echo(text_table([speed_row(row) for row in ones]))
+    if ones and flags["against"] == "all":
+        click.echo("\nmilliseconds of a step:\n" + text_table([parts_row(row) for row in ones]))
+    if several:
+        click.echo("\nseveral ranks, with the step that the model expects (alone + sums alone):")
+        click.echo(text_table([ranks_row(row, names_of(flags["also"])) for row in several]))
 
 
-def step_cost(row: StageTimes) -> StepCost:
-    """What one rank alone takes, from its whole batch and half of it."""
-    points = [(row["shares"][name], row["ms"][name] / 1e3) for name in ("half", "alone")]
-    fixed, per_sample = line(*points) if points[0][0] < points[1][0] else (0.0, points[1][1] / points[1][0])
-    return StepCost(fixed, per_sample, tuple(row["messages"]))
+def measured_step(row: Row) -> Step:
+    """What the model needs of a row of one rank."""
+    return Step(row["size"], row["share"], row["ms"]["ours"] / 1e3, tuple(row["messages"]))
 
 
-def check_model(measured: Sequence[StageTimes], costs: Mapping[int, StepCost], slots: float) -> list[dict[str, Any]]:
-    """Steps of several local ranks, predicted from one rank's, beside what they took."""
-    rows = []
-    for row in measured:
-        if row["gpus"] == 1 or row["stage"] not in costs:
-            continue
-        small, large, size = row["link"]
-        link = measure_link(small, large, size, row["gpus"])
-        guess = predict(costs[row["stage"]], row["gpus"], row["shares"]["joined"], link, slots)
-        step = 1e3 * guess.seconds
-        took = row["ms"]["joined"]
-        cells = {"gpus": row["gpus"], "stage": row["size"], "predicted ms": round(step, 1), "took ms": round(took, 1)}
-        rows.append(cells | {"off by": f"{step / took - 1:+.0%}", "link us": round(link.latency * 1e6),
-                             "link GB/s": round(link.bandwidth / 1e9, 2)})  # fmt: skip
-    return rows
-
-
-def extrapolate(
-    rows: Sequence[StageTimes], worlds: Sequence[int], flags: Mapping[str, Any], link: Link
-) -> Iterator[dict[str, Any]]:
-    """A row for each stage and number of GPUs; efficiency is of the images per second of one rank with --batch."""
-    for row in rows:
-        cost = step_cost(row)
-        best = flags["batch"] / predict(cost, 1, flags["batch"], link).seconds
-        for world in worlds:
-            share = flags["global_batch"] / world if flags["global_batch"] else flags["batch"]
-            guess = predict(cost, world, share, link)
-            yield {
-                "stage": row["size"],
-                "gpus": world,
-                "samples each": share,
-                "compute ms": round(1e3 * guess.compute, 2),
-                "communication ms": round(1e3 * guess.communication, 3),
-                "img/s": round(world * share / guess.seconds),
-                "efficiency": round(share / guess.seconds / best, 3),
-            }
-
-
-def show_model(report: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
-    """The model's checks, predictions and assumptions."""
-    if report["checks"]:
-        click.echo(f"the model against what was measured here, {report['slots']:g} ranks computing at a time:")
-        click.echo(text_table(report["checks"]) + "\n")
-    apart = f"{flags['latency']:g} us and {flags['bandwidth']:g} GB/s apart"
-    click.echo(f"predicted for GPUs that each compute as one rank does here, {apart}:")
-    click.echo(text_table(report["predictions"]))
+def show_predictions(steps: Sequence[Step], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Print the predictions and what they assume -> the same for programs."""
+    if not steps:
+        raise UserError("--predict needs steps of one rank: add --gpus=1, or --steps=FILE")
+    inside, between = (read_link(f"--{name}", flags[name]) for name, _, _ in FABRIC)
+    fabric = Fabric(inside, between, flags["per_host"])
+    rows = list(prediction_rows(steps, numbers("--predict", flags["predict"] or WORLDS), fabric))
+    click.echo(f"\npredicted for GPUs that compute like this one, {flags['per_host']} to a host:")
+    click.echo(text_table(rows))
     for assumption in ASSUMPTIONS:
         click.echo(f"assumed: {assumption}")
+    return {"fabric": asdict(fabric), "assumptions": ASSUMPTIONS, "predictions": rows}
+
+
+def read_link(what: str, text: str) -> Link:
+    """ "10,200", microseconds and GB/s. UserError for anything else."""
+    try:
+        latency, bandwidth = (float(part) for part in text.split(","))
+        if latency < 0 or bandwidth <= 0:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"{what}={text}: write microseconds and GB/s, as in {what}=10,200") from None
+    return Link(latency / 1e6, bandwidth * 1e9)
 
 
 if __name__ == "__main__":

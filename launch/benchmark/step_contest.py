@@ -1,10 +1,10 @@
-"""One rank of `saddle benchmark step`: ranks that sum their gradients, and ranks that do not, in turns."""
+"""Steps of one stage in turns: ours, those of the plain loop, and those of ranks that do not communicate."""
 
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count, repeat
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from data.dataset import ImageDataset
 from data.loader import load
-from gan.config import TrainConfig, override
+from gan.config import TrainConfig, override, settings
 from gan.errors import UserError
 from gan.families import build_task
 from gan.methods.pairs import configured
@@ -23,51 +23,87 @@ from gan.ranks import distributed
 from gan.ranks.distributed import Ranks
 from gan.ranks.statistics import Statistics
 from gan.run.loop import to_device
+from gan.run.stepper import WARM_UP, Stepper
 from gan.schedules import build_schedule, moment
 from gan.state import Batch, Task, initial_state
-from gan.trainer import train_step
+from launch.benchmark.plain_loop import PlainLoop, obstacle
+from launch.benchmark.step_work import Product, Work, flops_of, seconds_alone
 
-ALSO: dict[str, dict[str, Any]] = {  # contestant -> what it changes in a joined one
+ALSO: dict[str, dict[str, Any]] = {  # contestant -> what it changes in ours
     "exact": {"distributed.exact": True},
-    "bf16": {"distributed.compress": "bf16"},
+    "bf16 sums": {"distributed.compress": "bf16"},
 }
-LARGE = 4 * 2**20  # bytes of the larger sum that the link is measured by
+GRAPHS = "run.graphs"
+BARE = "no penalty"
+PLAIN = ("ours", "plain")  # who takes part with --against=plain
+PRODUCTS = "products alone"
 SECONDS = 0.3  # a sample should last
+SUMS = 20  # timings of each sum over ranks
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured of one preset."""
+
+    preset: str
+    config: TrainConfig
+    images: ImageFormat
+    stages: tuple[int, ...]
+    dataset: ImageDataset | None = None
 
 
 class Contestant:
-    """A training state of its own, that takes steps of one stage."""
+    """Takes steps of one stage, and knows how long it waited for their data."""
 
-    def __init__(self, task: Task, stage: int, dataset: ImageDataset | None) -> None:
+    def __init__(self, task: Task, stage: int, dataset: ImageDataset | None = None) -> None:
         self.task = task
         self.batches = feed(task, stage, dataset)
-        self.state = initial_state(task)
-        self.now = replace(moment(task.schedule, 0), stage=stage)
-        self.share = task.samples(0)[1]
+        self.share = task.samples(0)[1]  # samples of this rank in a step
+        self.period = math.lcm(task.config.regularizer.every, task.config.optimizer.n_critic)
+        self.now = stopwatch(task.ranks, dataset)
+        self.warm_up = self.period  # steps in which libraries choose and allocate what they need
         self.steps = 0
-        self.waited = 0.0  # seconds, for data
+        self.waited = 0.0  # seconds
 
     def step(self) -> None:
         """One step on the next batch."""
         begin = time.perf_counter()
-        images, labels = to_device(next(self.batches), self.task)
+        images, _ = to_device(next(self.batches), self.task)
         self.waited += time.perf_counter() - begin
-        now = replace(self.now, step=self.steps, images_seen=self.steps * self.task.config.batch)
-        train_step(self.state, self.task, now, images, labels, Statistics())
+        self.train(images)
         self.steps += 1
+
+    def train(self, images: torch.Tensor) -> None:
+        """The step itself; images: uint8 [n, H, W, C]."""
+        raise NotImplementedError
 
     def sample(self, steps: int) -> float:
         """Seconds of a step, the mean of so many; all ranks begin together."""
         wait_for_all(self.task.ranks.device)
-        begin = time.perf_counter()
+        begin = self.now()
         for _ in range(steps):
             self.step()
-        if self.task.ranks.device.type == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - begin) / steps
+        finish(self.task.ranks.device)
+        return (self.now() - begin) / steps
+
+
+class Ours(Contestant):
+    """The step that `saddle train` takes."""
+
+    def __init__(self, task: Task, stage: int, dataset: ImageDataset | None = None) -> None:
+        super().__init__(task, stage, dataset)
+        self.state = initial_state(task)
+        self.stepper = Stepper(self.state, task, Statistics(), print)  # it says if steps could not be captured
+        self.moment = replace(moment(task.schedule, 0), stage=stage)
+        self.warm_up = self.period * (WARM_UP + 1)  # graphs are captured then
+
+    def train(self, images: torch.Tensor) -> None:
+        """See Contestant."""
+        now = replace(self.moment, step=self.steps, images_seen=self.steps * self.task.config.batch)
+        self.stepper.step(now, images, None)
 
     def messages(self) -> list[float]:
-        """Bytes of D's and of G's sum, mean over steps."""
+        """Bytes of D's and of G's sum over ranks, mean over steps."""
         sizes = []
         for name, every in (("D", 1), ("G", self.task.config.optimizer.n_critic)):
             gradients = [p.grad for p in self.state.networks[name].parameters() if p.grad is not None]
@@ -75,22 +111,41 @@ class Contestant:
         return sizes
 
 
-def measure_stages(
-    config: TrainConfig,
-    images: ImageFormat,
-    dataset: ImageDataset | None,
-    stages: Sequence[int],
-    also: Sequence[str],
-    rounds: int,
-    threads: int,
-) -> tuple[Ranks, list[dict[str, Any]]]:
-    """Measure on the ranks that torchrun started -> (this one, a row per stage)."""
-    ranks = distributed.start()
-    distributed.set_threads(threads)
-    distributed.set_precision(ranks, config.distributed.deterministic)
-    link = time_link(ranks) if ranks.world > 1 else None
-    rows = [measure_stage(config, images, ranks, stage, also, rounds, dataset) for stage in stages]
-    return ranks, [{**row, "link": link} for row in rows]
+class Plain(Contestant):
+    """The same step as one would write it without us."""
+
+    def __init__(self, task: Task, stage: int, dataset: ImageDataset | None = None) -> None:
+        super().__init__(task, stage, dataset)
+        self.loop = PlainLoop(task.config, task.images, stage, task.ranks.device)
+
+    def train(self, images: torch.Tensor) -> None:
+        """See Contestant."""
+        shape = (2, len(images), self.task.config.network.z_dim)
+        self.loop.step(images, *torch.randn(shape, device=images.device))
+
+
+class Products(Contestant):
+    """The convolutions and matrix products of another contestant's steps and nothing else: what this machine can do."""
+
+    def __init__(self, who: Contestant, stage: int) -> None:
+        super().__init__(who.task, stage)
+        with Work() as work:
+            for _ in range(self.period):
+                who.step()
+        self.products: dict[Product, int] = dict(work.products)
+        self.flops = flops_of(work.products) / self.period  # of a step
+
+    def sample(self, steps: int) -> float:
+        """See Contestant; however many steps, it makes those products once that it has seen."""
+        return seconds_alone(self.products, self.task.ranks.device) / self.period
+
+
+def stopwatch(ranks: Ranks, dataset: ImageDataset | None) -> Callable[[], float]:
+    """The clock of a step: for one rank of one thread on a CPU the CPU time, which other jobs disturb less. Not where
+    other threads of the process read a dataset."""
+    on_cpu = ranks.device.type == "cpu" and torch.get_num_threads() == 1
+    alone = ranks.world == 1 and not dist.is_initialized() and not dataset
+    return time.process_time if alone and on_cpu else time.perf_counter
 
 
 def noise_format(resolution: int) -> ImageFormat:
@@ -99,34 +154,6 @@ def noise_format(resolution: int) -> ImageFormat:
     if last < 0 or 4 * 2**last != resolution:
         raise UserError(f"--resolution={resolution} is not 4, 8, 16, ...")
     return ImageFormat(channels=3, base=(4, 4), last=last, class_names=(), dataset_hash="noise")
-
-
-def measure_stage(
-    config: TrainConfig,
-    images: ImageFormat,
-    ranks: Ranks,
-    stage: int,
-    also: Sequence[str],
-    rounds: int,
-    dataset: ImageDataset | None,
-) -> dict[str, Any]:
-    """Every contestant in turn, in rounds that begin with another one each."""
-    block = math.lcm(config.distributed.group, configured(config)[0].group)
-    half = max(config.batch // 2 // block, 1) * block
-    joined = replace(config, batch=config.batch * ranks.world)
-    apart = Ranks(device=ranks.device)
-    who = {"joined": (joined, ranks), "alone": (config, apart)}
-    if ranks.world == 1:
-        who["half"] = replace(config, batch=half), apart
-    who |= {name: (override(joined, ALSO[name]), ranks) for name in also}
-    with ExitStack() as stack:
-        contestants = {}
-        for name, (its, place) in who.items():
-            task = build_task(its, build_schedule(its, images.last), images, place)
-            contestants[name] = Contestant(task, stage, dataset)
-            stack.enter_context(closing(contestants[name].batches))
-        seconds = take_turns(contestants, config, rounds)
-    return stage_row(contestants, seconds, images, ranks, stage)
 
 
 def feed(task: Task, stage: int, dataset: ImageDataset | None) -> Generator[Batch, None, None]:
@@ -139,12 +166,85 @@ def feed(task: Task, stage: int, dataset: ImageDataset | None) -> Generator[Batc
     return ((noise, None) for _ in repeat(None))
 
 
-def take_turns(contestants: Mapping[str, Contestant], config: TrainConfig, rounds: int) -> dict[str, list[float]]:
-    """Samples of each, seconds of a step, in turns. A sample holds whole periods of lazy penalties and of n_critic."""
-    period = math.lcm(config.regularizer.every, config.optimizer.n_critic)
+def line_up(case: Case, ranks: Ranks, also: Iterable[str]) -> dict[str, tuple[type[Contestant], TrainConfig, Ranks]]:
+    """Who takes part: ours; for one rank also the plain loop, and ours without a penalty, which shows what that costs;
+    for several also ours without communication."""
+    config = case.config
+    joined = replace(config, batch=config.batch * ranks.world)
+    apart = Ranks(device=ranks.device)
+    who: dict[str, tuple[type[Contestant], TrainConfig, Ranks]] = {"ours": (Ours, joined, ranks)}
+    if ranks.world > 1:
+        who["alone"] = (Ours, config, apart)
+    else:
+        if not obstacle(config):
+            who["plain"] = (Plain, config, apart)
+        regularizer = configured(config)[1]
+        if regularizer.on_critic and regularizer.is_penalty:
+            who[BARE] = (Ours, override(config, {"regularizer.name": "none"}), apart)
+    return who | {name: (Ours, override(joined, ALSO[name]), ranks) for name in also}
+
+
+def build(what: tuple[type[Contestant], TrainConfig, Ranks], case: Case, stage: int) -> Contestant:
+    """One of `line_up`, ready for its first step."""
+    kind, config, ranks = what
+    return kind(build_task(config, build_schedule(config, case.images.last), case.images, ranks), stage, case.dataset)
+
+
+def without_graphs(config: TrainConfig) -> TrainConfig:
+    """The same, but steps are not captured as CUDA graphs, where the configuration knows these."""
+    return override(config, {GRAPHS: "0"}) if GRAPHS in settings() else config
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of the contestants of one stage: seconds of a step in each round, and the peak of GPU memory where there is one.
+    They can still take steps."""
+
+    contestants: dict[str, Any]
+    seconds: dict[str, list[float]]
+    peak_bytes: dict[str, int]
+    eager: Any  # ours, whose step is a sequence of calls that can be counted and watched; None beside the plain loop
+
+
+def hold_contest(
+    case: Case,
+    ranks: Ranks,
+    stage: int,
+    also: Iterable[str],
+    rounds: int,
+    stack: ExitStack,
+    only: Collection[str] | None = None,
+) -> Outcome:
+    """Build all contestants of a stage, or `only` some, and let them take turns. `stack` closes what they read from."""
+    contestants: dict[str, Contestant] = {}
+    peaks = {}
+    for name, what in line_up(case, ranks, also).items():
+        if only and name not in only:
+            continue
+        before = reset_peak(ranks.device)
+        contestants[name] = build(what, case, stage)
+        stack.enter_context(closing(contestants[name].batches))
+        contestants[name].sample(contestants[name].warm_up)
+        if ranks.device.type == "cuda":
+            peaks[name] = torch.cuda.max_memory_allocated() - before
+    if only:
+        return Outcome(contestants, take_turns(contestants, rounds), peaks, None)
+    eager = contestants["ours"]
+    kind, config, place = line_up(case, ranks, ())["ours"]
+    if without_graphs(config) != config:
+        eager = build((kind, without_graphs(config), place), case, stage)
+        stack.enter_context(closing(eager.batches))
+    if ranks.world == 1:
+        contestants[PRODUCTS] = Products(eager, stage)
+    return Outcome(contestants, take_turns(contestants, rounds), peaks, eager)
+
+
+def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[float]]:
+    """Samples of each, seconds of a step, in rounds that begin with another one each. A sample holds whole periods of
+    lazy penalties and of n_critic."""
+    period = math.lcm(*(contestant.period for contestant in contestants.values()))
     lengths = {}
     for name, contestant in contestants.items():
-        contestant.sample(period)  # what is done once
         took = distributed.from_first(contestant.sample(period))
         lengths[name] = period * max(round(SECONDS / took / period), 1)
         contestant.waited = contestant.steps = 0
@@ -156,34 +256,28 @@ def take_turns(contestants: Mapping[str, Contestant], config: TrainConfig, round
     return samples
 
 
-def stage_row(
-    contestants: Mapping[str, Contestant],
-    seconds: Mapping[str, list[float]],
-    images: ImageFormat,
-    ranks: Ranks,
-    stage: int,
-) -> dict[str, Any]:
-    """What is reported of a stage.
+def stage_row(outcome: Outcome, case: Case, ranks: Ranks, stage: int) -> dict[str, Any]:
+    """What is reported of a stage on any number of ranks.
 
     Times are those of the fastest tenth of the rounds, because other jobs of the machine can only slow a step down;
     ratios are medians over rounds of the ratio within a round.
     """
-    shares = {name: contestant.share for name, contestant in contestants.items()}
+    contestants = outcome.contestants
+    ours = contestants["ours"]
     # Of all ranks together, images per second in each round.
-    speeds = {name: rates(shares[name], seconds[name], ranks.device) for name in contestants}
-    joined = contestants["joined"]
-    times = {name: 1e3 * shares[name] * ranks.world / float(np.quantile(rate, 0.9)) for name, rate in speeds.items()}
+    speeds = {name: rates(who.share, outcome.seconds[name], ranks.device) for name, who in contestants.items()}
+    best = {name: float(np.quantile(rate, 0.9)) for name, rate in speeds.items()}
     return {
+        "preset": case.preset,
         "gpus": ranks.world,
         "stage": stage,
-        "size": images.size_name(stage),
-        "shares": shares,
-        "ms": times,
-        "messages": joined.messages(),
-        "data_wait_ms": 1e3 * joined.waited / joined.steps,
-        "images_per_second": float(np.quantile(speeds["joined"], 0.9)),
-        "of_alone": float(np.median(speeds["joined"] / speeds["alone"])),
-        "over_joined": {name: float(np.median(speeds["joined"] / speeds[name])) for name in contestants},
+        "size": case.images.size_name(stage),
+        "share": ours.share,
+        "ms": {name: 1e3 * ours.share * ranks.world / rate for name, rate in best.items()},
+        "messages": ours.messages(),
+        "data_wait_ms": 1e3 * ours.waited / ours.steps,
+        "images_per_second": best["ours"],
+        "times_as_fast_as": {name: float(np.median(speeds["ours"] / speeds[name])) for name in contestants},
     }
 
 
@@ -193,25 +287,38 @@ def rates(share: int, seconds: list[float], device: torch.device) -> np.ndarray:
     return distributed.sum_over_ranks(mine.to(device)).cpu().numpy()
 
 
-def time_link(ranks: Ranks) -> tuple[float, float, float]:
-    """(seconds of a sum of one number, of one of LARGE bytes, LARGE), medians of the slowest rank's."""
+def time_sums(sizes: list[float], device: torch.device) -> list[float]:
+    """Seconds that a sum over ranks of so many bytes takes each, while nothing is computed: medians, of rank 0."""
     medians = []
-    for size in (1, LARGE // 4):
-        values = torch.zeros(size, device=ranks.device)
+    for size in sizes:
+        values = torch.zeros(max(round(size / 4), 1), device=device)
         samples = []
-        for _ in range(20):
-            wait_for_all(ranks.device)
+        for _ in range(SUMS):
+            wait_for_all(device)
             begin = time.perf_counter()
             distributed.sum_over_ranks(values)
-            if ranks.device.type == "cuda":
-                torch.cuda.synchronize()
+            finish(device)
             samples.append(time.perf_counter() - begin)
         medians.append(float(np.median(samples)))
-    return (*distributed.from_first(medians), float(LARGE))
+    return distributed.from_first(medians)
+
+
+def reset_peak(device: torch.device) -> int:
+    """Start to look for the peak of a GPU's memory -> bytes that are allocated already."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def finish(device: torch.device) -> None:
+    """Until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def wait_for_all(device: torch.device) -> None:
     """Until every rank is here and its device idle."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    dist.barrier()
+    finish(device)
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,69 +1,136 @@
-"""How long a step takes on many ranks, from what it takes on one and from what the link between them can do."""
+"""How long a step takes on many GPUs, from what it takes on one and from what links them.
 
+The step of one GPU is measured. The model adds the sums of the gradients, which wait for the backward pass to end. It
+is checked on the ranks of one host (`local_step`): their step is what they take to compute at the same time without
+communication, plus what the sums take while nothing is computed.
+"""
+
+import math
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
+from gan.config import TrainConfig
+from gan.errors import UserError
+from gan.families import find_family
+from gan.networks import ImageFormat, stage_of
+from gan.state import build_networks
+
+WANTED = 0.93  # efficiency, of the images per second that as many separate GPUs would reach
 ASSUMPTIONS = (
-    "compute: fixed + per_sample x batch of a rank, a line through two batches measured on one rank alone; more ranks "
-    "on a host than cores / threads share them evenly",
-    "communication: one sum of D's gradients and one of G's, each the faster of a ring, 2 (N-1) latency + 2 (N-1)/N "
-    "bytes / bandwidth, and a tree, 2 ceil(log2 N) latency + 2 bytes / bandwidth; none of it overlaps with compute",
-    "one latency and one bandwidth for every pair of ranks: take those of the slowest link; nothing else uses it",
-    "no rank is slower than another, data is ready in time, caches and memory are not shared between ranks",
+    "compute: each GPU takes as long as the one measured with that batch; none is slower, data is ready in time",
+    "communication: one sum of D's float32 gradients and one of G's, none of it hidden behind the backward passes",
+    "inside a host each sum is a ring, 2 (n-1) (latency + bytes / n / bandwidth) for n GPUs",
+    "between hosts, GPU k of every host sums the k-th part of the bytes with the others, each over a network adapter "
+    "of its own, by the faster of a ring and a tree, 2 ceil(log2 hosts) latency + 2 bytes / bandwidth",
+    f"batch for {WANTED}: where the efficiency is below, the batch that would reach it if time grew in proportion",
 )
 
 
 @dataclass(frozen=True)
 class Link:
-    """Between any two ranks."""
+    """Between two GPUs."""
 
     latency: float  # seconds from one to the next
-    bandwidth: float  # bytes per second that a rank sends, and as much that it receives
+    bandwidth: float  # bytes per second that a GPU sends, and as much that it receives
 
 
 @dataclass(frozen=True)
-class StepCost:
-    """Of one stage, on one rank alone."""
+class Fabric:
+    """What GPUs are joined by."""
 
-    fixed: float  # seconds, whatever the batch
-    per_sample: float  # seconds
-    messages: tuple[float, ...]  # bytes of each sum over ranks, mean over steps
+    inside: Link
+    between: Link  # of hosts
+    per_host: int  # GPUs
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Of one step."""
+class Step:
+    """Of one stage, on one GPU."""
 
-    compute: float  # seconds
-    communication: float  # seconds, all of it exposed
-
-    @property
-    def seconds(self) -> float:
-        return self.compute + self.communication
-
-
-def line(small: tuple[float, float], large: tuple[float, float]) -> tuple[float, float]:
-    """(fixed, per_sample) of the line through two (batch, seconds); through the larger, neither negative, where noise
-    would make it so."""
-    slope = (large[1] - small[1]) / (large[0] - small[0])
-    per_sample = min(max(slope, 0.0), large[1] / large[0])
-    return large[1] - per_sample * large[0], per_sample
+    size: str
+    batch: int
+    seconds: float
+    messages: tuple[float, ...]  # bytes of each sum over ranks
+    measured: bool = True  # or else estimated
 
 
-def all_reduce_seconds(size: float, ranks: int, link: Link) -> float:
-    """To sum `size` bytes over `ranks` so that all have the sum."""
-    hops = (ranks - 1).bit_length()
-    ring = 2 * (ranks - 1) * (link.latency + size / ranks / link.bandwidth)
-    tree = 2 * hops * link.latency + 2 * size / link.bandwidth
-    return min(ring, tree) if ranks > 1 else 0.0
+def ring_seconds(size: float, ranks: int, link: Link) -> float:
+    """To sum `size` bytes over ranks so that all have the sum, each passing on pieces to the next."""
+    return 2 * (ranks - 1) * (link.latency + size / ranks / link.bandwidth)
 
 
-def predict(cost: StepCost, ranks: int, share: float, link: Link, slots: float = float("inf")) -> Prediction:
-    """A step of `ranks` that have `share` samples each. slots: how many of them can compute at the same time."""
-    compute = (cost.fixed + cost.per_sample * share) * max(ranks / slots, 1)
-    return Prediction(compute, sum(all_reduce_seconds(size, ranks, link) for size in cost.messages))
+def tree_seconds(size: float, ranks: int, link: Link) -> float:
+    """The same up a tree and down again."""
+    return 2 * (ranks - 1).bit_length() * link.latency + 2 * size / link.bandwidth
 
 
-def measure_link(small: float, large: float, size: float, ranks: int) -> Link:
-    """From the seconds that sums of nearly nothing and of `size` bytes took: what makes `all_reduce_seconds` say so."""
-    hops = min(2 * (ranks - 1), 2 * (ranks - 1).bit_length())
-    return Link(small / hops, 2 * (ranks - 1) / ranks * size / max(large - small, 1e-9))
+def sum_seconds(size: float, gpus: int, fabric: Fabric) -> float:
+    """To sum `size` bytes over GPUs so that all have the sum: inside each host, and between hosts if there are several.
+    Hosts are full, or there is only one."""
+    inside = min(gpus, fabric.per_host)
+    hosts = math.ceil(gpus / fabric.per_host)
+    seconds = ring_seconds(size, inside, fabric.inside)
+    if hosts > 1:
+        piece = size / inside
+        seconds += min(ring_seconds(piece, hosts, fabric.between), tree_seconds(piece, hosts, fabric.between))
+    return seconds
+
+
+def communication(step: Step, gpus: int, fabric: Fabric) -> float:
+    """Seconds of all sums of a step."""
+    return sum(sum_seconds(size, gpus, fabric) for size in step.messages)
+
+
+def efficiency(step: Step, gpus: int, fabric: Fabric) -> float:
+    """Images per second of all GPUs, over those that as many separate ones would reach."""
+    return step.seconds / (step.seconds + communication(step, gpus, fabric))
+
+
+def batch_for(wanted: float, step: Step, gpus: int, fabric: Fabric) -> int:
+    """The batch of each GPU at which the efficiency is `wanted`, if compute takes time in proportion to it."""
+    needed = communication(step, gpus, fabric) * wanted / (1 - wanted)
+    return math.ceil(step.batch * needed / step.seconds)
+
+
+def local_step(alone: float, sums: float) -> float:
+    """Seconds of a step of ranks on one host. alone: what each takes while all compute and none communicates, so that
+    they share cores, caches and memory as they will; sums: what the sums over them take while nothing is computed."""
+    return alone + sums
+
+
+def message_sizes(config: TrainConfig, images: ImageFormat) -> tuple[float, ...]:
+    """Bytes of D's and of G's gradients at the last stage, in float32."""
+    networks = build_networks(find_family(config), config, images)
+
+    def trains(name: str) -> bool:
+        return "_image." not in name or stage_of(name) == images.last
+
+    return tuple(
+        4.0 * sum(p.numel() for name, p in networks[key].named_parameters() if trains(name)) for key in ("D", "G")
+    )
+
+
+def read_steps(path: Path, config: TrainConfig) -> list[Step]:
+    """The steps of a file like launch/benchmark/h200_steps.toml, with networks of `config` at the resolution of each.
+    Raises UserError for a file that cannot be read or lacks something."""
+    try:
+        rows = tomllib.loads(path.read_text())["step"]
+        return [_read_step(row, config) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise UserError(
+            f"--steps={path}: {what}; write [[step]] with resolution, batch and ms for each step"
+        ) from error
+
+
+def _read_step(row: dict[str, float], config: TrainConfig) -> Step:
+    last = round(math.log2(row["resolution"] / 4))
+    images = ImageFormat(channels=3, base=(4, 4), last=last, class_names=(), dataset_hash="")
+    return Step(
+        images.size_name(last),
+        int(row["batch"]),
+        row["ms"] / 1e3,
+        message_sizes(config, images),
+        bool(row.get("measured", True)),
+    )

@@ -42,7 +42,8 @@ at::Tensor upfirdn2d(const at::Tensor& input, const at::Tensor& filter, at::IntA
                      at::IntArrayRef padding, bool flip, double gain) {
   const bool channels_last = is_channels_last(input);
   const at::Tensor x = dense(input, channels_last);
-  const at::Tensor taps = filter.to(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
+  const auto precision = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor taps = (filter.scalar_type() == precision ? filter : filter.to(precision)).contiguous();
   Upfirdn2d call{type_of(x), channels_last, x.size(0), x.size(1)};
   call.vertical = axis_of(x.size(2), up[0], down[0], padding[0], padding[1], taps.size(0));
   call.horizontal = axis_of(x.size(3), up[1], down[1], padding[2], padding[3], taps.size(-1));
