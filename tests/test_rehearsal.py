@@ -32,6 +32,7 @@ from dataclasses import replace
 import torch
 from gan.config import TrainConfig, override
 from gan.families import build_task
+from gan.inputs import step_inputs
 from gan.networks import ImageFormat
 from gan.ranks.distributed import Ranks
 from gan.ranks.statistics import Statistics
@@ -48,7 +49,8 @@ def steps(config, images):
     state = initial_state(task)
     for index in range(2):
         real = torch.zeros(config.batch, *images.size(images.last), 3, dtype=torch.uint8)
-        task.family.step(state, task, moment(task.schedule, index * config.batch), real, None, Statistics())
+        now = moment(task.schedule, index * config.batch)
+        task.family.step(state, task, now, step_inputs(task, now, real, None), Statistics())
 
 def compare(values):
     last = values.pop("last")
@@ -68,7 +70,8 @@ for values in json.loads(sys.argv[1]):
     if os.fork() == 0:  # a fresh heap for each
         compare(values)
         os._exit(0)
-    os.wait()
+    if os.wait()[1]:
+        sys.exit(1)
 """
 GIVEN_BACK = {
     "MALLOC_MMAP_THRESHOLD_": "131072",
@@ -88,7 +91,7 @@ def real_and_rehearsed(*configs: dict) -> list[tuple[int, int]]:
     """Bytes of the peak of two steps, for each configuration."""
     command = [sys.executable, "-c", REAL, json.dumps(configs)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | GIVEN_BACK, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and done.stdout.count("\n") == len(configs), done.stderr
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
