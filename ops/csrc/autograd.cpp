@@ -237,6 +237,7 @@ void register_rules(torch::Library& m) {
 }  // namespace gan_ops
 
 TORCH_LIBRARY_IMPL(gan_ops, AutogradCPU, m) { gan_ops::register_rules(m); }
+TORCH_LIBRARY_IMPL(gan_ops, AutogradMeta, m) { gan_ops::register_rules(m); }  // for steps without numbers: gan/rehearsal.py
 #if defined(GAN_OPS_CUDA)
 TORCH_LIBRARY_IMPL(gan_ops, AutogradCUDA, m) { gan_ops::register_rules(m); }
 #endif
