@@ -180,3 +180,11 @@ def test_only_what_a_stage_needs_is_kept(tape):
     _, _, stepper, _ = run(LAZY, True)
     assert {now.stage for now in (kind.now for kind in stepper.kinds.values())} == {2}
     assert all(kind.runs <= WARM_UP or kind.capture for kind in stepper.kinds.values())
+
+
+def test_graphs_that_cannot_be_had_are_a_note_and_steps_run_eagerly():
+    task = tiny_task(tiny_config({"run.graphs": "1"}))
+    said: list[str] = []
+    stepper = Stepper(initial_state(task), task, Statistics(), said.append)
+    assert not stepper.graphs
+    assert said == ["note: run.graphs=1, but graphs need a GPU, and one rank in exact mode; steps run eagerly"]

@@ -109,6 +109,8 @@ class Stepper:
         self.stage = -1
         self.graphs = wants_graphs(task)
         self.stream = side_stream(task)
+        if task.config.run.graphs == "1" and not self.graphs:
+            say("note: run.graphs=1, but graphs need a GPU, and one rank in exact mode; steps run eagerly")
 
     def step(self, now: Moment, images: Tensor, labels: Tensor | None, stopping: float = 0.0) -> None:
         """One step; arguments as in `gan.inputs.step_inputs`."""
