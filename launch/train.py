@@ -178,7 +178,7 @@ def show_needs(plan: "RunPlan", ranks: int) -> None:
             }
         )
     click.echo(
-        f"\nestimated for a rank with {stage.samples} of {config.batch} samples: memory within 15 %, time roughly"
+        f"\nestimated for a rank with {stage.samples} of {config.batch} samples: memory to about 20 %, time roughly"
     )
     click.echo(f"memory of {room.name}: {room.total / 1e9:.1f} GB per rank")
     click.echo(text_table(rows))

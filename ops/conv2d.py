@@ -23,6 +23,7 @@ from ops.registry import kernels, register
 Pair = int | Sequence[int]
 ONE = [1, 1]
 ZERO = [0, 0]
+_gradients = torch.ops.aten.convolution_backward.default
 
 
 def conv2d(x: Tensor, weight: Tensor, padding: Pair = 0, groups: int = 1) -> Tensor:
@@ -107,14 +108,10 @@ def _weight_gradient_kernel(dy: Tensor, x: Tensor, kernel: list[int], padding: l
     if _is_product(dy, kernel, padding, groups):
         return _planes(torch.mm(_rows(dy).t(), _rows(x)), dy.shape[1], kernel)
     channels_last = _reads_as_channels_last(dy)
-    weight = _empty(
-        dy, [dy.shape[1], x.shape[1] // groups, *kernel], channels_last
-    )  # only its shape and order are read
+    shape = [dy.shape[1], x.shape[1] // groups, *kernel]
+    weight = _empty(dy, shape, channels_last)  # only its shape and order are read
     _, dw, _ = _gradients(dy, x, weight, None, ONE, padding, ONE, False, ZERO, groups, [False, True, False])
     return dense(dw, channels_last)
-
-
-_gradients = torch.ops.aten.convolution_backward.default
 
 
 def _forward_fake(x: Tensor, weight: Tensor, padding: list[int], groups: int) -> Tensor:

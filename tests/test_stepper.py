@@ -187,4 +187,4 @@ def test_graphs_that_cannot_be_had_are_a_note_and_steps_run_eagerly():
     said: list[str] = []
     stepper = Stepper(initial_state(task), task, Statistics(), said.append)
     assert not stepper.graphs
-    assert said == ["note: run.graphs=1, but graphs need a GPU, and one rank in exact mode; steps run eagerly"]
+    assert said == ["note: run.graphs=1 has no effect here: graphs need a GPU, and in exact mode a single rank"]

@@ -456,7 +456,7 @@ def test_a_dry_run_shows_what_each_stage_needs(digits, tmp_path, monkeypatch, ca
     assert saddle(monkeypatch, *command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "distributed.micro=auto: all samples per backward pass" in lines
-    heading = "estimated for a rank with 8 of 16 samples: memory within 15 %, time roughly"
+    heading = "estimated for a rank with 8 of 16 samples: memory to about 20 %, time roughly"
     room, names, *rows = lines[lines.index(heading) + 1 :]
     assert room.startswith("memory of ") and room.endswith(" GB per rank")
     assert [row.split()[0] for row in rows] == ["4x4", "8x8", "16x16"]

@@ -110,7 +110,7 @@ class Stepper:
         self.graphs = wants_graphs(task)
         self.stream = side_stream(task)
         if task.config.run.graphs == "1" and not self.graphs:
-            say("note: run.graphs=1, but graphs need a GPU, and one rank in exact mode; steps run eagerly")
+            say("note: run.graphs=1 has no effect here: graphs need a GPU, and in exact mode a single rank")
 
     def step(self, now: Moment, images: Tensor, labels: Tensor | None, stopping: float = 0.0) -> None:
         """One step; arguments as in `gan.inputs.step_inputs`."""

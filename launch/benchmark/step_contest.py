@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from data.dataset import ImageDataset
 from data.loader import load
-from gan.config import TrainConfig, override, settings
+from gan.config import TrainConfig, override
 from gan.errors import UserError
 from gan.families import build_task
 from gan.methods.pairs import configured
@@ -33,7 +33,6 @@ ALSO: dict[str, dict[str, Any]] = {  # contestant -> what it changes in ours
     "exact": {"distributed.exact": True},
     "bf16 sums": {"distributed.compress": "bf16"},
 }
-GRAPHS = "run.graphs"
 BARE = "no penalty"
 PLAIN = ("ours", "plain")  # who takes part with --against=plain
 PRODUCTS = "products alone"
@@ -191,8 +190,8 @@ def build(what: tuple[type[Contestant], TrainConfig, Ranks], case: Case, stage: 
 
 
 def without_graphs(config: TrainConfig) -> TrainConfig:
-    """The same, but steps are not captured as CUDA graphs, where the configuration knows these."""
-    return override(config, {GRAPHS: "0"}) if GRAPHS in settings() else config
+    """The same, but steps are not captured as CUDA graphs."""
+    return override(config, {"run.graphs": "0"})
 
 
 @dataclass(frozen=True)
