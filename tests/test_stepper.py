@@ -145,15 +145,22 @@ def test_nothing_waits_for_the_device_between_ticks(graphs, device):
 
 
 def test_a_step_that_cannot_be_captured_runs_eagerly_and_says_so_once(tape, monkeypatch):
-    def fail(self, work):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+    record = Tape.record
+    tapes = []
 
-    monkeypatch.setattr(Tape, "record", fail)
+    def fail_at_the_second(self, work):
+        tapes.append(self)
+        if len(tapes) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        record(self, work)
+
+    monkeypatch.setattr(Tape, "record", fail_at_the_second)
     eager, *_ = run(LAZY, False)
     captured, _, stepper, said = run(LAZY, True)
     theirs = captured.tensors()
     assert all(torch.equal(t, theirs[name]) for name, t in eager.tensors().items())
-    assert not stepper.graphs
+    assert len(tapes) == 2 and not stepper.graphs
+    assert not any(kind.capture for kind in stepper.kinds.values())
     assert said == [
         "note: a step could not be captured as a CUDA graph (operation not permitted when stream is capturing); "
         "training goes on without graphs"

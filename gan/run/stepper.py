@@ -164,6 +164,8 @@ class Stepper:
             kind.gradients = [(p, p.grad) for p in parameters]
         except RuntimeError as error:
             self.graphs = False
+            for other in self.kinds.values():
+                other.capture = None
             reason = str(error).strip().splitlines()[0]
             self.say(f"note: a step could not be captured as a CUDA graph ({reason}); training goes on without graphs")
 
