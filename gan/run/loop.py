@@ -83,8 +83,9 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
             means = stats.take()
             alike = likeness.tick(state, now)
             skipped, in_a_row = (int(n) for n in state.skipped.tolist())
+            strength = {"Progress/augmentation": state.augmentation[0].item()}
             if report:
-                report.tick(tick, now, state.images_seen, means | alike, waited, skipped)
+                report.tick(tick, now, state.images_seen, means | alike | strength, waited, skipped)
                 for line in likeness.warnings(alike, state.images_seen):
                     report.say(line)
             waited = 0.0
