@@ -8,7 +8,8 @@ import torch
 
 from gan.errors import UserError
 from gan.metrics.classifier import shrink, train_classifier
-from gan.metrics.frechet import frechet_distance, gaussian_fit
+from gan.metrics.frechet import frechet_distance, frechet_estimate, gaussian_fit
+from gan.metrics.intervals import normal, share
 from gan.metrics.modes import mode_kl, mode_kl_floor
 from gan.metrics.score import Reference, box_blur, score, summarize
 
@@ -71,6 +72,53 @@ def test_gaussian_fit_is_unbiased_and_needs_two_samples():
     assert gaussian_fit(np.ones((3, 1)))[1].tolist() == [[0]]
     with pytest.raises(UserError, match="at least 2"):
         gaussian_fit(np.ones((1, 3)))
+
+
+def gaussians(n: int, m: int, shift: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """n samples of N(0, 1) and m of N(shift, 1.5^2), in each of three dimensions: at distance 3 (shift^2 + .25)."""
+    options = {"generator": generator, "dtype": torch.float64}
+    return torch.randn(n, 3, **options), torch.randn(m, 3, **options) * 1.5 + shift
+
+
+def test_moments_of_many_blocks_are_those_of_numpy():
+    x = RANDOM.randn(2500, 5) @ RANDOM.randn(5, 5) + 100
+    mean, sigma = gaussian_fit(x)
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(sigma, np.cov(x, rowvar=False), rtol=1e-10)
+
+
+def test_the_error_of_a_frechet_distance_is_that_of_leaving_out_a_sample_at_a_time():
+    x, y = gaussians(60, 90, 0.7, torch.Generator().manual_seed(1))
+    x[:, 2] = x[:, 0] - x[:, 1]  # without full rank
+    distance = frechet_distance(*gaussian_fit(x), *gaussian_fit(y))
+    squared = 0.0
+    for mine, pair in ((x, lambda part: (part, y)), (y, lambda part: (x, part))):
+        parts = (torch.cat([mine[:i], mine[i + 1 :]]) for i in range(len(mine)))
+        without = [frechet_distance(*(moment for one in pair(part) for moment in gaussian_fit(one))) for part in parts]
+        squared += np.var(without) * (len(mine) - 1)
+    estimate = frechet_estimate(x, y)
+    assert estimate.value == pytest.approx(distance, rel=1e-10)
+    assert (estimate.high - estimate.value) / 1.96 == pytest.approx(math.sqrt(squared), rel=0.05)
+    assert estimate.high + estimate.low == pytest.approx(2 * distance)
+
+
+def test_the_interval_of_a_frechet_distance_covers_the_known_distance():
+    generator = torch.Generator().manual_seed(0)
+    estimates = [frechet_estimate(*gaussians(800, 1200, 1.0, generator)) for _ in range(300)]
+    covered = np.mean([estimate.low <= 3.75 <= estimate.high for estimate in estimates])
+    assert 0.91 < covered < 0.985
+    spread = np.std([estimate.value for estimate in estimates])
+    assert np.mean([e.high - e.value for e in estimates]) / 1.96 == pytest.approx(spread, rel=0.15)
+
+
+def test_intervals_of_shares_and_of_means():
+    """Wilson 1927: the rates p whose own standard deviation puts the share seen at their border of 95 %."""
+    seen = share(30, 120)
+    for p in (seen.low, seen.high):
+        assert abs(0.25 - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / 120), rel=1e-6)
+    assert share(0, 50).low == 0 < share(0, 50).high < 0.1
+    assert share(50, 50).high == 1 > share(50, 50).low > 0.9
+    assert (normal(1.0, 1.0, least=0.0).low, normal(1.0, 1.0).high) == (0.0, pytest.approx(2.959964))
 
 
 def test_mode_kl_closed_forms():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from torch import Tensor
 
 from gan.metrics.classifier import Classifier
 from gan.metrics.frechet import frechet_distance, gaussian_fit
@@ -50,7 +51,7 @@ class Reference:
         return self.classifier(self.images)
 
     @cached_property
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+    def moments(self) -> tuple[Tensor, Tensor]:
         """Mean [64] and covariance [64, 64] of all reals' features."""
         return gaussian_fit(self.views[0])
 
