@@ -175,11 +175,11 @@ def test_a_file_that_must_be_asked_for_features(tmp_path):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Integers(), r"int64 \[32, 3\] for 32 images"),
-        (Maps(), r"float32 \[32, 3, 64, 64\]"),
-        (Summed(), r"float32 \[1, 3\] for 32 images"),
+        (Integers(), r"int64 \[16, 3\] for 16 images"),
+        (Maps(), r"float32 \[16, 3, 64, 64\]"),
+        (Summed(), r"float32 \[1, 3\] for 16 images"),
         (Pair(), "returns tuple, not a tensor"),
-        (Fixed(), r"cannot take uint8 images \[32, 3, 64, 64\]: .*mat1 and mat2 shapes"),
+        (Fixed(), r"cannot take uint8 images \[16, 3, 64, 64\]: .*mat1 and mat2 shapes"),
     ],
 )
 def test_files_that_make_no_features(module, message, tmp_path):
