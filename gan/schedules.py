@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from gan.config import RegularizerConfig, TrainConfig
 from gan.errors import UserError
 
+# gamma=auto is this times the pixels of an image. The squared distance between two images grows with their pixels, and
+# so the squared slope that D needs to tell them apart falls. docs/photos.md has the runs that chose the number.
+GAMMA_PER_PIXEL = 0.04
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -77,16 +81,16 @@ def linear_decay(images_seen: int, start: int, end: int, to: float) -> float:
     return 1.0 + (to - 1.0) * min((images_seen - start) / max(end - start, 1), 1.0)
 
 
-def gamma_at(images_seen: int, config: RegularizerConfig, pixels: int, batch: int) -> float:
-    """The weight of the penalty. pixels: of an image at the final resolution.
+def gamma_at(images_seen: int, config: RegularizerConfig, pixels: int, total: int) -> float:
+    """The weight of the penalty. pixels: of an image at the final resolution. total: images of the whole run.
 
     With t from 0 to 1 over decay_kimg, "cosine" is half a cosine wave from gamma down to decay_to * gamma (Huang et al.
     2024), and "exponential" is gamma * decay_to^t (Roth et al. 2017). After that gamma is constant.
     """
-    gamma = 0.0002 * pixels / batch if isinstance(config.gamma, str) else config.gamma
+    gamma = GAMMA_PER_PIXEL * pixels if isinstance(config.gamma, str) else config.gamma
     if config.decay == "constant":
         return gamma
-    t = min(images_seen / (1000 * config.decay_kimg), 1.0)
+    t = min(images_seen / (1000 * config.decay_kimg or total), 1.0)
     if config.decay == "exponential":
         return gamma * config.decay_to**t
     return gamma * (config.decay_to + (1 - config.decay_to) * (1 + math.cos(math.pi * t)) / 2)

@@ -114,7 +114,7 @@ class Task:
     def gamma(self, images_seen: int) -> float:
         """The regularizer's weight after `images_seen` images."""
         pixels = math.prod(self.images.size(self.images.last))
-        return gamma_at(images_seen, self.config.regularizer, pixels, self.config.batch)
+        return gamma_at(images_seen, self.config.regularizer, pixels, self.schedule.total)
 
     def draws(self, images_seen: int, groups: range | None = None) -> Draws:
         """The draws of this rank's groups, or of some of them, for the step that begins at `images_seen`."""

@@ -1,6 +1,7 @@
 """Penalties against functions whose gradients are known, the identities between them, and everything else done to D."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -353,9 +354,9 @@ def test_noise_is_standard_and_belongs_to_its_group():
 # ---- gamma ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side,batch,expected", [(256, 64, 0.2048), (128, 32, 0.1024), (32, 64, 0.0032)])
-def test_automatic_gamma(side, batch, expected):
-    assert gamma_at(0, RegularizerConfig(gamma="auto"), side * side, batch) == pytest.approx(expected)
+@pytest.mark.parametrize("side,expected", [(16, 10.24), (32, 40.96), (256, 2621.44)])
+def test_automatic_gamma_grows_with_the_pixels(side, expected):
+    assert gamma_at(0, RegularizerConfig(gamma="auto"), side * side, 1) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -368,8 +369,10 @@ def test_automatic_gamma(side, batch, expected):
 )
 def test_gamma_changes_and_then_stays(decay, values):
     config = RegularizerConfig(gamma=0.05, decay=decay, decay_to=0.1, decay_kimg=20_000)
+    over_the_run = replace(config, decay_kimg=0)
     points = (0, 5_000_000, 10_000_000, 20_000_000)
     assert [gamma_at(n, config, 1, 1) for n in points] == pytest.approx(values)
+    assert [gamma_at(n, over_the_run, 1, 20_000_000) for n in points] == pytest.approx(values)
     assert gamma_at(10**9, config, 1, 1) == pytest.approx(values[-1])
 
 

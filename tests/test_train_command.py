@@ -183,7 +183,6 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
         (["--gamma=nan"], "--gamma=nan must be at least 0"),
         (["--aug=dif"], "did you mean diff"),
         (["--set=regularizer.decay=linear"], "regularizer.decay=linear is unknown"),
-        (["--set=regularizer.decay=cosine"], "needs regularizer.decay_kimg"),
         (["--preset=digit"], "did you mean digits"),
         (["--set=regularizer.gama=1"], "did you mean regularizer.gamma"),
         (["--set=optimizer.g_lr=fast"], "wants float"),
