@@ -112,8 +112,9 @@ class RegularizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    g_lr: float = setting(0.002, low=TINY, high=HUGE)
-    d_lr: float = setting(0.002, low=TINY, high=HUGE)
+    # learning rates at the beginning; auto: 0.04 / sqrt(channels of the widest stage) (gan/schedules.py)
+    g_lr: float | str = setting(0.002, low=TINY, high=HUGE, choices=("auto",))
+    d_lr: float | str = setting(0.002, low=TINY, high=HUGE, choices=("auto",))
     betas: tuple[float, float] = setting((0.0, 0.99), low=0, high=1 - 1e-9)
     eps: float = setting(1e-8, low=0, high=1)
     decay_from: float = setting(1.0, low=0, high=1)  # share of the run after which learning rates fall linearly ...

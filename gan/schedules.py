@@ -4,6 +4,7 @@ A step is one D update on the samples [images_seen, images_seen + batch). Stages
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gan.config import RegularizerConfig, TrainConfig
@@ -12,6 +13,10 @@ from gan.errors import UserError
 # gamma=auto is this times the pixels of an image. The squared distance between two images grows with their pixels, and
 # so the squared slope that D needs to tell them apart falls. docs/photos.md has the runs that chose the number.
 GAMMA_PER_PIXEL = 0.04
+# A learning rate that is auto is this over the root of the channels of the widest stage. Adam moves each of a layer's n
+# weights per output by about the rate, whatever n is; at run time they are scaled by 1 / sqrt(n) (gan/layers.py), so
+# the output moves by sqrt(n) times the rate.
+RATE_OF_ONE_CHANNEL = 0.04
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ def moment(schedule: Schedule, images_seen: int) -> Moment:
 def stage_start(schedule: Schedule, index: int) -> int:
     """Images seen when a stage's parameters began to train; 0 for parameters that train from the start."""
     return max((s.start for s in schedule.stages if s.index == index), default=0)
+
+
+def learning_rate(rate: float | str, widths: Sequence[int]) -> float:
+    """A learning rate at the beginning of a run, as given or, if it is auto, for networks of these widths."""
+    return RATE_OF_ONE_CHANNEL / math.sqrt(max(widths)) if isinstance(rate, str) else rate
 
 
 def linear_decay(images_seen: int, start: int, end: int, to: float) -> float:

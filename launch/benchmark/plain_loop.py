@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from gan.config import TrainConfig
 from gan.methods.pairs import configured
 from gan.networks import ImageFormat, network_widths
-from gan.schedules import ema_beta, gamma_at
+from gan.schedules import ema_beta, gamma_at, learning_rate
 
 PENALTIES = {"none": (), "r1": ("real",), "r2": ("fake",), "r1_r2": ("real", "fake")}  # where the gradient is squared
 
@@ -137,8 +137,12 @@ class PlainLoop:
         self.D = Discriminator(config, images, widths).to(device)
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
         adam: dict[str, Any] = {"betas": config.optimizer.betas, "eps": config.optimizer.eps}
-        self.g_optimizer = torch.optim.Adam(self.G.parameters(), lr=config.optimizer.g_lr, **adam)
-        self.d_optimizer = torch.optim.Adam(self.D.parameters(), lr=config.optimizer.d_lr, **adam)
+        self.g_optimizer = torch.optim.Adam(
+            self.G.parameters(), lr=learning_rate(config.optimizer.g_lr, widths), **adam
+        )
+        self.d_optimizer = torch.optim.Adam(
+            self.D.parameters(), lr=learning_rate(config.optimizer.d_lr, widths), **adam
+        )
         self.steps = 0
 
     def step(self, images: Tensor, d_latents: Tensor, g_latents: Tensor) -> None:
