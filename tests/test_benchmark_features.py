@@ -53,8 +53,7 @@ def test_jpeg_loses_more_at_lower_quality():
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_copies_replace_the_share_that_is_asked_for(share):
-    images = np.arange(100, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
-    result = copied(images, share, np.random.RandomState(1)).reshape(100, 3)[:, 0]
+    result = copied(np.zeros((100, 1, 1, 3), np.uint8), share, np.random.RandomState(1))
     changed = result != np.arange(100)
     assert changed.sum() == round(100 * share)
     assert len(np.unique(result)) == 100 - round(100 * share)

@@ -149,9 +149,7 @@ def file_features(spec: str, device: str | torch.device) -> FeatureNetwork:
         raise UserError(f"scores with {path} would have the name of the built-in {path.stem}: rename the file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # there is no other way to load the files that users have
+            warnings.simplefilter("ignore", DeprecationWarning)  # nothing else loads the files that users have
             network = torch.jit.load(io.BytesIO(content), map_location=device).eval()
     except RuntimeError as error:
         raise UserError(f"{path} is not a TorchScript file: save one by torch.jit.save") from error

@@ -37,7 +37,8 @@ def main(data: str, features: str, samples: int, seed: int, json_path: Path | No
     compressed as JPEG, noisy, or with copies of ten of them in place of others.
 
     A row has the Fréchet distance and the kernel distance to the originals with 95 % intervals, and whether each is
-    above that of the row before by more than their intervals. Images with transparency are first put on white.
+    above that of the row before by more than their intervals. The kernel distance, a mean over pairs of images, is
+    between degraded images and the originals of others. Images with transparency are first put on white.
     """
     import torch
 
@@ -71,8 +72,9 @@ def ladder_rows(images: np.ndarray, network: "FeatureNetwork", seed: int) -> lis
     for name, (amounts, degrade) in LADDERS.items():
         previous: tuple[Estimate, Estimate] | None = None
         for amount in amounts:
-            degraded = torch.from_numpy(network(degrade(images, amount, np.random.RandomState(seed))))
-            estimates = (frechet_estimate(originals, degraded), kernel_distance(originals, degraded))
+            changed = degrade(images, amount, np.random.RandomState(seed))
+            degraded = originals[changed] if changed.ndim == 1 else torch.from_numpy(network(changed))
+            estimates = (frechet_estimate(originals, degraded), kernel_distance(originals[::2], degraded[1::2]))
             row: dict[str, Any] = {"ladder": name, "amount": float(amount)}
             for index, score in enumerate(("fd", "kid")):
                 before = previous[index] if previous else None
@@ -120,13 +122,13 @@ def noisy(images: np.ndarray, deviation: float, random: np.random.RandomState) -
 
 
 def copied(images: np.ndarray, share: float, random: np.random.RandomState) -> np.ndarray:
-    """With a share of the images replaced by copies of the same ten."""
+    """With a share of the images replaced by copies of the same ten: not the images, but their indices, int [N]."""
     order = random.permutation(len(images))
     kept = order[:KEPT]
     replaced = order[KEPT:][: round(share * len(images))]
-    copies = images.copy()
-    copies[replaced] = images[np.resize(kept, len(replaced))]
-    return copies
+    rows = np.arange(len(images))
+    rows[replaced] = np.resize(kept, len(replaced))
+    return rows
 
 
 Degrade = Callable[[np.ndarray, float, np.random.RandomState], np.ndarray]
