@@ -19,6 +19,7 @@ from gan.errors import UserError
 from gan.inputs import step_inputs
 from gan.ranks import distributed
 from gan.ranks.statistics import Statistics
+from gan.run.likeness import Likeness
 from gan.run.loop import steps, to_device
 from gan.state import initial_state
 from gan.trainer import train_step
@@ -51,7 +52,8 @@ def train_case(count: int, assignments: list[str], ranks: distributed.Ranks) -> 
             }
     weights = state.tensors() if count > 1 else {}
     distributed.same_on_all("weights", digest(weights))
-    outcome = {"weights": weights, "stage": now.stage, "skipped": skipped, "stops": stops}
+    alike = Likeness(task, tiny_feed).tick(state, now)
+    outcome = {"weights": weights, "stage": now.stage, "skipped": skipped, "stops": stops, "alike": alike}
     return {"gradients": gradients, "losses": losses[:5], **outcome}
 
 

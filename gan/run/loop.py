@@ -25,6 +25,7 @@ from gan.ranks.signals import PREEMPTED, StopRequest, listening
 from gan.ranks.statistics import Statistics
 from gan.ranks.watchdog import Watchdog, naming
 from gan.run.directories import EXIT
+from gan.run.likeness import Likeness
 from gan.run.pictures import fake_grid, real_grid, save_image
 from gan.run.report import Report
 from gan.run.stepper import Stepper
@@ -64,6 +65,7 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
         batches = stack.enter_context(closing(feed(requests)))
         stop_requests = CopyToHost(state.stop)
         stepper = Stepper(state, task, stats, report.say if report else lambda line: None)
+        likeness = Likeness(task, feed)
         for now in moments:
             begin = time.perf_counter()
             images, labels = to_device(next(batches), task)
@@ -79,9 +81,12 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
             if not (tick_ends or stop):
                 continue
             means = stats.take()
+            alike = likeness.tick(state, now)
             skipped, in_a_row = (int(n) for n in state.skipped.tolist())
             if report:
-                report.tick(tick, now, state.images_seen, means, waited, skipped)
+                report.tick(tick, now, state.images_seen, means | alike, waited, skipped)
+                for line in likeness.warnings(alike, state.images_seen):
+                    report.say(line)
             waited = 0.0
             if failure := find_failure(state, task, in_a_row):
                 code, reason = failure
