@@ -72,7 +72,7 @@ def test_table_and_json_hold_a_row_per_network_beside_the_floors(dataset, tmp_pa
     row = report["rows"][0]
     assert set(row["figures"]) == {
         *(f"{name}-classifier" for name in ("fd", "kid", "precision", "recall", "density", "coverage")),
-        *("mode-kl", "mode-kl-by-chance", "confidence"),
+        *("mode-kl", "mode-kl-by-chance", "confidence", "coherence", "spread"),
     }
     assert all(e["low"] <= e["value"] <= e["high"] for e in row["figures"].values())
     assert row["dataset_hash"] == ImageDataset(dataset).manifest.content_hash

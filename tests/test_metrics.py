@@ -246,6 +246,45 @@ def test_copies_are_few_and_repeated():
     assert few_repeated(None, 3, 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
+def test_coherence_and_spread_are_given_within_classes_too():
+    """Two classes, each one image and its negative: nothing in common, unless each class is looked at alone."""
+    images = RANDOM.randint(0, 256, (1, 8, 8, 1), dtype=np.uint8)
+    both = np.concatenate([images, 255 - images]).repeat(10, axis=0)
+    row = score(*[Sample(both, np.zeros((20, 1)), labels=np.arange(20) // 10)] * 2, {"x": METRICS["diversity"]}, "x")
+    assert row["coherence"] < 0 and row["spread"] > 0.3
+    assert (row["coherence-in-classes"], row["spread-in-classes"]) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+
+
+def test_planted_sets_are_exposed_by_coherence_spread_or_recall(classifier, reals):
+    """The limits of coherence and spread are those of the warning while training; half of the reals is not exposed."""
+    half = score(reals.pick(slice(898, None)), reals.pick(slice(898)), METRICS, "classifier")
+    whole = scored(reals, reals)
+    count = 898
+    noise = see(classifier, RANDOM.randint(0, 256, (count, 8, 8, 1), dtype=np.uint8), reals.labels[:count])
+    planted = {
+        "one image": reals.pick(np.zeros(count, np.int64)),
+        "ten per class": reals.pick(few_repeated(reals.labels, 10, count)),
+        "noise": noise,
+        "blurred": see(classifier, box_blur(reals.images[:count]), reals.labels[:count]),
+    }
+
+    def exposed_by(row: Score) -> list[str]:
+        alarms = {
+            "coherence": row["coherence-in-classes"] > 3 * whole["coherence-in-classes"],
+            "spread": row["spread-in-classes"] < 0.75 * whole["spread-in-classes"],
+            "recall": row.figures["recall-classifier"].high < 0.75 * half["recall-classifier"],
+        }
+        return [name for name, alarm in alarms.items() if alarm]
+
+    assert exposed_by(half) == []
+    assert {name: exposed_by(scored(reals, sample)) for name, sample in planted.items()} == {
+        "one image": ["spread", "recall"],
+        "ten per class": ["recall"],
+        "noise": ["recall"],
+        "blurred": ["spread", "recall"],
+    }
+
+
 @pytest.mark.parametrize(
     ("metric", "needed"), [("fd", 65), ("kid", 3), ("pr", 4), ("dc", 6)], ids=["fd", "kid", "pr", "dc"]
 )

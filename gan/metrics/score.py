@@ -10,7 +10,9 @@ from torch import Tensor
 
 from gan.config import choice
 from gan.errors import UserError
+from gan.metrics.blocks import ROWS
 from gan.metrics.classifier import one_thread
+from gan.metrics.diversity import diversity, no_images, sums
 from gan.metrics.frechet import frechet_estimate
 from gan.metrics.intervals import Estimate, mean, share
 from gan.metrics.kernel_distance import kernel_distance
@@ -82,6 +84,24 @@ def _classes(_: Sample, fake: Sample) -> dict[str, Estimate]:
     return figures
 
 
+def _diversity(_: Sample, fake: Sample) -> dict[str, Estimate]:
+    found = _coherence_and_spread(fake.images, np.zeros(len(fake), np.int64), "")
+    return found if fake.labels is None else found | _coherence_and_spread(fake.images, fake.labels, "-in-classes")
+
+
+def _coherence_and_spread(images: np.ndarray, groups: np.ndarray, ending: str) -> dict[str, Estimate]:
+    """Of images uint8 [N, H, W, C] in groups int64 [N], unless each image is alone in its group."""
+    count = int(groups.max()) + 1
+    if np.bincount(groups).max() < 2:
+        return {}
+    total = no_images(images.shape[1:], count)
+    for start in range(0, len(images), ROWS):
+        rows = slice(start, start + ROWS)
+        total += sums(torch.from_numpy(images[rows]), torch.from_numpy(groups[rows]), count)
+    found = diversity(total)
+    return {name + ending: Estimate(value, value, value) for name, value in vars(found).items()}
+
+
 def _tensor(sample: Sample) -> Tensor:
     """The features, on a GPU if there is one: float64 is fast on those that train networks."""
     return torch.from_numpy(sample.features).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -112,6 +132,13 @@ METRICS = {
         higher=True,
         fewest=lambda width: 6,
         pairs=True,
+    ),
+    "diversity": Metric(
+        "coherence and spread of the pixels, of all images and within classes",
+        _diversity,
+        best="spread",
+        higher=True,
+        of_features=False,
     ),
     "classes": Metric(
         "mode-KL, confidence and accuracy in the classes asked for, by the classifier",
