@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -143,9 +144,9 @@ def classifier_line(classifier: "Classifier", size: tuple[int, int]) -> str:
 
 
 def check_scores(
-    dataset: "ImageDataset", metrics: str, features: str, samples: int
+    dataset: "ImageDataset", metrics: str, features: str, samples: int, where: str = "cpu"
 ) -> "tuple[dict[str, Metric], FeatureNetwork | None]":
-    """The metrics, and the network of features; None for a classifier, which is trained later.
+    """The metrics, and the network of features on a device; None for a classifier, which is trained later.
 
     Raises UserError for what does not exist, does not fit together, or is too little: before anything takes long.
     """
@@ -160,12 +161,17 @@ def check_scores(
         classes = class_labels(dataset)[1]
         check_classifier(len(dataset), dataset.manifest.resolution, classes)
     else:
-        network = load_features(features, device())
+        network = load_features(features, where)
     width = network.width if network else FEATURES
-    check_enough(chosen, width, f"samples={samples}", samples, "give more")
+    check_enough(chosen, width, samples, "samples", "make more, or choose other metrics")
     reals = min(len(dataset), MOST_REALS)
-    check_enough(chosen, width, str(dataset.path), reals, "give a larger dataset, or other metrics")
+    check_enough(chosen, width, reals, f"images of {dataset.path}", "give a larger dataset, or choose other metrics")
     return chosen, network
+
+
+def features_name(features: str) -> str:
+    """The name of features that `check_scores` has accepted: of PATH:SHA256, the file's without its ending."""
+    return Path(features.rpartition(":")[0]).stem if ":" in features else features
 
 
 def class_labels(dataset: "ImageDataset") -> tuple[np.ndarray, int]:
@@ -205,7 +211,7 @@ def build_reference(
     from gan.ranks.distributed import Ranks
 
     ranks = ranks or Ranks()
-    chosen, network = check_scores(dataset, metrics, features, samples)
+    chosen, network = check_scores(dataset, metrics, features, samples, device())
     classifier = None
     if network is None:
         classifier = train_on_first(dataset, level, seed, ranks, say)
@@ -274,4 +280,4 @@ def _reach(row: "Score", figure: str) -> str:
 
 def score_as_json(score: "Score") -> dict[str, Any]:
     """A score as plain values: {"samples": n, "figures": {name: {"value", "low", "high"}}}."""
-    return asdict(score)
+    return {"samples": score.samples, "figures": {name: vars(figure) for name, figure in score.figures.items()}}

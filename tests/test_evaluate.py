@@ -1,11 +1,9 @@
 """launch.evaluate on a tiny dataset and untrained networks: the table, its JSON, and what it refuses."""
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from snapshots import write_snapshot
+from test_features import saved
 
 from data.dataset import ImageDataset
 from data.prepare import prepare
@@ -103,11 +102,7 @@ class Means(torch.nn.Module):
 @pytest.fixture(scope="module")
 def means(tmp_path_factory):
     """--features of a file of the user's own, with 6 features."""
-    path = tmp_path_factory.mktemp("features") / "means.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(Means()).save(path)
-    return f"{path}:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return saved(Means(), tmp_path_factory.mktemp("features") / "means.pt")
 
 
 def test_unlabeled_data_are_scored_by_features_of_a_file(flat, means, tmp_path):
@@ -136,8 +131,8 @@ def test_data_networks_and_features_that_do_not_fit_are_refused_in_one_line(flat
         (grey, flat, [f"--features={means}", "--metrics=classes"], "run.metrics=classes needs a classifier"),
         (grey, dataset, [f"--features={means}", "--metrics=fd,classes"], "run.metrics=classes needs a classifier"),
         (grey, dataset, ["--metrics=fid"], "run.metrics=fid is unknown; did you mean fd"),
-        (grey, dataset, ["--samples=64"], "samples=64: 64 images are too few for fd, which needs 65"),
-        (grey, flat, [f"--features={means}", "--samples=5"], "5 images are too few for fd, which needs 7"),
+        (grey, dataset, ["--samples=64"], "64 samples are too few for fd, which needs 65"),
+        (grey, flat, [f"--features={means}", "--samples=5"], "5 samples are too few for fd, which needs 7"),
         (grey, flat, [f"--features={means}", "--samples=5", "--metrics=dc"], "too few for dc, which needs 6"),
         (grey, flat, [f"--features={wrong_hash}"], "is another file"),
         (grey, flat, ["--features=inception"], "features are lite0, or PATH:SHA256"),

@@ -291,9 +291,9 @@ def test_planted_sets_are_exposed_by_coherence_spread_or_recall(classifier, real
 def test_too_few_samples_are_refused_with_the_number_needed(metric, needed):
     random = np.random.RandomState(0)
     metrics = find_metrics(metric, classifier=False)
-    check_enough(metrics, 64, "samples", needed, "give more")
-    with pytest.raises(UserError, match=f"{needed - 1} images are too few for {metric}, which needs {needed}"):
-        check_enough(metrics, 64, "samples", needed - 1, "give more")
+    check_enough(metrics, 64, needed, "samples", "give more")
+    with pytest.raises(UserError, match=f"{needed - 1} samples are too few for {metric}, which needs {needed}"):
+        check_enough(metrics, 64, needed - 1, "samples", "give more")
     enough, few = (Sample(np.zeros((n, 1, 1, 1), np.uint8), random.randn(n, 64)) for n in (needed, needed - 1))
     assert all(math.isfinite(e.high) for e in score(enough, enough, metrics, "x").figures.values())
     assert score(enough, enough, metrics, "x").figures and not score(enough, few, metrics, "x").figures

@@ -1,7 +1,7 @@
 """Scores of generated images against real ones: a table of metrics, each a function of two samples."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -47,7 +47,8 @@ class Score:
     """The figures of a set of images."""
 
     samples: int
-    figures: dict[str, Estimate]
+    figures: dict[str, Estimate]  # by full name
+    by_metric: dict[str, list[str]] = field(default_factory=dict)  # the figures of each metric
 
     def __getitem__(self, figure: str) -> float:
         return self.figures[figure].value
@@ -170,13 +171,13 @@ def find_metrics(text: str, classifier: bool) -> dict[str, Metric]:
     return {name: METRICS[name] for name in dict.fromkeys(wanted)}
 
 
-def check_enough(metrics: Mapping[str, Metric], width: int, what: str, count: int, remedy: str) -> None:
-    """Raises UserError if `count` images of `what` are too few for one of the metrics, for features [N, width]."""
+def check_enough(metrics: Mapping[str, Metric], width: int, count: int, what: str, remedy: str) -> None:
+    """Raises UserError if `count` images, called `what`, are too few for one of the metrics, of features [N, width]."""
     for name, metric in metrics.items():
         if count < metric.fewest(width):
             raise UserError(
-                f"{what}: {count} images are too few for {name}, which needs {metric.fewest(width)} for features of "
-                f"{width} numbers; {remedy}"
+                f"{count} {what} are too few for {name}, which needs {metric.fewest(width)} of {width} features each; "
+                f"{remedy}"
             )
 
 
@@ -187,14 +188,17 @@ def score(real: Sample, fake: Sample, metrics: Mapping[str, Metric], features: s
     so that the number of cores does not change them.
     """
     figures: dict[str, Estimate] = {}
+    by_metric: dict[str, list[str]] = {}
     with one_thread():
-        for metric in metrics.values():
+        for key, metric in metrics.items():
             count = min(len(real), len(fake), MOST_PAIRS)
             pair = [sample.pick(slice(count)) if metric.pairs else sample for sample in (real, fake)]
             if min(map(len, pair)) >= metric.fewest(fake.features.shape[1]):
                 found = metric.measure(*pair)
-                figures |= {metric.named(name, features): estimate for name, estimate in found.items()}
-    return Score(len(fake), figures)
+                full = {metric.named(name, features): estimate for name, estimate in found.items()}
+                figures |= full
+                by_metric[key] = list(full)
+    return Score(len(fake), figures, by_metric)
 
 
 def few_repeated(labels: np.ndarray | None, each: int, count: int) -> np.ndarray:
