@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from devices import CUDA
 from torch import Tensor, nn
 
 import gan.metrics.lite0 as lite0
 from gan.errors import UserError
 from gan.metrics.classifier import Classifier, build_network
-from gan.metrics.features import CHUNK, FeatureNetwork, classifier_features, load_features, to_rgb
+from gan.metrics.features import CHUNK, FeatureNetwork, classifier_features, full_precision, load_features, to_rgb
 
 
 def random_images(count: int, side: int = 16, channels: int = 3) -> np.ndarray:
@@ -120,6 +121,29 @@ def test_features_do_not_depend_on_the_number_of_threads(network):
         torch.set_num_threads(threads)
 
 
+def test_settings_of_the_caller_are_restored():
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with full_precision():
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+            assert torch.is_inference_mode_enabled()
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_features_on_a_gpu_are_those_of_a_cpu(device):
+    pytest.importorskip(lite0.PACKAGE)
+    images = random_images(CHUNK + 3)
+    here = load_features("lite0")(images)
+    there = load_features("lite0", device)
+    np.testing.assert_allclose(there(images), here, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(there(images[5:9]), there(images)[5:9])
+
+
 def test_the_classifier_as_a_network_of_features():
     classifier = small_classifier()
     network = classifier_features(classifier)
@@ -175,11 +199,11 @@ def test_a_file_that_must_be_asked_for_features(tmp_path):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Integers(), r"int64 \[32, 3\] for 32 images"),
-        (Maps(), r"float32 \[32, 3, 64, 64\]"),
-        (Summed(), r"float32 \[1, 3\] for 32 images"),
+        (Integers(), r"int64 \[16, 3\] for 16 images"),
+        (Maps(), r"float32 \[16, 3, 64, 64\]"),
+        (Summed(), r"float32 \[1, 3\] for 16 images"),
         (Pair(), "returns tuple, not a tensor"),
-        (Fixed(), r"cannot take uint8 images \[32, 3, 64, 64\]: .*mat1 and mat2 shapes"),
+        (Fixed(), r"cannot take uint8 images \[16, 3, 64, 64\]: .*mat1 and mat2 shapes"),
     ],
 )
 def test_files_that_make_no_features(module, message, tmp_path):

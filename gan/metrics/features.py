@@ -20,7 +20,7 @@ from gan.errors import UserError
 from gan.metrics import lite0
 from gan.metrics.classifier import FEATURES, LARGEST_SIDE, Classifier
 
-CHUNK = 32  # images a pass; always as many, since kernels may add up in another order for another number
+CHUNK = 16  # images a pass; always as many, since kernels may add up in another order for another number
 SMALL = 64  # pixels; a larger side of an image than this is large
 SMALL_INPUT, LARGE_INPUT = 128, 224  # pixels that lite0 sees of small and of large images
 TRIAL = 64  # pixels a side of the images that a file is tried with
@@ -102,12 +102,13 @@ def lite0_features(device: str | torch.device) -> FeatureNetwork:
     Small images are enlarged less: of CIFAR-10 it recognizes more at 128 pixels than at 224, in a third of the time.
     """
     network = lite0.load_lite0()[:-1].to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.7 times as fast on a CPU
 
     def run(images: np.ndarray) -> np.ndarray:
         pixels = to_rgb(images).to(device).float()
         side = SMALL_INPUT if max(pixels.shape[2:]) <= SMALL else LARGE_INPUT
         resized = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
-        return network(resized).cpu().numpy()
+        return network(resized.contiguous(memory_format=torch.channels_last)).cpu().numpy()
 
     return FeatureNetwork(
         name="lite0",
@@ -157,7 +158,7 @@ def file_features(spec: str, device: str | torch.device) -> FeatureNetwork:
     def run(images: np.ndarray) -> np.ndarray:
         pixels = to_rgb(images).contiguous().to(device)
         try:
-            with torch.jit.optimized_execution(False):  # or else the first passes compute otherwise than later ones
+            with torch.jit.optimized_execution(False):  # or a GPU may fuse kernels after the first passes
                 features = network(pixels, **options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]

@@ -79,7 +79,7 @@ def ladder_rows(images: np.ndarray, network: "FeatureNetwork", seed: int) -> lis
                 row |= columns(f"{score}-{network.name}", estimates[index], before)
             rows.append(row)
             previous = estimates
-            click.echo("  ".join(f"{key} {value}" for key, value in row.items()), err=True)
+            click.echo(f"{name} {amount}: " + ", ".join(f"{found.value:.4g}" for found in estimates), err=True)
     return rows
 
 
