@@ -139,16 +139,19 @@ def file_features(spec: str, device: str | torch.device) -> FeatureNetwork:
     """PATH:SHA256 of a TorchScript file -> its network, named by the file's stem.
 
     It takes uint8 [n, 3, H, W] of any H and W, resizes by itself, and returns floats [n, F]. One whose `forward` has an
-    argument `return_features`, as the Inception files of the StyleGAN family have, is called with it. A TorchScript
-    file is a program, so it is loaded only if its user vouches for it by the hash. (Files of `torch.export` are not
-    taken: `torch.export.load` may unpickle, which runs any code before a hash of weights could be checked.)
+    argument `return_features`, as the Inception files of the StyleGAN family have, is called with it.
+
+    A TorchScript file is a program, though of tensor operations only, so it is loaded only if its user vouches for it
+    by the hash. Files of `torch.export` are not taken: loading one may unpickle, and so run any Python code.
     """
     path, content = read_vouched(spec)
     if path.stem in RESERVED:
         raise UserError(f"scores with {path} would have the name of the built-in {path.stem}: rename the file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # since torch 2.13; such files stay in use
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # there is no other way to load the files that users have
             network = torch.jit.load(io.BytesIO(content), map_location=device).eval()
     except RuntimeError as error:
         raise UserError(f"{path} is not a TorchScript file: save one by torch.jit.save") from error
