@@ -90,7 +90,8 @@ def test_moments_of_many_blocks_are_those_of_numpy():
 
 def test_the_error_of_a_frechet_distance_is_that_of_leaving_out_a_sample_at_a_time():
     x, y = gaussians(60, 90, 0.7, torch.Generator().manual_seed(1))
-    x[:, 2] = x[:, 0] - x[:, 1]  # without full rank
+    x = x @ torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 1.0], [1.0, 3.0, 4.0]], dtype=torch.float64)  # of rank 2
+    y = y @ torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 0.0], [-2.0, 2.0, 0.5]], dtype=torch.float64)
     distance = frechet_distance(*gaussian_fit(x), *gaussian_fit(y))
     squared = 0.0
     for mine, pair in ((x, lambda part: (part, y)), (y, lambda part: (x, part))):

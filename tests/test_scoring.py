@@ -12,10 +12,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hosts import family
 from test_evaluate import dataset, flat, means, saddle_evaluate  # noqa: F401 - fixtures
 from test_train_command import SHORT, only_run, saddle
 
 from gan.run.scoring import Scorer, Scoring, await_scores
+from launch.ranks import environment
 
 # Scores a snapshot by the number that its file holds; "die", "fail" and "sleep" are done instead.
 STAND_IN = """
@@ -102,10 +104,11 @@ def test_a_resumed_run_drops_later_lines_and_scores_nothing_twice(run):
         file.write('{"images_seen": 400, "sna')  # killed in the middle of a line
     with closing(run.scoring(images_seen=200)) as scoring:
         assert [line["images_seen"] for line in run.lines()] == [100, 200]
-        run.scores(scoring, 200, "0.5")  # it has its score
+        run.scores(scoring, 200, "die")  # it has its score and is not asked for again
         run.scores(scoring, 250, "2.5")
         assert [line["images_seen"] for line in run.lines()] == [100, 200, 250]
-    assert run.best() == "0.5"  # the snapshot of 200 images, no longer that of 300
+    assert run.best() == "die"  # the snapshot of 200 images, no longer that of 300
+    assert not any(line.startswith("note") for line in run.said)
 
 
 def test_only_the_newest_of_waiting_snapshots_is_scored(run):
@@ -199,3 +202,29 @@ def test_metrics_that_cannot_be_had_are_refused_before_the_run(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(message, error), error
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_the_last_score_and_a_killed_run_takes_its_scorer_along(flat, means, tmp_path):  # noqa: F811
+    flags = [f"--data={flat}", f"--features={means}", *TWO_STAGES, f"--outdir={tmp_path}", "--metrics=kid", "--gpus=2"]
+    command = [sys.executable, "-m", "launch.train", *flags, "--set=run.metric_samples=60"]
+    log = tmp_path / "output.txt"
+    with log.open("w") as output:
+        first = subprocess.Popen(command, env=environment(2), stdout=output, stderr=output)
+        wait_for(lambda: _scorers(first.pid))
+        (scorer,) = _scorers(first.pid)
+        for process in family(first.pid):
+            if process != scorer:
+                os.kill(process, signal.SIGKILL)
+        first.wait()
+        wait_for(lambda: not family(scorer))
+    done = subprocess.run(command, env=environment(2), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    lines = (only_run(tmp_path) / "metric-kid-means.jsonl").read_text().splitlines()
+    seen = [json.loads(line)["images_seen"] for line in lines]
+    assert seen == sorted(set(seen)) and seen[-1] == 160
+
+
+def _scorers(pid: int) -> list[int]:
+    """The processes below a launcher that score."""
+    return [p for p in family(pid) if b"launch.scorer" in Path(f"/proc/{p}/cmdline").read_bytes()]
