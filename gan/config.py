@@ -206,6 +206,18 @@ class RunConfig:
         "", flag="--cache", help="Copy the dataset into this folder, on this node's own disk, and read it from there."
     )
     max_skipped: int = setting(10, low=1, high=WHOLE)  # the run stops after so many non-finite steps in a row
+    metrics: str = setting(
+        "none",
+        flag="--metrics",
+        help="Score snapshots by these metrics, in a process beside the training: fd,kid,... as `saddle evaluate "
+        "--help` lists them; the first one chooses the best snapshot.",
+    )
+    features: str = setting(
+        "classifier", flag="--features", help="With --metrics: what compares images, as for `saddle evaluate`."
+    )
+    metric_samples: int = setting(10_000, low=1, high=WHOLE)  # of each snapshot
+    # where that process works: cuda is rank 0's GPU, in memory that the training leaves
+    metric_device: str = setting("cpu", choices=("cpu", "cuda"))
     # seconds without a completed step after which a rank ends itself and says which rank it waited for
     watchdog: float = setting(600.0, low=1, high=1e9)
     desc: str = setting("", flag="--desc", help="Added to the name of the run's directory.")

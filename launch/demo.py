@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,13 @@ from launch.cli import run
 from launch.pictures import enlarge, grid_picture, images_of_seeds, keyframe_seeds, opaque, save_png, walk
 from launch.ranks import call
 from launch.samples import find_snapshot, load_network
-from launch.scores import build_reference, classifier_summary, score_network, score_table
+from launch.scores import build_reference, score_table
 from launch.tables import write_json
 from launch.video import find_ffmpeg, write_video
 
 if TYPE_CHECKING:
     from gan.checkpoint import Snapshot
+    from gan.metrics.score import Score
 
 RESOLUTION = 16
 SCALE = 6  # enlargement of the pictures: a digit of 16 pixels is too small to look at
@@ -31,6 +31,12 @@ WALK_KEYFRAMES = 4  # of each cell
 WALK_FRAMES = 60  # per keyframe
 WALK_FPS = 30
 SAMPLES = 10_000  # for the score
+FIGURES = {  # the name of a figure -> its name in summary.json
+    "fd-classifier": "frechet_distance",
+    "mode-kl": "mode_kl",
+    "mode-kl-by-chance": "mode_kl_floor",
+    "as-asked": "accuracy_as_asked",
+}
 
 
 @click.command(context_settings={"show_default": True})
@@ -153,24 +159,30 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
 
     snapshot = load_network(training)
     reference = build_reference(ImageDataset(data), snapshot.stage, seed)
-    network_score = score_network(snapshot, reference, snapshot.stage, SAMPLES, seed)
-    floors = reference.floors()
-    click.echo(classifier_summary(reference))
+    network_score = reference.score_network(snapshot, SAMPLES)
+    floors = reference.floors(SAMPLES)
+    click.echo(reference.summary())
     click.echo(score_table({"this network": network_score, **floors}))
-    distance = network_score.frechet_distance
-    half = floors["half of the reals"].frechet_distance
-    blurred = floors["blurred reals"].frechet_distance
+    distance = network_score["fd-classifier"]
+    half = floors["half of the reals"]["fd-classifier"]
+    blurred = floors["blurred reals"]["fd-classifier"]
     click.echo(
         f"\nIts Fréchet distance is {distance / half:.1f} times that between two halves of the reals, and "
         f"{distance / blurred:.2f} times that of blurred reals. (Halves are small samples, which alone makes "
         "their distance larger.)"
     )
     return {
-        **asdict(network_score),
+        **figures(network_score),
         "images_seen": snapshot.images_seen,
-        "classifier_accuracy": reference.classifier.accuracy,
-        "floors": {name: asdict(floor) for name, floor in floors.items()},
+        "classifier_accuracy": reference.classifier and reference.classifier.accuracy,
+        "floors": {name: figures(floor) for name, floor in floors.items()},
     }
+
+
+def figures(score: "Score") -> dict[str, float]:
+    """The values of a score as summary.json names them."""
+    names = {FIGURES.get(name, name): estimate.value for name, estimate in score.figures.items()}
+    return {"samples": score.samples, **names}
 
 
 def closing_words(made: dict[str, Path], outdir: Path) -> str:

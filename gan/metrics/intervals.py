@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 Z = 1.959963984540054  # the normal distribution is within so many deviations of its mean with a probability of 95 %
 
 
@@ -18,6 +20,13 @@ class Estimate:
 def normal(value: float, error: float, least: float = -math.inf) -> Estimate:
     """The interval value ± 1.96 error, cut off at `least`. error: the standard error, >= 0."""
     return Estimate(value, max(value - Z * error, least), value + Z * error)
+
+
+def mean(values: np.ndarray) -> Estimate:
+    """The mean of independent values [N >= 2], with its normal interval."""
+    return normal(
+        float(values.mean(dtype=np.float64)), float(values.std(ddof=1, dtype=np.float64)) / len(values) ** 0.5
+    )
 
 
 def share(hits: int, count: int) -> Estimate:
