@@ -172,7 +172,7 @@ class DistributedConfig:
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     dtype: str = setting("float32", choices=("float32", "float64"))  # of weights, optimizer, losses and sums
-    # of convolutions and activations: fp32 is the weights' dtype, auto is bf16 on a GPU that has it
+    # of convolutions and activations: fp32 is the weights' dtype; auto is bf16 on a GPU that has it and a CPU with AMX
     compute: str = setting("auto", choices=("auto", "fp32", "bf16"))
     # of passes through D that a gradient penalty differentiates: as the others, or fp32
     penalty: str = setting("compute", choices=("compute", "fp32"))
