@@ -74,7 +74,7 @@ def run(tmp_path, monkeypatch) -> Run:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -211,12 +211,13 @@ def test_ranks_wait_for_the_last_score_and_a_killed_run_takes_its_scorer_along(f
     log = tmp_path / "output.txt"
     with log.open("w") as output:
         first = subprocess.Popen(command, env=environment(2), stdout=output, stderr=output)
-        wait_for(lambda: _scorers(first.pid))
-        (scorer,) = _scorers(first.pid)
-        for process in family(first.pid):
-            if process != scorer:
+        try:
+            wait_for(lambda: _scorers(first.pid))
+            (scorer,) = _scorers(first.pid)
+        finally:
+            for process in set(family(first.pid)) - set(_scorers(first.pid)):
                 os.kill(process, signal.SIGKILL)
-        first.wait()
+            first.wait()
         wait_for(lambda: not family(scorer))
     done = subprocess.run(command, env=environment(2), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
