@@ -89,7 +89,8 @@ class RegularizerConfig:
     name: str = setting(
         "r1",
         flag="--regularizer",
-        help="One of the regularizers listed below; parameters follow a colon, as in wgan_gp:target=1.",
+        help="One of the regularizers listed below, or several, as in r1+spectral_norm; parameters follow a colon, as "
+        "in wgan_gp:target=1.",
     )
     # auto: a weight for these networks at any resolution (gan/schedules.py)
     gamma: float | str = setting(
@@ -112,7 +113,7 @@ class RegularizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    # learning rates at the beginning; auto: 0.04 / sqrt(channels of the widest stage) (gan/schedules.py)
+    # learning rates at the beginning; auto: 0.08 / sqrt(channels of the widest stage) (gan/schedules.py)
     g_lr: float | str = setting(0.002, low=TINY, high=HUGE, choices=("auto",))
     d_lr: float | str = setting(0.002, low=TINY, high=HUGE, choices=("auto",))
     betas: tuple[float, float] = setting((0.0, 0.99), low=0, high=1 - 1e-9)
