@@ -99,7 +99,7 @@ class RegularizerConfig:
         high=HUGE,
         choices=("auto",),
         flag="--gamma",
-        help="Weight of the penalty: D's loss adds gamma / 2 * penalty; auto: 0.04 * pixels of an image.",
+        help="Weight of the penalty: D's loss adds gamma / 2 * penalty; auto: 0.04 * pixels, stage by stage.",
     )
     # lazy regularization: the penalty is added on every k-th step, times k (Karras et al. 2020, appendix B)
     every: int = setting(1, low=1, high=WHOLE)

@@ -26,4 +26,4 @@ def step_numbers(task: Task, now: Moment, stopping: float) -> dict[str, float]:
     that its average takes, for each stage that trains (`average/0`, ...)."""
     rates = {name: task.rate(name) * now.lr_scale for name in task.family.optimizers}
     shares = {f"average/{stage}": weight for stage, weight in average_weights(task, now).items()}
-    return {"alpha": now.alpha, "gamma": task.gamma(now.images_seen), "stopping": stopping, **rates, **shares}
+    return {"alpha": now.alpha, "gamma": task.gamma(now), "stopping": stopping, **rates, **shares}

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from gan.config import RegularizerConfig, TrainConfig
 from gan.errors import UserError
 
-# gamma=auto is this times the pixels of an image. The squared distance between two images grows with their pixels, and
-# so the squared slope that D needs to tell them apart falls. docs/photos.md has the runs that chose the number.
+# gamma=auto is this times the pixels of an image of the stage that trains. A D that looks at means of 2x2 pixels has a
+# quarter of the squared slope that the same D of those means has, so that the penalty weighs as much when a stage
+# begins as before. docs/photos.md has the runs that chose the number.
 GAMMA_PER_PIXEL = 0.04
 # A learning rate that is auto is this over the root of the channels of the widest stage. Adam moves each of a layer's n
 # weights per output by about the rate, whatever n is; at run time they are scaled by 1 / sqrt(n) (gan/layers.py), so
@@ -92,7 +93,7 @@ def linear_decay(images_seen: int, start: int, end: int, to: float) -> float:
 
 
 def gamma_at(images_seen: int, config: RegularizerConfig, pixels: int, total: int) -> float:
-    """The weight of the penalty. pixels: of an image at the final resolution. total: images of the whole run.
+    """The weight of the penalty. pixels: of an image of the stage that trains. total: images of the whole run.
 
     With t from 0 to 1 over decay_kimg, "cosine" is half a cosine wave from gamma down to decay_to * gamma (Huang et al.
     2024), and "exponential" is gamma * decay_to^t (Roth et al. 2017). After that gamma is constant.

@@ -111,10 +111,10 @@ class Task:
         step = max(samples // self.block, 1) * self.block // how.group
         return [mine[i : i + step] for i in range(0, len(mine), step)]
 
-    def gamma(self, images_seen: int) -> float:
-        """The regularizer's weight after `images_seen` images."""
-        pixels = math.prod(self.images.size(self.images.last))
-        return gamma_at(images_seen, self.config.regularizer, pixels, self.schedule.total)
+    def gamma(self, now: Moment) -> float:
+        """The regularizer's weight in a step."""
+        pixels = math.prod(self.images.size(now.stage))
+        return gamma_at(now.images_seen, self.config.regularizer, pixels, self.schedule.total)
 
     def rate(self, optimizer: str) -> float:
         """An optimizer's learning rate at the beginning of the run."""

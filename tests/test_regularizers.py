@@ -403,6 +403,17 @@ def test_automatic_gamma_grows_with_the_pixels(side, expected):
     assert gamma_at(0, RegularizerConfig(gamma="auto"), side * side, 1) == pytest.approx(expected)
 
 
+def test_automatic_gamma_keeps_the_penalty_of_a_d_that_looks_at_means_of_pixels():
+    coarse = torch.randn(4, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    fine = torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    D = lambda x: x.square().flatten(1).sum(1)  # noqa: E731
+    with torch.no_grad():
+        coarse.copy_(torch.nn.functional.avg_pool2d(fine, 2))
+    penalties = [zero_centered(D(coarse), coarse), zero_centered(D(torch.nn.functional.avg_pool2d(fine, 2)), fine)]
+    weights = [gamma_at(0, RegularizerConfig(gamma="auto"), side * side, 1) for side in (4, 8)]
+    close(weights[0] * penalties[0], weights[1] * penalties[1])
+
+
 @pytest.mark.parametrize(
     "decay,values",
     [

@@ -131,7 +131,7 @@ class PlainLoop:
     def __init__(self, config: TrainConfig, images: ImageFormat, stage: int, device: torch.device) -> None:
         self.config = config
         self.objective = configured(config)[0]
-        self.gamma = gamma_at(0, config.regularizer, math.prod(images.size(images.last)), 1)
+        self.gamma = gamma_at(0, config.regularizer, math.prod(images.size(stage)), 1)
         widths = network_widths(config, images)[: stage + 1]
         self.G = Generator(config, images, widths).to(device)
         self.D = Discriminator(config, images, widths).to(device)
