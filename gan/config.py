@@ -49,6 +49,9 @@ def setting(
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     z_dim: int = setting(512, low=1, high=65536)  # length of a latent
+    # of conditional runs: size of the class's part of G's input, where z's part has 1. At 1 images of a class are alike
+    # for long; at .3 the class makes a twelfth of what the first layer sees
+    class_gain: float = setting(1.0, low=TINY, high=HUGE)
     widths: tuple[int, ...] = ()  # channels per stage, coarsest first; empty: min(channel_base / side, channel_max)
     channel_base: int = setting(16384, low=1, high=WHOLE)  # used where widths is empty, as is channel_max
     channel_max: int = setting(512, low=1, high=65536)
@@ -86,16 +89,17 @@ class RegularizerConfig:
     name: str = setting(
         "r1",
         flag="--regularizer",
-        help="One of the regularizers listed below; parameters follow a colon, as in wgan_gp:target=1.",
+        help="One of the regularizers listed below, or several, as in r1+spectral_norm; parameters follow a colon, as "
+        "in wgan_gp:target=1.",
     )
-    # auto: the weight of Karras et al. 2020a
+    # auto: a weight for these networks at any resolution (gan/schedules.py)
     gamma: float | str = setting(
         1.0,
         low=0,
         high=HUGE,
         choices=("auto",),
         flag="--gamma",
-        help="Weight of the penalty: D's loss adds gamma / 2 * penalty; auto: 0.0002 * pixels / batch.",
+        help="Weight of the penalty: D's loss adds gamma / 2 * penalty; auto: 0.04 * pixels, stage by stage.",
     )
     # lazy regularization: the penalty is added on every k-th step, times k (Karras et al. 2020, appendix B)
     every: int = setting(1, low=1, high=WHOLE)
@@ -103,13 +107,15 @@ class RegularizerConfig:
     share: float = setting(1.0, low=TINY, high=1)
     decay: str = setting("constant", choices=("constant", "cosine", "exponential"))  # how gamma changes ...
     decay_to: float = setting(0.1, low=TINY, high=HUGE)  # ... to this multiple of its initial value ...
-    decay_kimg: float = setting(0.0, low=0, high=1e9)  # ... over the first decay_kimg thousand images; then it stays
+    # ... over the first decay_kimg thousand images, 0: over the whole run; then it stays
+    decay_kimg: float = setting(0.0, low=0, high=1e9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    g_lr: float = setting(0.002, low=TINY, high=HUGE)
-    d_lr: float = setting(0.002, low=TINY, high=HUGE)
+    # learning rates at the beginning; auto: 0.08 / sqrt(channels of the widest stage) (gan/schedules.py)
+    g_lr: float | str = setting(0.002, low=TINY, high=HUGE, choices=("auto",))
+    d_lr: float | str = setting(0.002, low=TINY, high=HUGE, choices=("auto",))
     betas: tuple[float, float] = setting((0.0, 0.99), low=0, high=1 - 1e-9)
     eps: float = setting(1e-8, low=0, high=1)
     decay_from: float = setting(1.0, low=0, high=1)  # share of the run after which learning rates fall linearly ...
@@ -173,7 +179,7 @@ class DistributedConfig:
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     dtype: str = setting("float32", choices=("float32", "float64"))  # of weights, optimizer, losses and sums
-    # of convolutions and activations: fp32 is the weights' dtype, auto is bf16 on a GPU that has it
+    # of convolutions and activations: fp32 is the weights' dtype; auto is bf16 on a GPU that has it and a CPU with AMX
     compute: str = setting("auto", choices=("auto", "fp32", "bf16"))
     # of passes through D that a gradient penalty differentiates: as the others, or fp32
     penalty: str = setting("compute", choices=("compute", "fp32"))
@@ -207,6 +213,18 @@ class RunConfig:
         "", flag="--cache", help="Copy the dataset into this folder, on this node's own disk, and read it from there."
     )
     max_skipped: int = setting(10, low=1, high=WHOLE)  # the run stops after so many non-finite steps in a row
+    metrics: str = setting(
+        "none",
+        flag="--metrics",
+        help="Score snapshots by these metrics, in a process beside the training: fd,kid,... as `saddle evaluate "
+        "--help` lists them; the first one chooses the best snapshot.",
+    )
+    features: str = setting(
+        "classifier", flag="--features", help="With --metrics: what compares images, as for `saddle evaluate`."
+    )
+    metric_samples: int = setting(10_000, low=1, high=WHOLE)  # of each snapshot
+    # where that process works: cuda is rank 0's GPU, in memory that the training leaves
+    metric_device: str = setting("cpu", choices=("cpu", "cuda"))
     # seconds without a completed step after which a rank ends itself and says which rank it waited for
     watchdog: float = setting(600.0, low=1, high=1e9)
     desc: str = setting("", flag="--desc", help="Added to the name of the run's directory.")
@@ -304,11 +322,6 @@ def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     )
     slashes = set(c.run.desc) & set("/\\\0")
     yield not slashes, f"run.desc={c.run.desc} becomes part of a folder's name: leave out slashes"
-    decays = c.regularizer.decay != "constant"
-    yield (
-        not decays or c.regularizer.decay_kimg > 0,
-        f"regularizer.decay={c.regularizer.decay} needs regularizer.decay_kimg",
-    )
     alone = c.distributed.compress == "none" and c.distributed.micro == 0
     yield (
         not c.distributed.exact or alone,

@@ -165,6 +165,7 @@ class ResNetGenerator(nn.Module):
         base: tuple[int, int] = (4, 4),
         classes: int = 0,
         filter: Sequence[float] = (1, 3, 3, 1),
+        class_gain: float = 1.0,
     ):
         super().__init__()
         self.z_dim = z_dim
@@ -172,6 +173,7 @@ class ResNetGenerator(nn.Module):
         self.base = base
         self.classes = classes
         self.embedding = Embedding(classes, z_dim) if classes else None
+        self.class_gain = class_gain  # root mean square of the class's part of the input; that of z's part is 1
         self.first = Linear(z_dim * (2 if classes else 1), widths[0] * math.prod(base))
         self.blocks = nn.ModuleList([Stem(widths[0], base)])
         self.blocks.extend(GrowBlock(a, b) for a, b in pairwise(widths))
@@ -196,7 +198,7 @@ class ResNetGenerator(nn.Module):
                 f"ResNetGenerator: {'needs' if self.classes else 'takes no'} labels ({self.classes} classes)"
             )
         if self.embedding is not None:
-            z = torch.cat([z, pixel_norm(self.embedding(labels))], 1)
+            z = torch.cat([z, pixel_norm(self.embedding(labels)) * self.class_gain], 1)
         return self.first(z)
 
     def synthesize(self, w: Tensor, stage: int, alpha: Alpha = 1.0) -> Tensor:
@@ -292,6 +294,7 @@ def build_generator(config: TrainConfig, images: ImageFormat) -> ResNetGenerator
         images.base,
         classes=_classes(config, images),
         filter=config.network.filter,
+        class_gain=config.network.class_gain,
     )
     G.compute = compute_dtype(config)
     G.recompute = config.network.recompute

@@ -4,10 +4,20 @@ A step is one D update on the samples [images_seen, images_seen + batch). Stages
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gan.config import RegularizerConfig, TrainConfig
 from gan.errors import UserError
+
+# gamma=auto is this times the pixels of an image of the stage that trains. A D that looks at means of 2x2 pixels has a
+# quarter of the squared slope that the same D of those means has, so that the penalty weighs as much when a stage
+# begins as before. docs/photos.md has the runs that chose the number.
+GAMMA_PER_PIXEL = 0.04
+# A learning rate that is auto is this over the root of the channels of the widest stage. Adam moves each of a layer's n
+# weights per output by about the rate, whatever n is; at run time they are scaled by 1 / sqrt(n) (gan/layers.py), so
+# the output moves by sqrt(n) times the rate.
+RATE_OF_ONE_CHANNEL = 0.08
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,11 @@ def stage_start(schedule: Schedule, index: int) -> int:
     return max((s.start for s in schedule.stages if s.index == index), default=0)
 
 
+def learning_rate(rate: float | str, widths: Sequence[int]) -> float:
+    """A learning rate at the beginning of a run, as given or, if it is auto, for networks of these widths."""
+    return RATE_OF_ONE_CHANNEL / math.sqrt(max(widths)) if isinstance(rate, str) else rate
+
+
 def linear_decay(images_seen: int, start: int, end: int, to: float) -> float:
     """1 up to `start`, then linearly down to `to` at `end`, then constant."""
     if images_seen <= start or to == 1:
@@ -77,16 +92,16 @@ def linear_decay(images_seen: int, start: int, end: int, to: float) -> float:
     return 1.0 + (to - 1.0) * min((images_seen - start) / max(end - start, 1), 1.0)
 
 
-def gamma_at(images_seen: int, config: RegularizerConfig, pixels: int, batch: int) -> float:
-    """The weight of the penalty. pixels: of an image at the final resolution.
+def gamma_at(images_seen: int, config: RegularizerConfig, pixels: int, total: int) -> float:
+    """The weight of the penalty. pixels: of an image of the stage that trains. total: images of the whole run.
 
     With t from 0 to 1 over decay_kimg, "cosine" is half a cosine wave from gamma down to decay_to * gamma (Huang et al.
     2024), and "exponential" is gamma * decay_to^t (Roth et al. 2017). After that gamma is constant.
     """
-    gamma = 0.0002 * pixels / batch if isinstance(config.gamma, str) else config.gamma
+    gamma = GAMMA_PER_PIXEL * pixels if isinstance(config.gamma, str) else config.gamma
     if config.decay == "constant":
         return gamma
-    t = min(images_seen / (1000 * config.decay_kimg), 1.0)
+    t = min(images_seen / (1000 * config.decay_kimg or total), 1.0)
     if config.decay == "exponential":
         return gamma * config.decay_to**t
     return gamma * (config.decay_to + (1 - config.decay_to) * (1 + math.cos(math.pi * t)) / 2)

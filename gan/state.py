@@ -15,11 +15,11 @@ from gan.config import TrainConfig
 from gan.draws import Draws
 from gan.flat import Flat, set_up_adam
 from gan.methods.augment import AUGMENTATIONS
-from gan.networks import ImageFormat
+from gan.networks import ImageFormat, network_widths
 from gan.ranks.distributed import Ranks, share
 from gan.ranks.gradients import GradientSum
 from gan.ranks.statistics import Statistics
-from gan.schedules import Moment, Schedule, gamma_at
+from gan.schedules import Moment, Schedule, gamma_at, learning_rate
 
 Request = tuple[int, int, int]  # (first global sample, how many, stage)
 Batch = tuple[np.ndarray, np.ndarray | None]  # uint8 [n, H, W, C], int64 [n]
@@ -112,10 +112,15 @@ class Task:
         step = max(samples // self.block, 1) * self.block // how.group
         return [mine[i : i + step] for i in range(0, len(mine), step)]
 
-    def gamma(self, images_seen: int) -> float:
-        """The regularizer's weight after `images_seen` images."""
-        pixels = math.prod(self.images.size(self.images.last))
-        return gamma_at(images_seen, self.config.regularizer, pixels, self.config.batch)
+    def gamma(self, now: Moment) -> float:
+        """The regularizer's weight in a step."""
+        pixels = math.prod(self.images.size(now.stage))
+        return gamma_at(now.images_seen, self.config.regularizer, pixels, self.schedule.total)
+
+    def rate(self, optimizer: str) -> float:
+        """An optimizer's learning rate at the beginning of the run."""
+        _, key = self.family.optimizers[optimizer]
+        return learning_rate(getattr(self.config.optimizer, key), network_widths(self.config, self.images))
 
     def draws(self, images_seen: int, groups: range | None = None) -> Draws:
         """The draws of this rank's groups, or of some of them, for the step that begins at `images_seen`."""
@@ -221,8 +226,8 @@ def initial_state(task: Task) -> TrainState:
     flat = {name: Flat(network) for name, network in networks.items()}
     optimizers: dict[str, torch.optim.Optimizer] = {}
     moments: dict[str, list[Tensor]] = {}
-    for name, (network, key) in family.optimizers.items():
-        lr = torch.tensor(getattr(options, key), dtype=rate_dtype, device=device)
+    for name, (network, _) in family.optimizers.items():
+        lr = torch.tensor(task.rate(name), dtype=rate_dtype, device=device)
         optimizers[name] = torch.optim.Adam(networks[network].parameters(), lr=lr, **adam)
         moments[name] = set_up_adam(optimizers[name], flat[network])
     strength = AUGMENTATIONS[task.config.data.aug].strength

@@ -1,5 +1,6 @@
 """Divergences between two sets of samples, for `saddle evaluate --divergence`."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,21 @@ import numpy as np
 
 from gan.errors import UserError
 from gan.methods.rows import split_names
-from launch.samples import classes_in_turn, load_network, read_reals, sample_batches
-from launch.scores import build_reference, classifier_summary
+from launch.samples import classes_in_turn, load_network, network_source
+from launch.scores import CLASSIFIER, READ, classifier_line, device, train_on_first
 from launch.tables import save_rows, text_table
+
+Encode = Callable[[np.ndarray], np.ndarray]  # images uint8 [n, H, W, C] -> float32 [n, ...]
+PIXELS = "pixels"
 
 
 def estimate_divergences(
-    names: str, data: str, against: str, samples: int, seed: int, features: bool, json_path: Path | None
+    names: str, data: str, against: str, samples: int, seed: int, features: str, json_path: Path | None
 ) -> None:
     """Print estimates of D_f(P||Q), and write them as JSON; P is the set `data`, Q the set `against`.
 
-    Raises UserError for names that do not exist and sets that cannot be read or compared.
+    features: pixels, or a network as in `gan.metrics.features`. Raises UserError for names that do not exist and sets
+    that cannot be read or compared.
     """
     from gan.methods.divergences import divergence
     from gan.theory.ruler import check_samples, estimate_divergence
@@ -27,12 +32,9 @@ def estimate_divergences(
     rows = {name: divergence(name) for name in split_names(names)}
     if not rows:
         raise UserError("--divergence is empty; write for example --divergence=kl,js")
-    p = read_set(data, samples, seed)
-    q = read_set(against, samples, seed)
-    if features:
-        p, q = classifier_features(data, p, q, seed)
-    p = as_input(p)
-    q = as_input(q)
+    encode = find_encoding(features, data, seed)
+    p = read_set(data, samples, seed, encode)
+    q = read_set(against, samples, seed, encode)
     check_samples(p, q)
     click.echo(f"{len(p)} samples of {data} against {len(q)} of {against}, {list(p.shape[1:])} each")
     table: list[dict[str, Any]] = []
@@ -45,17 +47,59 @@ def estimate_divergences(
     save_rows(json_path, table)
 
 
-def read_set(source: str, samples: int, seed: int) -> np.ndarray:
-    """Up to `samples` samples of a .npy file, a dataset, a snapshot or a run: vectors [n, K] or uint8 [n, H, W, C]."""
+def find_encoding(features: str, data: str, seed: int) -> Encode:
+    """What turns images into the arrays between which divergences are estimated. A classifier is trained on `data`."""
+    from data.dataset import ImageDataset
+    from gan.metrics.features import classifier_features, load_features
+    from gan.ranks.distributed import Ranks
+
+    if features == PIXELS:
+        return as_input
+    if features != CLASSIFIER:
+        return load_features(features, device())
+    if Path(data).suffix == ".npy":
+        raise UserError("--features=classifier needs images, and a dataset with classes for --data")
+    dataset = ImageDataset(data)
+    level = max(dataset.manifest.levels)
+    classifier = train_on_first(dataset, level, seed, Ranks(), click.echo)
+    click.echo(classifier_line(classifier, dataset.manifest.size(level)))
+    return classifier_features(classifier)
+
+
+def as_input(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [n, H, W, C] -> float32 [n, C, h, w] in [-1, 1], averaged down to at most 32 pixels a side."""
+    from gan.metrics.classifier import shrink, to_input
+
+    return to_input(shrink(images)).numpy()
+
+
+def read_set(source: str, samples: int, seed: int, encode: Encode) -> np.ndarray:
+    """Up to `samples` samples of a .npy file, a dataset, a snapshot or a run: vectors [n, K], or encoded images."""
     path = Path(source)
     if path.suffix == ".npy":
-        return _read_array(path)[:samples]
+        return _encode_array(path, _read_array(path)[:samples], encode)
     if path.suffix == ".safetensors" or (path.is_dir() and not (path / "data.mdb").exists()):
-        return _sample_network(source, samples, seed)
+        snapshot = load_network(source)
+        made = network_source(snapshot, classes_in_turn(snapshot, samples), snapshot.stage, samples, seed)
+        return _in_batches(made.read, made.count, made.batch, encode)
     from data.dataset import ImageDataset
 
     dataset = ImageDataset(source)
-    return read_reals(dataset, samples, max(dataset.manifest.levels), seed)[0]
+    level = max(dataset.manifest.levels)
+    indices = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:samples])
+    return _in_batches(lambda rows: dataset.read(indices[rows], level), len(indices), READ, encode)
+
+
+def _in_batches(read: Callable[[slice], np.ndarray], count: int, batch: int, encode: Encode) -> np.ndarray:
+    return np.concatenate([encode(read(slice(start, start + batch))) for start in range(0, count, batch)])
+
+
+def _encode_array(path: Path, array: np.ndarray, encode: Encode) -> np.ndarray:
+    if array.ndim == 4:
+        return _in_batches(lambda rows: array[rows], len(array), READ, encode)
+    if encode is not as_input:
+        raise UserError(f"--features needs images, and {path} holds vectors")
+    return array
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -68,28 +112,3 @@ def _read_array(path: Path) -> np.ndarray:
             f"{path} holds {array.dtype} {list(array.shape)}; wanted vectors [n, K] or images uint8 [n, H, W, C]"
         )
     return array
-
-
-def _sample_network(source: str, samples: int, seed: int) -> np.ndarray:
-    snapshot = load_network(source)
-    labels = classes_in_turn(snapshot, samples)
-    return np.concatenate(list(sample_batches(snapshot, labels, snapshot.stage, samples, seed)))
-
-
-def as_input(samples: np.ndarray) -> np.ndarray:
-    """Images uint8 [n, H, W, C] -> float32 [n, C, H, W] in [-1, 1]; vectors [n, K] as they are."""
-    from gan.metrics.classifier import to_input
-
-    return samples if samples.ndim == 2 else to_input(samples).numpy()
-
-
-def classifier_features(data: str, p: np.ndarray, q: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets in the features of the classifier that `saddle evaluate` trains on the labels of `data`."""
-    from data.dataset import ImageDataset
-
-    if p.ndim != 4 or q.ndim != 4 or Path(data).suffix == ".npy":
-        raise UserError("--features=1 needs images, and a labeled dataset for --data")
-    dataset = ImageDataset(data)
-    reference = build_reference(dataset, max(dataset.manifest.levels), seed)
-    click.echo(classifier_summary(reference))
-    return reference.classifier(p)[0], reference.classifier(q)[0]

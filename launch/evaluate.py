@@ -1,28 +1,50 @@
 """`saddle evaluate`: scores of snapshots beside scores of real images; divergences between two sets of samples."""
 
+import os
+import sys
+import traceback
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from data.errors import DataError
 from data.names import composed
 from gan.errors import UserError
 from launch.cli import run
+from launch.ranks import call, end_with_parent, torchrun
 from launch.samples import find_snapshot, load_network
-from launch.scores import build_reference, classifier_summary, score_network, score_table
+from launch.scores import CLASSIFIER, build_reference, check_scores, score_as_json, score_table
+from launch.settings import as_flags
 from launch.tables import json_option, save_rows
 
 if TYPE_CHECKING:
     from data.dataset import ImageDataset
     from gan.checkpoint import Snapshot
-    from gan.metrics.score import Reference, Score
+    from gan.metrics.score import Score
+    from gan.ranks.distributed import Ranks
+    from launch.scores import Reference
+
+MEETING = 3600.0  # seconds that ranks wait for each other: rank 0 may train a classifier meanwhile
+FEATURES = {"0": "pixels", "1": CLASSIFIER}  # other names
 
 
-@click.command()
+class Evaluate(click.Command):
+    """The click command. Its help lists all metrics."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from gan.metrics.score import METRICS
+
+        with formatter.section("Metrics"):
+            formatter.write_dl([(name, metric.summary) for name, metric in METRICS.items()])
+
+
+@click.command(cls=Evaluate, context_settings={"max_content_width": 120})
 @click.option("--network", "networks", multiple=True, help="A snapshot, run or outdir; may be repeated.")
-@click.option("--data", "data", required=True, help="The dataset to compare with; scores need one with classes.")
+@click.option("--data", "data", required=True, help="The dataset to compare with.")
+@click.option("--metrics", default="", metavar="NAME,...", help="Some of those listed below. [default: all that apply]")
 @click.option(
     "--divergence",
     "divergences",
@@ -36,16 +58,19 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--features",
-    type=bool,
-    default=False,
-    help="Estimate divergences between features of a classifier that is trained on the labels of --data.",
+    metavar="NAME",
+    help="What compares images: classifier (trained first, on the classes of --data), lite0 (an ImageNet network; "
+    "needs the extra metrics), or PATH:SHA256 of a TorchScript file. [default: classifier; with --divergence: pixels]",
 )
 @click.option(
     "--samples",
-    type=click.IntRange(100),
+    type=click.IntRange(1),
     default=10_000,
     show_default=True,
     help="Samples of each network; with --divergence, at most so many of each set.",
+)
+@click.option(
+    "--gpus", type=click.IntRange(1), default=1, help="Processes on this host, each on a GPU if there are GPUs."
 )
 @click.option(
     "--seed",
@@ -55,43 +80,116 @@ if TYPE_CHECKING:
     help="Seed of the latents and of the classifier.",
 )
 @json_option
-def main(
-    networks: tuple[str, ...],
-    data: str,
-    divergences: str | None,
-    against: str | None,
-    features: bool,
-    samples: int,
-    seed: int,
-    json_path: Path | None,
-) -> None:
-    """Score snapshots against a labeled dataset, or estimate divergences between two sets of samples.
+def main(**flags: Any) -> int:
+    """Score snapshots against a dataset, or estimate divergences between two sets of samples.
 
-    Scores are the Fréchet distance and mode-KL, in the features of a small classifier that is first trained on the
-    dataset. The table also has scores of real images: compare a Fréchet distance with that between two halves of them.
+    The table also has scores of real images to compare with. Scores are equal for any number of processes: on a CPU,
+    each of them uses one core.
     """
-    if divergences is not None:
-        from launch.divergence_estimates import estimate_divergences
-
-        others = [*networks, *([against] if against else [])]
-        if len(others) != 1:
-            raise UserError("--divergence compares --data with one other set: give --against, or one --network")
-        return estimate_divergences(divergences, data, others[0], samples, seed, features, json_path)
-    if not networks:
+    end_with_parent()
+    if flags["features"] in FEATURES:
+        flags["features"] = FEATURES[flags["features"]]
+    if flags["divergences"] is not None:
+        return divergences(flags)
+    if not flags["networks"]:
         raise UserError("give --network to score, or --divergence and --against to compare two sets")
+    if "WORLD_SIZE" in os.environ:
+        as_rank(flags)
+    job = make_job(flags)
+    if flags["gpus"] > 1:
+        return call(torchrun(flags["gpus"], "launch.evaluate", arguments(flags)), flags["gpus"])
+    from gan.ranks.distributed import Ranks
 
+    return work(job, flags, Ranks())
+
+
+def divergences(flags: Mapping[str, Any]) -> int:
+    """Estimate the divergences that were asked for."""
+    from launch.divergence_estimates import PIXELS, estimate_divergences
+
+    others = [*flags["networks"], *([flags["against"]] if flags["against"] else [])]
+    if len(others) != 1:
+        raise UserError("--divergence compares --data with one other set: give --against, or one --network")
+    samples, seed = flags["samples"], flags["seed"]
+    features = flags["features"] or PIXELS
+    estimate_divergences(flags["divergences"], flags["data"], others[0], samples, seed, features, flags["json_path"])
+    return 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked command."""
+
+    dataset: "ImageDataset"
+    level: int
+    paths: Mapping[str, Path]  # of the snapshots, by the names the user gave
+    features: str
+
+
+def make_job(flags: Mapping[str, Any]) -> Job:
+    """Find networks and dataset. Raises UserError or DataError for what does not fit together or is too little."""
     from data.dataset import ImageDataset
 
-    paths = {network: find_snapshot(network) for network in networks}
-    snapshots = {network: load_network(path) for network, path in paths.items()}
-    dataset = ImageDataset(data)
-    level = max(check_match(paths[network], snapshot, dataset) for network, snapshot in snapshots.items())
-    reference = build_reference(dataset, level, seed)
-    click.echo(classifier_summary(reference))
-    rows = {name: score_network(snapshot, reference, level, samples, seed) for name, snapshot in snapshots.items()}
-    rows |= reference.floors()
-    click.echo(score_table(rows))
-    save_rows(json_path, scores_as_json(reference, rows, paths))
+    paths = {network: find_snapshot(network) for network in flags["networks"]}
+    dataset = ImageDataset(flags["data"])
+    level = max(check_match(path, load_network(path), dataset) for path in paths.values())
+    features = flags["features"] or CLASSIFIER
+    check_scores(dataset, flags["metrics"], features, flags["samples"])
+    return Job(dataset, level, paths, features)
+
+
+def arguments(flags: Mapping[str, Any]) -> list[str]:
+    """The flags of this command, as arguments for the same command."""
+    given = [f"--network={network}" for network in flags["networks"]]
+    given += [f"--{name}={flags[name]}" for name in ("data", "metrics", "samples", "seed")]
+    given += [f"--features={flags['features']}"] if flags["features"] else []
+    return given + ([f"--json={flags['json_path']}"] if flags["json_path"] else [])
+
+
+def as_rank(flags: Mapping[str, Any]) -> None:
+    """Score as one of torchrun's ranks, and end the process: with 2 if the user can mend what failed."""
+    from gan.ranks import distributed
+
+    code = 0
+    try:
+        work(make_job(flags), flags, distributed.start(MEETING))
+        distributed.stop()
+    except (UserError, DataError) as error:
+        print(f"saddle evaluate: rank {os.environ['RANK']}: {as_flags(str(error))}", file=sys.stderr)
+        code = 2
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    distributed.end_rank(code)
+
+
+def work(job: Job, flags: Mapping[str, Any], ranks: "Ranks") -> int:
+    """Score all networks and print the table, on rank 0."""
+    from gan.metrics.classifier import one_thread
+
+    def say(line: str) -> None:
+        if ranks.first:
+            click.echo(line)
+
+    samples = flags["samples"]
+    with one_thread():
+        reference = build_reference(
+            job.dataset,
+            job.level,
+            flags["seed"],
+            metrics=flags["metrics"],
+            features=job.features,
+            samples=samples,
+            ranks=ranks,
+            say=say,
+        )
+        say(reference.summary())
+        rows = {name: reference.score_network(load_network(path), samples) for name, path in job.paths.items()}
+        rows |= reference.floors(samples)
+    say(score_table(rows))
+    if ranks.first:
+        save_rows(flags["json_path"], scores_as_json(reference, rows, job.paths))
+    return 0
 
 
 def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> int:
@@ -122,14 +220,12 @@ def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> in
 def scores_as_json(reference: "Reference", rows: Mapping[str, "Score"], paths: Mapping[str, Path]) -> dict[str, Any]:
     """The table as plain values for JSON; `network` is the scored snapshot's path, null in the rows of reals."""
     classifier = reference.classifier
+    about = reference.provenance()
     return {
-        "classifier": {
-            "accuracy": classifier.accuracy,
-            "held_out": classifier.held_out,
-            "classes": classifier.classes,
-        },
+        "classifier": classifier
+        and {"accuracy": classifier.accuracy, "held_out": classifier.held_out, "classes": classifier.classes},
         "rows": [
-            {"name": name, "network": str(paths[name]) if name in paths else None, **asdict(row)}
+            {"name": name, "network": str(paths[name]) if name in paths else None, **score_as_json(row), **about}
             for name, row in rows.items()
         ],
     }

@@ -1,6 +1,5 @@
 """Finding and loading networks, sampling them, and reading the real images of datasets, for several commands."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 
     from data.dataset import ImageDataset
     from gan.checkpoint import Snapshot
+    from gan.metrics.sample import Source
 
 
 def find_snapshot(network: str | Path) -> Path:
@@ -51,21 +51,26 @@ def classes_in_turn(snapshot: "Snapshot", samples: int) -> "torch.Tensor | None"
     return torch.arange(samples) % classes if classes else None
 
 
-def sample_batches(
+def network_source(
     snapshot: "Snapshot", labels: "torch.Tensor | None", level: int, samples: int, seed: int
-) -> Iterator[np.ndarray]:
-    """Yield samples uint8 [n, H, W, C] in the size that the classifier takes. Images of an earlier stage are enlarged
-    to the level first."""
+) -> "Source":
+    """Samples of a network. Images of an earlier stage are enlarged to the level's size."""
     import torch
 
-    from gan.metrics.classifier import shrink
-    from gan.sampling import generate_batches, to_uint8
+    from gan.metrics.sample import Source
+    from gan.sampling import batch_size, generate, to_uint8
 
-    latents = np.random.RandomState(seed).randn(samples, snapshot.G.z_dim)
+    G = snapshot.G
+    latents = np.random.RandomState(seed).randn(samples, G.z_dim)
     z = torch.from_numpy(latents.astype(np.float32))
     scale = 2 ** (level - snapshot.stage)
-    for batch in generate_batches(snapshot.G, z, labels, stage=snapshot.stage, alpha=snapshot.alpha):
-        yield shrink(to_uint8(batch).repeat(scale, axis=1).repeat(scale, axis=2))
+
+    def read(rows: slice) -> np.ndarray:
+        asked = None if labels is None else labels[rows]
+        images = to_uint8(generate(G, z[rows], asked, stage=snapshot.stage, alpha=snapshot.alpha))
+        return images.repeat(scale, axis=1).repeat(scale, axis=2)
+
+    return Source(samples, (*snapshot.images.size(level), G.channels), batch_size(G, snapshot.stage), read)
 
 
 def read_reals(dataset: "ImageDataset", most: int, level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

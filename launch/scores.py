@@ -1,79 +1,283 @@
-"""Scoring networks against a labeled dataset, by a classifier of its classes, and showing the scores as a table."""
+"""Scoring networks against a dataset, beside scores of real images, and showing the scores as a table."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from gan.errors import UserError
-from launch.samples import classes_in_turn, read_reals, sample_batches
+from launch.samples import classes_in_turn, network_source, read_reals
 from launch.tables import aligned
 
 if TYPE_CHECKING:
     from data.dataset import ImageDataset
     from gan.checkpoint import Snapshot
-    from gan.metrics.score import Reference, Score
+    from gan.metrics.classifier import Classifier
+    from gan.metrics.features import FeatureNetwork
+    from gan.metrics.sample import Sample
+    from gan.metrics.score import Metric, Score
+    from gan.ranks.distributed import Ranks
 
+CLASSIFIER = "classifier"
 MOST_REALS = 50_000
-COLUMNS = {  # field of a Score -> its heading and format
-    "samples": ("samples", "d"),
-    "frechet_distance": ("Fréchet", ".2f"),
-    "mode_kl": ("mode-KL", ".4f"),
-    "mode_kl_floor": ("(by chance)", ".4f"),
-    "confidence": ("confidence", ".3f"),
-    "accuracy_as_asked": ("as asked", ".3f"),
+READ = 500  # reals that are read at a time
+FEW = 10  # reals, of each class if there are classes, that one floor repeats
+FORMATS = {  # beginning of a figure's name -> heading in the table (None: its name), factor and format
+    "fd-": (None, 1, ".2f"),
+    "kid-": ("1000 {}", 1000, ".3f"),
+    "precision-": ("precision", 1, ".3f"),
+    "recall-": ("recall", 1, ".3f"),
+    "density-": ("density", 1, ".3f"),
+    "coverage-": ("coverage", 1, ".3f"),
+    "coherence-in-classes": ("(in classes)", 1, ".3f"),
+    "coherence": ("coherence", 1, ".3f"),
+    "spread-in-classes": ("(in classes)", 1, ".3f"),
+    "spread": ("spread", 1, ".3f"),
+    "mode-kl-by-chance": ("(by chance)", 1, ".4f"),
+    "mode-kl": ("mode-KL", 1, ".4f"),
+    "confidence": ("confidence", 1, ".3f"),
+    "as-asked": ("as asked", 1, ".3f"),
 }
 
 
-def build_reference(dataset: "ImageDataset", level: int, seed: int) -> "Reference":
-    """At most MOST_REALS real images of a dataset at a level, and a classifier trained on them. It prints a line, as
-    the training takes a while. Raises UserError for a dataset without classes.
+@dataclass(frozen=True)
+class Reference:
+    """Real images, and the network through whose features they are compared with samples.
+
+    Scores of networks are comparable only if they are measured against the same Reference, with as many samples.
+
+    The Fréchet distance between n and m samples of the same source is not 0: it is proportional to 1/n + 1/m. The floor
+    between two halves of the N reals has n = m = N/2, hence 4/N. 10 000 samples against all reals have 1/N + 1/10 000,
+    which is about 0.3 of the floor for N = 1797. So a perfect generator scores about 0.3 of the floor, and one at the
+    floor is as near to the reals as half of them is to the other half.
     """
-    import torch
 
-    from gan.metrics.classifier import train_classifier
-    from gan.metrics.score import Reference
+    dataset: "ImageDataset"
+    level: int
+    seed: int
+    ranks: "Ranks"
+    metrics: "Mapping[str, Metric]"
+    network: "FeatureNetwork"
+    classifier: "Classifier | None"
+    indices: np.ndarray  # of the reals in the dataset, in random order
+    reals: "Sample"  # in that order
 
+    def score_network(self, snapshot: "Snapshot", samples: int) -> "Score":
+        """Score samples of a network. A conditional one makes all classes in turn."""
+        labels = classes_in_turn(snapshot, samples)
+        sample = self.observe(network_source(snapshot, labels, self.level, samples, self.seed))
+        return self.score(dataclasses.replace(sample, labels=None if labels is None else labels.numpy()))
+
+    def floors(self, samples: int) -> "dict[str, Score]":
+        """Rows to compare a score with, of as many images where the dataset has them: one random half of the reals
+        against the other; reals that are blurred; a few reals, repeated. Of all reals, what needs no comparison."""
+        from gan.metrics.sample import Source
+        from gan.metrics.score import box_blur, few_repeated, score
+
+        half = len(self.reals) // 2
+        count = min(samples, len(self.reals))
+        shape = self.dataset.shape(self.level)
+        blurred = self.observe(Source(count, shape, READ, lambda rows: box_blur(self._read(rows))))
+        labels = self.reals.labels
+        alone = {name: metric for name, metric in self.metrics.items() if not metric.of_features}
+        few = few_repeated(labels, FEW, samples)
+        return {
+            "all reals": score(self.reals, self.reals, alone, self.network.name),
+            "half of the reals": self.score(
+                self.reals.pick(slice(min(samples, half))), self.reals.pick(slice(half, None))
+            ),
+            "blurred reals": self.score(
+                dataclasses.replace(blurred, labels=None if labels is None else labels[:count])
+            ),
+            f"{FEW} reals{' per class' * (labels is not None)}, repeated": self.score(self.reals.pick(few)),
+        }
+
+    def score(self, sample: "Sample", reals: "Sample | None" = None) -> "Score":
+        """Score a sample against all reals, or against some."""
+        from gan.metrics.score import score
+
+        return score(reals or self.reals, sample, self.metrics, self.network.name)
+
+    def observe(self, source: Any) -> "Sample":
+        """See a source's images, on all ranks."""
+        from gan.metrics.sample import observe
+
+        sample = observe(source, self.network, self.ranks)
+        if self.classifier is None:
+            return sample
+        return dataclasses.replace(sample, probabilities=self.classifier.probabilities(sample.features))
+
+    def _read(self, rows: slice) -> np.ndarray:
+        return self.dataset.read(self.indices[rows], self.level)
+
+    def provenance(self) -> dict[str, Any]:
+        """What scores depend on beside the samples, as plain values: compare only scores that agree in it."""
+        network = self.network
+        return {
+            "features": {key: getattr(network, key) for key in ("name", "sha256", "side", "resize")},
+            "dataset": str(self.dataset.path),
+            "dataset_hash": self.dataset.manifest.content_hash,
+            "size": list(self.dataset.manifest.size(self.level)),
+            "reals": len(self.reals),
+            "seed": self.seed,
+        }
+
+    def summary(self) -> str:
+        """One line about the features."""
+        height, width = self.dataset.manifest.size(self.level)
+        where = f"{len(self.reals)} images of {height}x{width}"
+        if self.classifier is None:
+            return f"features {self.network.name}, SHA-256 {self.network.sha256[:12]}, of {where}"
+        return classifier_line(self.classifier, (height, width))
+
+
+def classifier_line(classifier: "Classifier", size: tuple[int, int]) -> str:
+    """One line about a classifier of images of (H, W): classes and accuracy."""
+    return (
+        f"classifier of {classifier.classes} classes at {size[0]}x{size[1]}: {classifier.accuracy:.1%} right on "
+        f"{classifier.held_out} held-out images"
+    )
+
+
+def check_scores(
+    dataset: "ImageDataset", metrics: str, features: str, samples: int, where: str = "cpu"
+) -> "tuple[dict[str, Metric], FeatureNetwork | None]":
+    """The metrics, and the network of features on a device; None for a classifier, which is trained later.
+
+    Raises UserError for what does not exist, does not fit together, or is too little: before anything takes long.
+    """
+    from gan.metrics.classifier import FEATURES
+    from gan.metrics.classifier import check as check_classifier
+    from gan.metrics.features import load_features
+    from gan.metrics.score import check_enough, find_metrics
+
+    chosen = find_metrics(metrics, features == CLASSIFIER)
+    network = None
+    if features == CLASSIFIER:
+        classes = class_labels(dataset)[1]
+        check_classifier(len(dataset), dataset.manifest.resolution, classes)
+    else:
+        network = load_features(features, where)
+    width = network.width if network else FEATURES
+    check_enough(chosen, width, samples, "samples", "make more, or choose other metrics")
+    reals = min(len(dataset), MOST_REALS)
+    check_enough(chosen, width, reals, f"images of {dataset.path}", "give a larger dataset, or choose other metrics")
+    return chosen, network
+
+
+def features_name(features: str) -> str:
+    """The name of features that `check_scores` has accepted: of PATH:SHA256, the file's without its ending."""
+    return Path(features.rpartition(":")[0]).stem if ":" in features else features
+
+
+def class_labels(dataset: "ImageDataset") -> tuple[np.ndarray, int]:
+    """(labels int64 [N], number of classes). Raises UserError for a dataset without classes."""
     labels, classes = dataset.labels, dataset.manifest.classes
     if labels is None or classes is None:
         what = "no labels" if labels is None else f"vectors of {dataset.manifest.label_dim} numbers for labels"
         raise UserError(
             f"{dataset.path} has {what}, and a classifier of its images needs classes: prepare a folder with a "
-            "sub-folder per class"
+            "sub-folder per class, or give run.features=lite0"
         )
-    click.echo(f"training a classifier on {dataset.path} ...")
-    images, indices = read_reals(dataset, MOST_REALS, level, seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    classifier = train_classifier(images, labels[indices], len(classes), seed=seed, device=device)
-    return Reference(classifier, images, labels[indices], seed)
+    return labels, len(classes)
 
 
-def score_network(snapshot: "Snapshot", reference: "Reference", level: int, samples: int, seed: int) -> "Score":
-    """Score samples of a network against the reals of a level. A conditional network makes all classes in turn."""
-    from gan.metrics.score import score
+def device() -> str:
+    """Where feature networks run."""
+    import torch
 
-    labels = classes_in_turn(snapshot, samples)
-    batches = sample_batches(snapshot, labels, level, samples, seed)
-    return score(reference, batches, None if labels is None else labels.numpy())
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def classifier_summary(reference: "Reference") -> str:
-    """One line about the classifier: classes, resolution and accuracy."""
-    classifier = reference.classifier
-    count, height, width, _ = reference.images.shape
-    return (
-        f"classifier of {classifier.classes} classes at {height}x{width}: {classifier.accuracy:.1%} right on "
-        f"{classifier.held_out} held-out images of {count}"
-    )
+def build_reference(
+    dataset: "ImageDataset",
+    level: int,
+    seed: int,
+    *,
+    metrics: str = "",
+    features: str = CLASSIFIER,
+    samples: int = MOST_REALS,
+    ranks: "Ranks | None" = None,
+    say: Callable[[str], object] = click.echo,
+) -> Reference:
+    """At most MOST_REALS images of a dataset at a level, seen through a network. It says so where it trains a
+    classifier first, as that takes a while. Raises UserError as `check_scores` does."""
+    from gan.metrics.features import classifier_features
+    from gan.metrics.sample import Source
+    from gan.ranks.distributed import Ranks
+
+    ranks = ranks or Ranks()
+    chosen, network = check_scores(dataset, metrics, features, samples, device())
+    classifier = None
+    if network is None:
+        classifier = train_on_first(dataset, level, seed, ranks, say)
+        network = classifier_features(classifier)
+    indices = np.random.RandomState(seed).permutation(len(dataset))[:MOST_REALS]
+    empty: Any = None
+    reference = Reference(dataset, level, seed, ranks, chosen, network, classifier, indices, empty)
+    reals = reference.observe(Source(len(indices), dataset.shape(level), READ, reference._read))
+    labels = dataset.labels[indices] if dataset.manifest.classes and dataset.labels is not None else None
+    return dataclasses.replace(reference, reals=dataclasses.replace(reals, labels=labels))
 
 
-def score_table(rows: Mapping[str, "Score"]) -> str:
-    """A table of scores by name, without columns that are empty in all rows."""
-    used = [field for field in COLUMNS if any(getattr(row, field) is not None for row in rows.values())]
-    headings = ["", *(COLUMNS[field][0] for field in used)]
-    lines = [[name, *(_cell(field, getattr(row, field)) for field in used)] for name, row in rows.items()]
-    return "\n".join(aligned([headings, *lines]))
+def train_on_first(
+    dataset: "ImageDataset", level: int, seed: int, ranks: "Ranks", say: Callable[[str], object]
+) -> "Classifier":
+    """A classifier of the dataset's classes, trained on rank 0 and sent to the others."""
+    from gan.metrics.classifier import Classifier, build_network, train_classifier
+    from gan.ranks.distributed import from_first
+
+    labels, classes = class_labels(dataset)
+    if ranks.first:
+        say(f"training a classifier on {dataset.path} ...")
+        images, indices = read_reals(dataset, MOST_REALS, level, seed)
+        trained = train_classifier(images, labels[indices], classes, seed=seed, device=device())
+    if ranks.world == 1:
+        return trained
+    sent = None
+    if ranks.first:
+        weights = {name: tensor.cpu() for name, tensor in trained.network.state_dict().items()}
+        sent = (weights, trained.accuracy, trained.held_out)
+    weights, accuracy, held_out = from_first(sent)
+    network = build_network(dataset.manifest.channels, classes)
+    network.load_state_dict(weights)
+    network.to(device()).eval().requires_grad_(False)
+    return Classifier(network, classes, accuracy, held_out)
 
 
-def _cell(field: str, value: float | None) -> str:
-    return "-" if value is None else format(value, COLUMNS[field][1])
+def score_table(rows: "Mapping[str, Score]") -> str:
+    """A table of scores by name; the line under a score has half the width of its 95 % intervals. Figures that no row
+    has are left out."""
+    every = list(dict.fromkeys(name for row in rows.values() for name in row.figures))
+    lines = [["", "samples", *(_format(name)[0] for name in every)]]
+    for name, row in rows.items():
+        lines.append([name, str(row.samples), *(_value(row, figure) for figure in every)])
+        lines.append(["", "±", *(_reach(row, figure) for figure in every)])
+    return "\n".join(aligned(lines))
+
+
+def _format(name: str) -> tuple[str, int, str]:
+    heading, factor, form = next(row for start, row in FORMATS.items() if name.startswith(start))
+    return (heading or "{}").format(name), factor, form
+
+
+def _value(row: "Score", figure: str) -> str:
+    _, factor, form = _format(figure)
+    return format(factor * row[figure], form) if figure in row.figures else "-"
+
+
+def _reach(row: "Score", figure: str) -> str:
+    estimate = row.figures.get(figure)
+    if estimate is None or estimate.low == estimate.high:
+        return ""
+    _, factor, form = _format(figure)
+    return format(factor * (estimate.high - estimate.low) / 2, form)
+
+
+def score_as_json(score: "Score") -> dict[str, Any]:
+    """A score as plain values: {"samples": n, "figures": {name: {"value", "low", "high"}}}."""
+    return {"samples": score.samples, "figures": {name: vars(figure) for name, figure in score.figures.items()}}

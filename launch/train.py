@@ -24,6 +24,7 @@ from gan.config import TrainConfig, flatten
 from gan.errors import EverywhereError, PeerError, UserError
 from launch.cli import run as run_command
 from launch.ranks import call, end_with_parent, leave, torchrun
+from launch.scorer import find_scorer
 from launch.settings import as_flags, image_format, read_config, setting_options
 from launch.tables import text_table
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gan.ranks.distributed import Ranks
     from gan.run.pace import Pace
     from gan.run.plan import RunPlan
+    from gan.run.scoring import Scorer
     from gan.state import Feed
 
 
@@ -101,6 +103,7 @@ class Job:
     dataset: ImageDataset
     outdir: Path
     resume: str
+    scorer: "Scorer | None"
 
 
 def make_job(flags: Mapping[str, Any]) -> Job:
@@ -129,7 +132,7 @@ def make_job(flags: Mapping[str, Any]) -> Job:
     check_devices(local)
     if not flags["dry_run"]:  # which prints what it needs
         check_fit(plan.config, images, world, find_room(local))
-    return Job(plan, dataset, Path(flags["outdir"]), flags["resume"])
+    return Job(plan, dataset, Path(flags["outdir"]), flags["resume"], find_scorer(dataset, config.run))
 
 
 def find_dataset(flags: Mapping[str, Any], config: TrainConfig) -> ImageDataset:
@@ -303,7 +306,8 @@ def work(job: Job, ranks: "Ranks", patience: float = 0.0) -> int:
         run = distributed.on_first(ranks, take)
         if ranks.first:
             tell(f"{len(job.dataset)} images of {job.dataset.path}")
-        return train_run(job.plan, run, make_feed(job, ranks), ranks, say=lambda line: tell(as_flags(line)))
+        feed = make_feed(job, ranks)
+        return train_run(job.plan, run, feed, ranks, lambda line: tell(as_flags(line)), job.scorer)
 
 
 def make_feed(job: Job, ranks: "Ranks") -> "Feed":

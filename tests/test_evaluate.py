@@ -1,31 +1,39 @@
 """launch.evaluate on a tiny dataset and untrained networks: the table, its JSON, and what it refuses."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from snapshots import write_snapshot
+from test_features import saved
 
 from data.dataset import ImageDataset
 from data.prepare import prepare
 from gan.checkpoint import load_snapshot
 from gan.errors import UserError
-from gan.metrics.classifier import train_classifier
+from gan.metrics.classifier import shrink, train_classifier
+from gan.metrics.intervals import Estimate
 from gan.metrics.score import Score
 from launch import cli, evaluate, samples, scores
+from launch.ranks import environment
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """60 grey images of 8x8 in three classes that differ in brightness."""
+    """150 grey images of 8x8 in three classes that differ in brightness."""
     folder = tmp_path_factory.mktemp("source")
     random = np.random.RandomState(0)
     for label, name in enumerate(("1", "ape", "bee")):
         (folder / name).mkdir()
-        for index in range(20):
+        for index in range(50):
             pixels = random.randint(0, 80, (8, 8)) + 80 * label
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.png")
     path = tmp_path_factory.mktemp("data") / "tiny.lmdb"
@@ -46,32 +54,131 @@ def test_table_and_json_hold_a_row_per_network_beside_the_floors(dataset, tmp_pa
     result = saddle_evaluate(*networks, f"--data={dataset}", "--samples=200", f"--json={out}")
     assert result.exit_code == 0, (result.output, result.exception)
     report = json.loads(out.read_text())
-    names = [str(path) for path in (*paths, early)] + ["all reals", "half of the reals", "blurred reals"]
+    floors = ["all reals", "half of the reals", "blurred reals", "10 reals per class, repeated"]
+    names = [str(path) for path in (*paths, early)] + floors
     assert [row["name"] for row in report["rows"]] == names
-    assert [row["network"] for row in report["rows"]] == [*names[:3], None, None, None]
-    assert [row["samples"] for row in report["rows"]] == [200, 200, 200, 60, 30, 60]
-    assert report["rows"][3]["frechet_distance"] == 0
-    assert min(row["frechet_distance"] for row in report["rows"][:3]) > report["rows"][4]["frechet_distance"]
+    assert [row["network"] for row in report["rows"]] == [*names[:3], *[None] * 4]
+    assert [row["samples"] for row in report["rows"]] == [200, 200, 200, 150, 75, 150, 200]
+    distances = {
+        row["name"]: row["figures"]["fd-classifier"]["value"]
+        for row in report["rows"]
+        if "fd-classifier" in row["figures"]
+    }
+    assert "all reals" not in distances
+    assert min(distances[name] for name in names[:3]) > distances["half of the reals"]
     assert all(name in result.output for name in names)
     assert report["classifier"]["classes"] == 3
+    row = report["rows"][0]
+    assert set(row["figures"]) == {
+        *(f"{name}-classifier" for name in ("fd", "kid", "precision", "recall", "density", "coverage")),
+        *("mode-kl", "mode-kl-by-chance", "confidence", "coherence", "spread"),
+    }
+    assert all(e["low"] <= e["value"] <= e["high"] for e in row["figures"].values())
+    assert row["dataset_hash"] == ImageDataset(dataset).manifest.content_hash
+    assert (row["reals"], row["seed"], row["size"]) == (150, 0, [8, 8])
+    assert row["features"]["name"] == "classifier" and len(row["features"]["sha256"]) == 64
 
 
-def test_unlabeled_data_and_strange_networks_are_refused(dataset, tmp_path):
-    folder = tmp_path / "flat"
-    folder.mkdir()
-    for index in range(12):
-        Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(folder / f"{index}.png")
-    prepare(str(folder), tmp_path / "flat.lmdb")
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """80 grey images of 8x8 without labels."""
+    folder = tmp_path_factory.mktemp("flat")
+    random = np.random.RandomState(0)
+    for index in range(80):
+        Image.fromarray(random.randint(0, 256, (8, 8)).astype(np.uint8)).save(folder / f"{index:02d}.png")
+    path = tmp_path_factory.mktemp("data") / "flat.lmdb"
+    prepare(str(folder), path)
+    return path
+
+
+class Means(torch.nn.Module):
+    """The mean and the deviation of each channel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.float().flatten(2)
+        return torch.cat([pixels.mean(2), pixels.std(2)], 1)
+
+
+@pytest.fixture(scope="module")
+def means(tmp_path_factory):
+    """--features of a file of the user's own, with 6 features."""
+    return saved(Means(), tmp_path_factory.mktemp("features") / "means.pt")
+
+
+def test_unlabeled_data_are_scored_by_features_of_a_file(flat, means, tmp_path):
+    network = write_snapshot(tmp_path / "grey.safetensors")
+    command = [f"--network={network}", f"--data={flat}", f"--features={means}", f"--json={tmp_path / 'rows.json'}"]
+    result = saddle_evaluate(*command, "--samples=50", "--metrics=pr,fd")
+    assert result.exit_code == 0, (result.output, result.exception)
+    report = json.loads((tmp_path / "rows.json").read_text())
+    assert report["classifier"] is None
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows)[2:] == ["half of the reals", "blurred reals", "10 reals, repeated"]
+    assert list(rows[str(network)]["figures"]) == ["precision-means", "recall-means", "fd-means"]
+    assert rows["10 reals, repeated"]["figures"]["recall-means"]["value"] < 0.3
+    assert rows["half of the reals"]["samples"] == 40
+    assert rows[str(network)]["features"]["sha256"] == means[-64:]
+
+
+def test_data_networks_and_features_that_do_not_fit_are_refused_in_one_line(flat, dataset, means, tmp_path):
     grey = write_snapshot(tmp_path / "grey.safetensors")
     color = write_snapshot(tmp_path / "color.safetensors", channels=3)
     other = write_snapshot(tmp_path / "other.safetensors", cond=True)
-    for network, data, message in (
-        (grey, tmp_path / "flat.lmdb", "has no labels"),
-        (color, dataset, "with 3 channels"),
-        (other, dataset, "other classes"),
+    wrong_hash = means[:-64] + "0" * 64
+    for network, data, flags, message in (
+        (grey, flat, [], "has no labels"),
+        (grey, flat, ["--features=classifier"], "has no labels.*or give run.features=lite0"),
+        (grey, flat, [f"--features={means}", "--metrics=classes"], "run.metrics=classes needs a classifier"),
+        (grey, dataset, [f"--features={means}", "--metrics=fd,classes"], "run.metrics=classes needs a classifier"),
+        (grey, dataset, ["--metrics=fid"], "run.metrics=fid is unknown; did you mean fd"),
+        (grey, dataset, ["--samples=64"], "64 samples are too few for fd, which needs 65"),
+        (grey, flat, [f"--features={means}", "--samples=5"], "5 samples are too few for fd, which needs 7"),
+        (grey, flat, [f"--features={means}", "--samples=5", "--metrics=dc"], "too few for dc, which needs 6"),
+        (grey, flat, [f"--features={wrong_hash}"], "is another file"),
+        (grey, flat, ["--features=inception"], "features are lite0, or PATH:SHA256"),
+        (color, dataset, [], "with 3 channels"),
+        (other, dataset, [], "other classes"),
     ):
-        with pytest.raises(UserError, match=message):
-            raise saddle_evaluate(f"--network={network}", f"--data={data}").exception
+        with pytest.raises(UserError, match=message) as refused:
+            raise saddle_evaluate(f"--network={network}", f"--data={data}", *flags).exception
+        assert "\n" not in str(refused.value)
+
+
+def in_processes(command: list[str]) -> str:
+    """What a command in processes of its own prints."""
+    here = environment(1)
+    here["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
+    done = subprocess.run([sys.executable, "-m", *command], env=here, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monkeypatch):
+    """Odd numbers of samples, in two batches. A classifier is trained on rank 0 and sent to the others."""
+    monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=60))
+    monkeypatch.setattr("snapshots.NAMES", ("1", "ape", "bee"))
+    network = write_snapshot(tmp_path / "a.safetensors", cond=True)
+    out = tmp_path / "rows.json"
+    flags = [f"--network={network}", f"--data={dataset}", f"--json={out}", "--samples=301"]
+
+    def report() -> dict:
+        rows = json.loads(out.read_text())
+        out.unlink()
+        return rows
+
+    assert saddle_evaluate(*flags).exit_code == 0
+    alone = report()
+    assert "as-asked" in alone["rows"][0]["figures"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    said = in_processes([*torchrun, "-m", "evaluate_worker", *flags])
+    assert report() == alone and said.count("half of the reals") == 1
+
+    flags.append(f"--features={means}")
+    assert saddle_evaluate(*flags).exit_code == 0
+    alone = report()
+    said = in_processes(["launch.evaluate", *flags, "--gpus=3"])
+    assert report() == alone and said.count("half of the reals") == 1
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +225,9 @@ def test_class_names_are_the_same_composed_and_decomposed(tmp_path, monkeypatch)
 def test_samples_of_an_early_stage_are_enlarged_before_they_are_shrunk_as_the_reals_are(tmp_path):
     """24x40 reals are seen at 24x32; a network that stands at 12x20 must be seen so too."""
     snapshot = load_snapshot(write_snapshot(tmp_path / "x.safetensors", base=(6, 10), stage=1))
-    (batch,) = samples.sample_batches(snapshot, None, 2, 3, 0)
-    assert batch.shape == (3, 24, 32, 1)
+    source = samples.network_source(snapshot, None, 2, 3, 0)
+    assert source.read(slice(3)).shape == (3, *source.shape) == (3, 24, 40, 1)
+    assert shrink(source.read(slice(2))).shape == (2, 24, 32, 1)
 
 
 def test_a_snapshot_in_mid_fade_is_not_scored(dataset, tmp_path):
@@ -128,9 +236,11 @@ def test_a_snapshot_in_mid_fade_is_not_scored(dataset, tmp_path):
     assert isinstance(result.exception, UserError) and "alpha 0.40" in str(result.exception)
 
 
-def test_table_drops_columns_that_are_empty_in_all_rows():
-    row = Score(100, 1.5, 0.25, 0.045, 0.9, None)
-    lines = scores.score_table({"a": row, "longer": row}).splitlines()
-    assert "as asked" not in lines[0]
-    assert lines[1].split() == ["a", "100", "1.50", "0.2500", "0.0450", "0.900"]
-    assert len({len(line) for line in lines}) == 1
+def test_the_table_has_a_line_of_intervals_and_no_empty_columns():
+    row = Score(100, {"fd-lite0": Estimate(1.5, 1.25, 2.25), "kid-lite0": Estimate(0.0025, 0.002, 0.003)})
+    other = Score(50, {"fd-lite0": Estimate(1.0, 1.0, 1.0)})
+    lines = scores.score_table({"a": row, "longer": other}).splitlines()
+    assert lines[0].split() == ["samples", "fd-lite0", "1000", "kid-lite0"]
+    assert lines[1].split() == ["a", "100", "1.50", "2.500"]
+    assert lines[2].split() == ["±", "0.50", "0.500"]
+    assert lines[3].split() == ["longer", "50", "1.00", "-"]

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from gan.errors import UserError
-from gan.metrics.classifier import shrink, train_classifier
-from gan.metrics.frechet import frechet_distance, gaussian_fit
-from gan.metrics.modes import mode_kl, mode_kl_floor
-from gan.metrics.score import Reference, box_blur, score, summarize
+from gan.metrics.classifier import Classifier, shrink, train_classifier
+from gan.metrics.frechet import frechet_distance, frechet_estimate, gaussian_fit
+from gan.metrics.intervals import normal, share
+from gan.metrics.modes import mode_kl, mode_kl_estimate, mode_kl_floor
+from gan.metrics.sample import Sample
+from gan.metrics.score import METRICS, Score, box_blur, check_enough, few_repeated, find_metrics, score
 
 RANDOM = np.random.RandomState(0)
 
@@ -73,6 +75,54 @@ def test_gaussian_fit_is_unbiased_and_needs_two_samples():
         gaussian_fit(np.ones((1, 3)))
 
 
+def gaussians(n: int, m: int, shift: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """n samples of N(0, 1) and m of N(shift, 1.5^2), in each of three dimensions: at distance 3 (shift^2 + .25)."""
+    options = {"generator": generator, "dtype": torch.float64}
+    return torch.randn(n, 3, **options), torch.randn(m, 3, **options) * 1.5 + shift
+
+
+def test_moments_of_many_blocks_are_those_of_numpy():
+    x = RANDOM.randn(2500, 5) @ RANDOM.randn(5, 5) + 100
+    mean, sigma = gaussian_fit(x)
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(sigma, np.cov(x, rowvar=False), rtol=1e-10)
+
+
+def test_the_error_of_a_frechet_distance_is_that_of_leaving_out_a_sample_at_a_time():
+    x, y = gaussians(60, 90, 0.7, torch.Generator().manual_seed(1))
+    x = x @ torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 1.0], [1.0, 3.0, 4.0]], dtype=torch.float64)  # of rank 2
+    y = y @ torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 0.0], [-2.0, 2.0, 0.5]], dtype=torch.float64)
+    distance = frechet_distance(*gaussian_fit(x), *gaussian_fit(y))
+    squared = 0.0
+    for mine, pair in ((x, lambda part: (part, y)), (y, lambda part: (x, part))):
+        parts = (torch.cat([mine[:i], mine[i + 1 :]]) for i in range(len(mine)))
+        without = [frechet_distance(*(moment for one in pair(part) for moment in gaussian_fit(one))) for part in parts]
+        squared += np.var(without) * (len(mine) - 1)
+    estimate = frechet_estimate(x, y)
+    assert estimate.value == pytest.approx(distance, rel=1e-10)
+    assert (estimate.high - estimate.value) / 1.96 == pytest.approx(math.sqrt(squared), rel=0.05)
+    assert estimate.high + estimate.low == pytest.approx(2 * distance)
+
+
+def test_the_interval_of_a_frechet_distance_covers_the_known_distance():
+    generator = torch.Generator().manual_seed(0)
+    estimates = [frechet_estimate(*gaussians(800, 1200, 1.0, generator)) for _ in range(300)]
+    covered = np.mean([estimate.low <= 3.75 <= estimate.high for estimate in estimates])
+    assert 0.91 < covered < 0.985
+    spread = np.std([estimate.value for estimate in estimates])
+    assert np.mean([e.high - e.value for e in estimates]) / 1.96 == pytest.approx(spread, rel=0.15)
+
+
+def test_intervals_of_shares_and_of_means():
+    """Wilson 1927: the rates p whose own standard deviation puts the share seen at their border of 95 %."""
+    seen = share(30, 120)
+    for p in (seen.low, seen.high):
+        assert abs(0.25 - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / 120), rel=1e-6)
+    assert share(0, 50).low == 0 < share(0, 50).high < 0.1
+    assert share(50, 50).high == 1 > share(50, 50).low > 0.9
+    assert (normal(1.0, 1.0, least=0.0).low, normal(1.0, 1.0).high) == (0.0, pytest.approx(2.959964))
+
+
 def test_mode_kl_closed_forms():
     assert mode_kl([7, 7, 7]) == 0
     assert mode_kl([5, 0, 0, 0]) == pytest.approx(math.log(4))
@@ -89,6 +139,9 @@ def test_box_blur_is_the_mean_of_nine():
     images[0, 2, 2] = 90
     assert box_blur(images)[0, :, :, 0].tolist() == [[0] * 5, *[[0, 10, 10, 10, 0]] * 3, [0] * 5]
     assert (box_blur(np.full((2, 4, 3, 3), 255, np.uint8)) == 255).all()
+    wide = np.zeros((1, 64, 64, 2), np.uint8)
+    wide[0, 30, 31, 1] = 245
+    assert box_blur(wide)[0, 27:34, 28:35, 1].tolist() == [[5] * 7] * 7 and box_blur(wide).sum() == 245
 
 
 def test_shrink_averages_large_images_only():
@@ -105,31 +158,55 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
+def classifier() -> Classifier:
     images, labels = digits()
-    return Reference(train_classifier(images, labels, 10, steps=250), images, labels)
+    return train_classifier(images, labels, 10, steps=250)
 
 
-def test_classifier_reads_digits(reference):
-    features, probabilities = reference.views
-    assert reference.classifier.accuracy > 0.97
-    assert reference.classifier.held_out == 359
-    assert features.shape == (1797, 64)
-    assert features.min() >= 0
-    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+@pytest.fixture(scope="module")
+def reals(classifier) -> Sample:
+    """All digits, in random order."""
+    images, labels = digits()
+    order = np.random.RandomState(0).permutation(len(images))
+    return see(classifier, images[order], labels[order])
 
 
-def test_the_classifier_sees_an_image_alone_as_it_does_among_others(reference):
-    for whole, part in zip(reference.views, reference.classifier(reference.images[7:8]), strict=True):
+def see(classifier: Classifier, images: np.ndarray, labels: np.ndarray | None = None) -> Sample:
+    return Sample(images, *classifier(images), labels)
+
+
+def scored(reals: Sample, fakes: Sample) -> Score:
+    return score(reals, fakes, METRICS, "classifier")
+
+
+def test_classifier_reads_digits(classifier, reals):
+    assert classifier.accuracy > 0.97
+    assert classifier.held_out == 359
+    assert reals.features.shape == (1797, 64)
+    assert reals.features.min() >= 0
+    np.testing.assert_allclose(reals.probabilities.sum(1), 1, rtol=1e-5)
+
+
+def test_the_classifier_sees_an_image_alone_as_it_does_among_others(classifier, reals):
+    for whole, part in zip((reals.features, reals.probabilities), classifier(reals.images[7:8]), strict=True):
         np.testing.assert_allclose(part[0], whole[7], rtol=1e-4, atol=1e-5)
 
 
-def test_figures_of_a_row_by_hand():
-    row = summarize(np.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1], [0.8, 0.2]]), 1.5, np.array([0, 1, 1, 1]))
-    assert (row.samples, row.frechet_distance, row.accuracy_as_asked) == (4, 1.5, 0.5)
-    assert row.confidence == pytest.approx((0.7 + 0.6 + 0.9 + 0.8) / 4)
-    assert row.mode_kl == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
-    assert row.mode_kl_floor == 1 / 8
+def test_figures_of_classes_by_hand():
+    probabilities = np.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1], [0.8, 0.2]])
+    sample = Sample(np.zeros((4, 8, 8, 1), np.uint8), np.zeros((4, 3)), probabilities, np.array([0, 1, 1, 1]))
+    row = score(sample, sample, find_metrics("classes", classifier=True), "classifier")
+    assert row.samples == 4 and row["as-asked"] == 0.5
+    assert row["confidence"] == pytest.approx((0.7 + 0.6 + 0.9 + 0.8) / 4)
+    assert row["mode-kl"] == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert row["mode-kl-by-chance"] == 1 / 8
+
+
+def test_the_interval_of_mode_kl_is_that_of_many_draws():
+    counts = RANDOM.multinomial(2000, [0.3, 0.5, 0.15, 0.05], size=2000)
+    wanted = np.std([mode_kl(c) for c in counts])
+    found = np.mean([mode_kl_estimate(c).high - mode_kl(c) for c in counts[:200]]) / 1.96
+    assert found == pytest.approx(wanted, rel=0.05)
 
 
 def test_accuracy_is_of_images_that_the_classifier_never_saw():
@@ -139,27 +216,97 @@ def test_accuracy_is_of_images_that_the_classifier_never_saw():
     assert (classifier(images)[1].argmax(1) == labels).mean() > 0.8 > classifier.accuracy
 
 
-def test_scores_rank_reals_before_blur_before_noise(reference):
-    floors = reference.floors()
-    half, blurred = (floors[name].frechet_distance for name in ("half of the reals", "blurred reals"))
-    noise = score(reference, [RANDOM.randint(0, 256, (n, 8, 8, 1), dtype=np.uint8) for n in (100, 300)])
-    assert half < blurred / 3 < noise.frechet_distance
-    assert noise.samples == 400
-    assert noise.accuracy_as_asked is None
-    assert floors["all reals"].mode_kl < 0.001 < noise.mode_kl
-    assert floors["all reals"].accuracy_as_asked > 0.97
+def test_scores_rank_reals_before_blur_before_noise(classifier, reals):
+    half = score(reals.pick(slice(898, None)), reals.pick(slice(898)), METRICS, "classifier")
+    blurred = scored(reals, see(classifier, box_blur(reals.images)))
+    noise = scored(reals, see(classifier, RANDOM.randint(0, 256, (400, 8, 8, 1), dtype=np.uint8)))
+    assert half["fd-classifier"] < blurred["fd-classifier"] / 3 < noise["fd-classifier"]
+    assert abs(half["kid-classifier"]) < blurred["kid-classifier"] / 3 < noise["kid-classifier"]
+    assert noise["precision-classifier"] < 0.5 < 0.8 < half["precision-classifier"]
+    assert noise.samples == 400 and "as-asked" not in noise.figures
+    assert scored(reals, reals)["as-asked"] > 0.97
+    assert scored(reals, reals)["mode-kl"] < 0.001 < noise["mode-kl"]
 
 
-def test_a_network_that_makes_one_class_has_a_high_mode_kl(reference):
-    threes = reference.images[reference.labels == 3]
-    row = score(reference, [threes], np.full(len(threes), 3))
-    assert row.accuracy_as_asked > 0.97
-    assert row.mode_kl > 0.9 * math.log(10)
-    assert row.frechet_distance > 20 * reference.floors()["half of the reals"].frechet_distance
+def test_a_network_that_makes_one_class_has_a_high_mode_kl(reals):
+    threes = scored(reals, reals.pick(np.flatnonzero(reals.labels == 3)))
+    assert threes["as-asked"] > 0.97
+    assert threes["mode-kl"] > 0.9 * math.log(10)
+    half = score(reals.pick(slice(898, None)), reals.pick(slice(898)), METRICS, "classifier")
+    assert threes["fd-classifier"] > 20 * half["fd-classifier"]
+    assert threes["coverage-classifier"] < 0.2 < 0.9 < half["coverage-classifier"]
 
 
-def test_reals_against_themselves_are_at_distance_zero(reference):
-    assert score(reference, [reference.images]).frechet_distance == pytest.approx(0, abs=1e-6)
+def test_reals_against_themselves_are_at_distance_zero(reals):
+    assert scored(reals, reals)["fd-classifier"] == pytest.approx(0, abs=1e-6)
+
+
+def test_copies_are_few_and_repeated():
+    labels = np.array([0, 1, 1, 0, 1, 0])
+    assert few_repeated(labels, 2, 10).tolist() == [0, 3, 1, 2, 0, 3, 1, 2, 0, 3]
+    assert few_repeated(None, 3, 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_coherence_and_spread_are_given_within_classes_too():
+    """Two classes, each one image and its negative: nothing in common, unless each class is looked at alone."""
+    images = RANDOM.randint(0, 256, (1, 8, 8, 1), dtype=np.uint8)
+    both = np.concatenate([images, 255 - images]).repeat(10, axis=0)
+    row = score(*[Sample(both, np.zeros((20, 1)), labels=np.arange(20) // 10)] * 2, {"x": METRICS["diversity"]}, "x")
+    assert row["coherence"] < 0 and row["spread"] > 0.3
+    assert (row["coherence-in-classes"], row["spread-in-classes"]) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+
+
+def test_planted_sets_are_exposed_by_coherence_spread_or_recall(classifier, reals):
+    """The limits of coherence and spread are those of the warning while training; half of the reals is not exposed."""
+    half = score(reals.pick(slice(898, None)), reals.pick(slice(898)), METRICS, "classifier")
+    whole = scored(reals, reals)
+    count = 898
+    noise = see(classifier, RANDOM.randint(0, 256, (count, 8, 8, 1), dtype=np.uint8), reals.labels[:count])
+    planted = {
+        "one image": reals.pick(np.zeros(count, np.int64)),
+        "ten per class": reals.pick(few_repeated(reals.labels, 10, count)),
+        "noise": noise,
+        "blurred": see(classifier, box_blur(reals.images[:count]), reals.labels[:count]),
+    }
+
+    def exposed_by(row: Score) -> list[str]:
+        alarms = {
+            "coherence": row["coherence-in-classes"] > 3 * whole["coherence-in-classes"],
+            "spread": row["spread-in-classes"] < 0.75 * whole["spread-in-classes"],
+            "recall": row.figures["recall-classifier"].high < 0.75 * half["recall-classifier"],
+        }
+        return [name for name, alarm in alarms.items() if alarm]
+
+    assert exposed_by(half) == []
+    assert {name: exposed_by(scored(reals, sample)) for name, sample in planted.items()} == {
+        "one image": ["spread", "recall"],
+        "ten per class": ["recall"],
+        "noise": ["recall"],
+        "blurred": ["spread", "recall"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("metric", "needed"), [("fd", 65), ("kid", 3), ("pr", 4), ("dc", 6)], ids=["fd", "kid", "pr", "dc"]
+)
+def test_too_few_samples_are_refused_with_the_number_needed(metric, needed):
+    random = np.random.RandomState(0)
+    metrics = find_metrics(metric, classifier=False)
+    check_enough(metrics, 64, needed, "samples", "give more")
+    with pytest.raises(UserError, match=f"{needed - 1} samples are too few for {metric}, which needs {needed}"):
+        check_enough(metrics, 64, needed - 1, "samples", "give more")
+    enough, few = (Sample(np.zeros((n, 1, 1, 1), np.uint8), random.randn(n, 64)) for n in (needed, needed - 1))
+    assert all(math.isfinite(e.high) for e in score(enough, enough, metrics, "x").figures.values())
+    assert score(enough, enough, metrics, "x").figures and not score(enough, few, metrics, "x").figures
+
+
+def test_metrics_are_found_by_name():
+    assert list(find_metrics("kid, fd,kid", classifier=False)) == ["kid", "fd"]
+    assert list(find_metrics("", classifier=False)) == [name for name in METRICS if name != "classes"]
+    with pytest.raises(UserError, match="needs a classifier"):
+        find_metrics("fd,classes", classifier=False)
+    with pytest.raises(UserError, match="did you mean fd"):
+        find_metrics("fid", classifier=True)
 
 
 def test_classifier_is_deterministic_and_leaves_the_random_state_alone():

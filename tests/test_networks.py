@@ -48,6 +48,17 @@ def test_a_fade_begins_at_the_old_stage_and_ends_at_the_new():
         torch.testing.assert_close(D(x, 2, torch.tensor(1.0)), D(x, 2, 1.0))
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.3])
+def test_the_class_makes_its_share_of_the_first_layer(gain):
+    torch.manual_seed(0)
+    G = ResNetGenerator(64, [64], classes=200, class_gain=gain)
+    with torch.no_grad():
+        class_mean = G.mean_first_layer(torch.arange(200))
+        every = G.first_layer(torch.randn(200, 64), torch.arange(200))
+    share = class_mean.var(0).mean() / every.var(0).mean()
+    assert share == pytest.approx(gain**2 / (1 + gain**2), rel=0.1)
+
+
 def with_gradient(module: torch.nn.Module) -> set[str]:
     return {name for name, p in module.named_parameters() if p.grad is not None}
 

@@ -1,6 +1,7 @@
 """Penalties against functions whose gradients are known, the identities between them, and everything else done to D."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from gan.config import RegularizerConfig, TrainConfig, override
 from gan.draws import Draws
+from gan.errors import UserError
 from gan.layers import Conv2d, Linear
 from gan.methods.augment import augment, change
 from gan.methods.critic import Critic
@@ -51,6 +53,49 @@ def test_zero_centered_penalty_and_its_derivative():
     close(square, (4 * A.square() * x.square()).flatten(1).sum(1))
     (second,) = torch.autograd.grad(square.sum(), x)
     close(second, 8 * A.square() * x)
+
+
+@pytest.mark.parametrize(
+    "together,apart",
+    [
+        ("r1+r2", ("r1", "r2")),
+        ("r1+wgan_gp:target=1e+1+drift:weight=0.5", ("r1", "wgan_gp:target=10", "drift:weight=0.5")),
+        ("r1_difference+r2_difference", ("r1_difference", "r2_difference")),
+        ("r1+none", ("r1",)),
+    ],
+)
+def test_penalties_that_are_combined_add_up(together, apart):
+    close(penalty(together, quadratic), sum(penalty(name, quadratic) for name in apart))
+
+
+def test_what_is_combined_changes_d_too():
+    torch.manual_seed(0)
+    D = ResNetDiscriminator([4, 4]).double()
+    _, row = find_pair("nonsaturating", "r1+spectral_norm")
+    row.prepare(D)
+    assert row.on_real
+    D(images(0, 8).repeat(1, 1, 4, 4), 1)
+    assert torch.linalg.matrix_norm(D.logit.weight, 2).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_drift_is_the_square_of_outputs_at_reals():
+    close(penalty("drift:weight=2", quadratic), 2 * quadratic(images(0)).square())
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("r1+clip", "gamma would be the weight of one and a bound"),
+        ("instance_noise+r1", "gamma would be"),
+        ("clip+instance_noise", "gamma would be"),
+        ("r1+r1", "names one twice"),
+        ("r1+rr", "regularizer.name=rr is unknown"),
+        ("r1+", "unknown"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        find_pair("nonsaturating", name)
 
 
 def test_where_a_penalty_applies():
@@ -353,9 +398,20 @@ def test_noise_is_standard_and_belongs_to_its_group():
 # ---- gamma ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side,batch,expected", [(256, 64, 0.2048), (128, 32, 0.1024), (32, 64, 0.0032)])
-def test_automatic_gamma(side, batch, expected):
-    assert gamma_at(0, RegularizerConfig(gamma="auto"), side * side, batch) == pytest.approx(expected)
+@pytest.mark.parametrize("side,expected", [(16, 10.24), (32, 40.96), (256, 2621.44)])
+def test_automatic_gamma_grows_with_the_pixels(side, expected):
+    assert gamma_at(0, RegularizerConfig(gamma="auto"), side * side, 1) == pytest.approx(expected)
+
+
+def test_automatic_gamma_keeps_the_penalty_of_a_d_that_looks_at_means_of_pixels():
+    coarse = torch.randn(4, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    fine = torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    D = lambda x: x.square().flatten(1).sum(1)  # noqa: E731
+    with torch.no_grad():
+        coarse.copy_(torch.nn.functional.avg_pool2d(fine, 2))
+    penalties = [zero_centered(D(coarse), coarse), zero_centered(D(torch.nn.functional.avg_pool2d(fine, 2)), fine)]
+    weights = [gamma_at(0, RegularizerConfig(gamma="auto"), side * side, 1) for side in (4, 8)]
+    close(weights[0] * penalties[0], weights[1] * penalties[1])
 
 
 @pytest.mark.parametrize(
@@ -368,8 +424,10 @@ def test_automatic_gamma(side, batch, expected):
 )
 def test_gamma_changes_and_then_stays(decay, values):
     config = RegularizerConfig(gamma=0.05, decay=decay, decay_to=0.1, decay_kimg=20_000)
+    over_the_run = replace(config, decay_kimg=0)
     points = (0, 5_000_000, 10_000_000, 20_000_000)
     assert [gamma_at(n, config, 1, 1) for n in points] == pytest.approx(values)
+    assert [gamma_at(n, over_the_run, 1, 20_000_000) for n in points] == pytest.approx(values)
     assert gamma_at(10**9, config, 1, 1) == pytest.approx(values[-1])
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gan.config import RegularizerConfig, TrainConfig, override
 from gan.errors import UserError
-from gan.schedules import build_schedule, ema_beta, linear_decay, moment, penalty_turns
+from gan.schedules import build_schedule, ema_beta, learning_rate, linear_decay, moment, penalty_turns
 
 
 def schedule(last=2, **values):
@@ -113,3 +113,9 @@ def test_blocks_take_turns_that_are_equally_frequent_and_spread_over_the_batch()
                 assert (abs(stretches - chosen / blocks * np.arange(1, blocks - first + 1)) < 1).all()
             assert not any(turns.due(step, block) for step in (1, 2, 4) for block in range(blocks))
             assert turns.weight == pytest.approx(3 * blocks / chosen)
+
+
+@pytest.mark.parametrize("widths,expected", [((64, 64), 0.01), ((256, 128, 64), 0.005), ((1,), 0.08)])
+def test_an_automatic_learning_rate_falls_with_the_root_of_the_width(widths, expected):
+    assert learning_rate("auto", widths) == pytest.approx(expected)
+    assert learning_rate(0.001, widths) == 0.001

@@ -33,11 +33,19 @@ class Classifier:
     def __call__(self, images: np.ndarray, batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [N, H, W, C] -> float32 (penultimate ReLU features [N, 64], class probabilities [N, K])."""
         body = self.network[:-1]
-        head = self.network[-1]
-        device = next(self.network.parameters()).device
         parts = [shrink(images[start : start + batch]) for start in range(0, len(images), batch)]
-        features = torch.cat([body(to_input(part).to(device)) for part in parts])
-        return features.cpu().numpy(), head(features).softmax(1).cpu().numpy()
+        features = torch.cat([body(to_input(part).to(self.device)) for part in parts]).cpu().numpy()
+        return features, self.probabilities(features)
+
+    @torch.no_grad()
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Features float32 [N, 64] -> class probabilities [N, K]."""
+        return self.network[-1](torch.from_numpy(features).to(self.device)).softmax(1).cpu().numpy()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
 
 
 def to_input(images: np.ndarray) -> Tensor:
@@ -89,7 +97,7 @@ def train_classifier(
     On a CPU one thread trains it, so that the number of cores does not change the scores. The caller's random state is
     restored. Raises UserError for fewer than two classes, fewer than ten images, or sides below 8.
     """
-    check(images, classes)
+    check(len(images), images.shape[1:3], classes)
     images = shrink(images)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
@@ -117,16 +125,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def check(images: np.ndarray, classes: int) -> None:
-    """Raises UserError if there are too few classes or images for a classifier, or the images are too small."""
+def check(count: int, size: tuple[int, ...], classes: int) -> None:
+    """Raises UserError if there are too few classes or images for a classifier, or the images' (H, W) is too small."""
     if classes < 2:
         raise UserError(
-            "scores need a dataset with at least two classes: prepare a folder whose sub-folders are classes"
+            "scores by a classifier need at least two classes: prepare a folder whose sub-folders are classes"
         )
-    if len(images) < 10:
-        raise UserError(f"scores need at least 10 labeled images, not {len(images)}")
-    if min(images.shape[1:3]) < SMALLEST_SIDE:
-        raise UserError(f"scores need images of at least {SMALLEST_SIDE} pixels a side, not {images.shape[1:3]}")
+    if count < 10:
+        raise UserError(f"scores by a classifier need at least 10 labeled images, not {count}")
+    if min(size) < SMALLEST_SIDE:
+        raise UserError(f"scores by a classifier need images of at least {SMALLEST_SIDE} pixels a side, not {size}")
 
 
 def fit(

@@ -1,98 +1,221 @@
-"""How near samples are to labeled real images, in the features of a classifier of those images, and the scores of real
-images to compare with (floors)."""
+"""Scores of generated images against real ones: a table of metrics, each a function of two samples."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from gan.metrics.classifier import Classifier
-from gan.metrics.frechet import frechet_distance, gaussian_fit
-from gan.metrics.modes import mode_kl, mode_kl_floor
+from gan.config import choice
+from gan.errors import UserError
+from gan.metrics.blocks import ROWS
+from gan.metrics.classifier import one_thread
+from gan.metrics.diversity import diversity, no_images, sums
+from gan.metrics.frechet import frechet_estimate
+from gan.metrics.intervals import Estimate, mean, share
+from gan.metrics.kernel_distance import kernel_distance
+from gan.metrics.modes import mode_kl_estimate, mode_kl_floor
+from gan.metrics.neighbors import density_coverage, precision_recall
+from gan.metrics.sample import Sample
 
 SAMPLES = 10_000
+MOST_PAIRS = 10_000  # images of each set that metrics of all pairs compare
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of METRICS."""
+
+    summary: str  # one line for `--help`
+    measure: Callable[[Sample, Sample], dict[str, Estimate]]  # (reals, fakes) -> figures
+    best: str  # the figure by which snapshots are compared ...
+    higher: bool  # ... and is a higher one better?
+    fewest: Callable[[int], int] = lambda width: 2  # images that each set needs, for features [N, width]
+    pairs: bool = False  # all pairs are compared: both sets are cut to as many, at most MOST_PAIRS
+    classes: bool = False  # it needs a classifier of the images
+    of_features: bool = True  # its figures are named after the features: fd-lite0
+
+    def named(self, figure: str, features: str) -> str:
+        """A figure's full name."""
+        return f"{figure}-{features}" if self.of_features else figure
 
 
 @dataclass(frozen=True)
 class Score:
-    """A row of the table. Lower is better for Fréchet distance and mode-KL, higher for confidence and accuracy."""
+    """The figures of a set of images."""
 
     samples: int
-    frechet_distance: float  # to all reals; the row of one half of the reals has the distance to the other half
-    mode_kl: float  # KL(predicted classes || uniform), nats
-    mode_kl_floor: float  # the mode-KL that as many samples from equally likely classes have by chance
-    confidence: float  # mean probability of the predicted class; high for noise too, so never read it alone
-    accuracy_as_asked: float | None  # share classified as the class that was asked for; None without classes
+    figures: dict[str, Estimate]  # by full name
+    by_metric: dict[str, list[str]] = field(default_factory=dict)  # the figures of each metric
+
+    def __getitem__(self, figure: str) -> float:
+        return self.figures[figure].value
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Real images and a classifier of them: every score is measured against a Reference.
+def _fd(real: Sample, fake: Sample) -> dict[str, Estimate]:
+    return {"fd": frechet_estimate(_tensor(fake), _tensor(real))}
 
-    Scores of networks are comparable only if they are measured against the same Reference, as another classifier has
-    other features.
 
-    The Fréchet distance between n and m samples of the same source is not 0: it is proportional to 1/n + 1/m. The floor
-    between two halves of the N reals has n = m = N/2, hence 4/N. 10 000 samples against all reals have 1/N + 1/10 000,
-    which is about 0.3 of the floor for N = 1797. So a perfect generator scores about 0.3 of the floor, and one at the
-    floor is as near to the reals as half of them is to the other half. Compare only scores of equally many samples.
+def _kid(real: Sample, fake: Sample) -> dict[str, Estimate]:
+    return {"kid": kernel_distance(_tensor(fake), _tensor(real))}
+
+
+def _pr(real: Sample, fake: Sample) -> dict[str, Estimate]:
+    return precision_recall(_tensor(real), _tensor(fake), k=3)
+
+
+def _dc(real: Sample, fake: Sample) -> dict[str, Estimate]:
+    return density_coverage(_tensor(real), _tensor(fake), k=5)
+
+
+def _classes(_: Sample, fake: Sample) -> dict[str, Estimate]:
+    assert fake.probabilities is not None
+    samples, classes = fake.probabilities.shape
+    predicted = fake.probabilities.argmax(1)
+    by_chance = mode_kl_floor(samples, classes)
+    figures = {
+        "mode-kl": mode_kl_estimate(np.bincount(predicted, minlength=classes)),
+        "mode-kl-by-chance": Estimate(by_chance, by_chance, by_chance),
+        "confidence": mean(fake.probabilities.max(1)),
+    }
+    if fake.labels is not None:
+        figures["as-asked"] = share(int((predicted == fake.labels).sum()), samples)
+    return figures
+
+
+def _diversity(_: Sample, fake: Sample) -> dict[str, Estimate]:
+    found = _coherence_and_spread(fake.images, np.zeros(len(fake), np.int64), "")
+    return found if fake.labels is None else found | _coherence_and_spread(fake.images, fake.labels, "-in-classes")
+
+
+def _coherence_and_spread(images: np.ndarray, groups: np.ndarray, ending: str) -> dict[str, Estimate]:
+    """Of images uint8 [N, H, W, C] in groups int64 [N], unless each image is alone in its group."""
+    count = int(groups.max()) + 1
+    if np.bincount(groups).max() < 2:
+        return {}
+    total = no_images(images.shape[1:], count)
+    for start in range(0, len(images), ROWS):
+        rows = slice(start, start + ROWS)
+        total += sums(torch.from_numpy(images[rows]), torch.from_numpy(groups[rows]), count)
+    found = diversity(total)
+    return {name + ending: Estimate(value, value, value) for name, value in vars(found).items()}
+
+
+def _tensor(sample: Sample) -> Tensor:
+    """The features, on a GPU if there is one: float64 is fast on those that train networks."""
+    return torch.from_numpy(sample.features).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+METRICS = {
+    "fd": Metric("Fréchet distance (Heusel et al. 2017)", _fd, best="fd", higher=False, fewest=lambda width: width + 1),
+    "kid": Metric(
+        "kernel distance, unbiased (Bińkowski et al. 2018)",
+        _kid,
+        best="kid",
+        higher=False,
+        fewest=lambda width: 3,
+        pairs=True,
+    ),
+    "pr": Metric(
+        "precision and recall, k=3 (Kynkäänniemi et al. 2019)",
+        _pr,
+        best="recall",
+        higher=True,
+        fewest=lambda width: 4,
+        pairs=True,
+    ),
+    "dc": Metric(
+        "density and coverage, k=5 (Naeem et al. 2020)",
+        _dc,
+        best="coverage",
+        higher=True,
+        fewest=lambda width: 6,
+        pairs=True,
+    ),
+    "diversity": Metric(
+        "coherence and spread of the pixels, of all images and within classes",
+        _diversity,
+        best="spread",
+        higher=True,
+        of_features=False,
+    ),
+    "classes": Metric(
+        "mode-KL, confidence and accuracy in the classes asked for, by the classifier",
+        _classes,
+        best="mode-kl",
+        higher=False,
+        classes=True,
+        of_features=False,
+    ),
+}
+
+
+def find_metrics(text: str, classifier: bool) -> dict[str, Metric]:
+    """The metrics named in "fd,kid", or all that apply for "". classifier: are the features those of a classifier?
+
+    Raises UserError for unknown names, and for scores of classes without a classifier.
     """
-
-    classifier: Classifier
-    images: np.ndarray  # uint8 [N, H, W, C]
-    labels: np.ndarray  # int64 [N]
-    seed: int = 0  # of the division into halves
-
-    @cached_property
-    def views(self) -> tuple[np.ndarray, np.ndarray]:
-        """Features [N, 64] and class probabilities [N, K] of the reals."""
-        return self.classifier(self.images)
-
-    @cached_property
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [64] and covariance [64, 64] of all reals' features."""
-        return gaussian_fit(self.views[0])
-
-    def floors(self) -> dict[str, Score]:
-        """Rows to compare a score with: all reals, one random half of them against the other, and 3x3-blurred reals."""
-        features, probabilities = self.views
-        order = np.random.RandomState(self.seed).permutation(len(features))
-        half, rest = np.array_split(order, 2)
-        between = frechet_distance(*gaussian_fit(features[half]), *gaussian_fit(features[rest]))
-        return {
-            "all reals": summarize(probabilities, 0.0, self.labels),
-            "half of the reals": summarize(probabilities[half], between, self.labels[half]),
-            "blurred reals": score(self, [box_blur(self.images)], self.labels),
-        }
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        known, message = choice("run.metrics", name, METRICS)
+        if not known:
+            raise UserError(message)
+        if METRICS[name].classes and not classifier:
+            raise UserError(
+                f"run.metrics={name} needs a classifier of the dataset's classes: give run.features=classifier, and a "
+                "dataset with classes"
+            )
+    wanted = names or [name for name, metric in METRICS.items() if classifier or not metric.classes]
+    return {name: METRICS[name] for name in dict.fromkeys(wanted)}
 
 
-def score(reference: Reference, batches: Iterable[np.ndarray], asked: np.ndarray | None = None) -> Score:
-    """Score batches of samples uint8 [n, H, W, C]. asked: int64 [sum of n], the classes the network was asked for."""
-    seen = [reference.classifier(images) for images in batches]
-    features, probabilities = (np.concatenate(parts) for parts in zip(*seen, strict=True))
-    return summarize(probabilities, frechet_distance(*gaussian_fit(features), *reference.moments), asked)
+def check_enough(metrics: Mapping[str, Metric], width: int, count: int, what: str, remedy: str) -> None:
+    """Raises UserError if `count` images, called `what`, are too few for one of the metrics, of features [N, width]."""
+    for name, metric in metrics.items():
+        if count < metric.fewest(width):
+            raise UserError(
+                f"{count} {what} are too few for {name}, which needs {metric.fewest(width)} of {width} features each; "
+                f"{remedy}"
+            )
 
 
-def summarize(probabilities: np.ndarray, distance: float, asked: np.ndarray | None) -> Score:
-    """Make a row from class probabilities [N, K], a Fréchet distance and the classes that were asked for [N]."""
-    samples, classes = probabilities.shape
-    predicted = probabilities.argmax(1)
-    return Score(
-        samples=samples,
-        frechet_distance=distance,
-        mode_kl=mode_kl(np.bincount(predicted, minlength=classes)),
-        mode_kl_floor=mode_kl_floor(samples, classes),
-        confidence=float(probabilities.max(1).mean()),
-        accuracy_as_asked=None if asked is None else float((predicted == asked).mean()),
-    )
+def score(real: Sample, fake: Sample, metrics: Mapping[str, Metric], features: str) -> Score:
+    """All figures, under their full names, of the metrics for which there are enough images.
+
+    real: in random order. features: the name of the network that made them. On a CPU one thread computes the figures,
+    so that the number of cores does not change them.
+    """
+    figures: dict[str, Estimate] = {}
+    by_metric: dict[str, list[str]] = {}
+    with one_thread():
+        for key, metric in metrics.items():
+            count = min(len(real), len(fake), MOST_PAIRS)
+            pair = [sample.pick(slice(count)) if metric.pairs else sample for sample in (real, fake)]
+            if min(map(len, pair)) >= metric.fewest(fake.features.shape[1]):
+                found = metric.measure(*pair)
+                full = {metric.named(name, features): estimate for name, estimate in found.items()}
+                figures |= full
+                by_metric[key] = list(full)
+    return Score(len(fake), figures, by_metric)
+
+
+def few_repeated(labels: np.ndarray | None, each: int, count: int) -> np.ndarray:
+    """Rows of `each` images of every class, or of `each` images without labels [N], repeated to `count` -> int64."""
+    if labels is None:
+        return np.arange(count) % each
+    kept = np.concatenate([np.flatnonzero(labels == label)[:each] for label in np.unique(labels)])
+    return kept[np.arange(count) % len(kept)]
 
 
 def box_blur(images: np.ndarray) -> np.ndarray:
-    """Mean over 3x3 pixels, edges repeated: uint8 [N, H, W, C] -> uint8 of that shape."""
-    height, width = images.shape[1:3]
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge").astype(np.uint16)
-    total = np.full(images.shape, 4, np.uint16)  # half of nine: the division then rounds to nearest
-    for top, left in np.ndindex(3, 3):
-        total += padded[:, top : top + height, left : left + width]
-    return (total // 9).astype(np.uint8)
+    """Blur that looks alike at any size: the mean over 3x3 pixels at 32 pixels a side, over 25x25 at 256; edges are
+    repeated. uint8 [N, H, W, C] -> uint8 of that shape."""
+    reach = max(3 * max(images.shape[1:3]) // 64, 1)
+    window = 2 * reach + 1
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+    padded = F.pad(pixels, (reach, reach, reach, reach), mode="replicate")
+    rows = F.avg_pool2d(padded, (window, 1), stride=1, divisor_override=1)
+    total = F.avg_pool2d(rows, (1, window), stride=1, divisor_override=1)
+    return (total / window**2).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -28,6 +28,7 @@ from gan.run.directories import EXIT
 from gan.run.likeness import Likeness
 from gan.run.pictures import fake_grid, real_grid, save_image
 from gan.run.report import Report
+from gan.run.scoring import Scorer, Scoring, await_scores, start_scoring
 from gan.run.stepper import Stepper
 from gan.run.writer import Writer, check_space, remove_parts
 from gan.schedules import Moment, moment
@@ -38,12 +39,15 @@ REFUSED = 2
 NOT_FINITE = 3
 
 
-def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str, Any]) -> int:
+def train(
+    state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str, Any], scorer: Scorer | None = None
+) -> int:
     """Train from `state` to the end of the schedule. -> the exit code, which is also written to `run/exit.json`.
 
     feed: maps requests (first sample, count, stage) to batches of uint8 images and labels, and reads ahead. A batch is
     valid until the next one is requested.
     about: plain values that are saved with every training state.
+    scorer: scores snapshots beside the training.
     """
     stats = Statistics()
     waited = 0.0
@@ -57,8 +61,11 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
         stack.enter_context(naming(watchdog, lambda: f"after {state.images_seen} images"))
         report = stack.enter_context(closing(Report(task, run, state.images_seen))) if task.ranks.first else None
         writer = stack.enter_context(closing(Writer(report.say))) if report else None
+        scoring = None
         if report:
             remove_parts(run)
+        if report and scorer:
+            scoring = stack.enter_context(closing(start_scoring(scorer, task, run, state.images_seen, report.say)))
         if report and state.images_seen == 0:
             save_image(run / "reals.png", real_grid(task, feed))
             save_image(run / "fakes_init.png", fake_grid(state, task, stage=task.schedule.last, alpha=1.0))
@@ -95,11 +102,13 @@ def train(state: TrainState, task: Task, feed: Feed, run: Path, about: dict[str,
                     report.say(f"stopped: {reason}")
                 return finish(task, run, state, code, reason)
             if report and writer and (tick % config.snap == 0 or done or stop):
-                save(state, task, now, run, about, writer)
+                save(state, task, now, run, about, writer, scoring)
                 report.saved()
             if stop and not done:
                 return preempted(task, run, state, stopping, report, writer)
         failed = writer.wait() if writer else None
+        if scorer:
+            await_scores(scoring, lambda: bool(stopping), lambda: watchdog.beat(watchdog.step))
     return finish(task, run, state, REFUSED if failed else DONE, failed or "finished")
 
 
@@ -213,8 +222,17 @@ def first_nonfinite_gradient(state: TrainState) -> str:
     return "no gradient of the last step"
 
 
-def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str, Any], writer: Writer) -> None:
-    """Save a training state, a snapshot and a grid: they are copied now and written while training continues."""
+def save(
+    state: TrainState,
+    task: Task,
+    now: Moment,
+    run: Path,
+    about: dict[str, Any],
+    writer: Writer,
+    scoring: Scoring | None,
+) -> None:
+    """Save a training state, a snapshot and a grid: they are copied now and written while training continues. Then the
+    snapshot is scored, unless its last stage is still fading in."""
     writer.wait()  # for the save before this one, so that memory holds one copy at a time
     seen = state.images_seen
     config = task.config
@@ -229,5 +247,7 @@ def save(state: TrainState, task: Task, now: Moment, run: Path, about: dict[str,
         save_image(run / f"fakes{seen:010d}.png", grid)
         # The state is written last: a run that is killed here resumes from the state before, and saves all again.
         save_state(run, seen, tensors, about, config.run.keep, round(1000 * config.run.milestone))
+        if scoring and now.alpha == 1:
+            scoring.submit(snapshot)
 
     writer.start(write)

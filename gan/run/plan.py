@@ -65,10 +65,12 @@ def plan_run(
 def trajectory_hash(config: TrainConfig, schedule: Schedule, images: ImageFormat) -> str:
     """A hash of everything that decides the weights.
 
-    If stages are shares of the run, their lengths change with the run's, so the run's length is part of the trajectory.
+    If stages are shares of the run, or gamma changes over the whole of it, the run's length is part of the trajectory.
     If stages are given in kimg, it is not, and such a run can be made longer.
     """
-    stages = {key: value for key, value in asdict(schedule).items() if key != "total"}
+    gamma = config.regularizer
+    over_the_run = gamma.decay != "constant" and not gamma.decay_kimg
+    stages = {key: value for key, value in asdict(schedule).items() if key != "total" or over_the_run}
     values = [trajectory(config), stages, asdict(images)]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,19 @@ from gan.run.directories import EXIT, OPTIONS
 from gan.run.loop import REFUSED, finish, train
 from gan.run.plan import RunPlan
 from gan.run.room import is_out_of_memory, out_of_memory, settle_micro
+from gan.run.scoring import Scorer, await_scores, start_scoring
 from gan.state import Feed, initial_state
 from ops.registry import kernels
 
 
-def train_run(plan: RunPlan, run: Path, feed: Feed, ranks: Ranks, say: Callable[[str], object] = print) -> int:
+def train_run(
+    plan: RunPlan,
+    run: Path,
+    feed: Feed,
+    ranks: Ranks,
+    say: Callable[[str], object] = print,
+    scorer: Scorer | None = None,
+) -> int:
     """Restore a run's newest undamaged state, or start it, and train to the end of its schedule. -> the exit code.
 
     feed: maps requests (first sample, count, stage) to batches. The caller must have locked the run by
@@ -38,7 +47,7 @@ def train_run(plan: RunPlan, run: Path, feed: Feed, ranks: Ranks, say: Callable[
     if path:
         tensors, saved = load_state(path)
     if saved["images_seen"] >= plan.schedule.total:
-        return finished(run, saved["images_seen"], ranks, say)
+        return finished(plan, run, saved["images_seen"], ranks, say, scorer)
     now = set_up(plan, ranks, saved)
     plan = replace(plan, config=settle_micro(plan.config, plan.images, ranks))
     task = plan.task(ranks)
@@ -53,7 +62,7 @@ def train_run(plan: RunPlan, run: Path, feed: Feed, ranks: Ranks, say: Callable[
         for line in announcement(plan, run, now, saved, path, passed_over):
             say(line)
     try:
-        return train(state, task, feed, run, now)
+        return train(state, task, feed, run, now, scorer)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -62,11 +71,20 @@ def train_run(plan: RunPlan, run: Path, feed: Feed, ranks: Ranks, say: Callable[
         raise UserError(f"{message}; the same command resumes from the newest state") from error
 
 
-def finished(run: Path, images_seen: int, ranks: Ranks, say: Callable[[str], object]) -> int:
-    """Say that the run is finished already. -> exit code 0."""
+def finished(
+    plan: RunPlan, run: Path, images_seen: int, ranks: Ranks, say: Callable[[str], object], scorer: Scorer | None
+) -> int:
+    """Say that the run is finished already, and score its last snapshot if that is not done yet. -> exit code 0."""
     if ranks.first:
         say(f"{run} is finished ({images_seen / 1000:g} kimg); resume=none trains a new run")
         write_json(run / EXIT, {"code": 0, "reason": "finished", "images_seen": images_seen})
+    if scorer:
+        with ExitStack() as stack:
+            scoring = None
+            if ranks.first:
+                task = plan.task(ranks)
+                scoring = stack.enter_context(closing(start_scoring(scorer, task, run, images_seen, say)))
+            await_scores(scoring)
     return 0
 
 

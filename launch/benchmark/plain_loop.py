@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from gan.config import TrainConfig
 from gan.methods.pairs import configured
 from gan.networks import ImageFormat, network_widths
-from gan.schedules import ema_beta, gamma_at
+from gan.schedules import ema_beta, gamma_at, learning_rate
 
 PENALTIES = {"none": (), "r1": ("real",), "r2": ("fake",), "r1_r2": ("real", "fake")}  # where the gradient is squared
 
@@ -131,14 +131,18 @@ class PlainLoop:
     def __init__(self, config: TrainConfig, images: ImageFormat, stage: int, device: torch.device) -> None:
         self.config = config
         self.objective = configured(config)[0]
-        self.gamma = gamma_at(0, config.regularizer, math.prod(images.size(images.last)), config.batch)
+        self.gamma = gamma_at(0, config.regularizer, math.prod(images.size(stage)), 1)
         widths = network_widths(config, images)[: stage + 1]
         self.G = Generator(config, images, widths).to(device)
         self.D = Discriminator(config, images, widths).to(device)
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
         adam: dict[str, Any] = {"betas": config.optimizer.betas, "eps": config.optimizer.eps}
-        self.g_optimizer = torch.optim.Adam(self.G.parameters(), lr=config.optimizer.g_lr, **adam)
-        self.d_optimizer = torch.optim.Adam(self.D.parameters(), lr=config.optimizer.d_lr, **adam)
+        self.g_optimizer = torch.optim.Adam(
+            self.G.parameters(), lr=learning_rate(config.optimizer.g_lr, widths), **adam
+        )
+        self.d_optimizer = torch.optim.Adam(
+            self.D.parameters(), lr=learning_rate(config.optimizer.d_lr, widths), **adam
+        )
         self.steps = 0
 
     def step(self, images: Tensor, d_latents: Tensor, g_latents: Tensor) -> None:

@@ -110,13 +110,14 @@ def d_step(task: "Task") -> "Call":
     objective, regularizer = configured(task.config)
     state = initial_state(task)
     D = state.networks["D"]
-    gamma = torch.tensor(task.gamma(0), device=task.ranks.device)
+    now = moment(task.schedule, 0)
+    gamma = torch.tensor(task.gamma(now), device=task.ranks.device)
     batch = task.config.batch
     height, width = task.images.size(task.images.last)
     generator = torch.Generator().manual_seed(0)
     real, fake = (2 * torch.rand(2, batch, 3, height, width, generator=generator) - 1).to(task.ranks.device)
     part = Part(real, None, task.draws(0))
-    critic = show(D, part, task, moment(task.schedule, 0), 1.0, gamma, state.augmentation[0])
+    critic = show(D, part, task, now, 1.0, gamma, state.augmentation[0])
 
     def step() -> None:
         loss = critic_loss(objective, regularizer, critic, real, fake)
