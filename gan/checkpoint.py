@@ -26,6 +26,7 @@ from gan.networks import ImageFormat, ResNetGenerator
 
 STATE = "training-state-"
 SNAPSHOT = "network-snapshot-"
+POSTHOC = "posthoc-"  # snapshots too, of averages of other lengths (gan/posthoc.py)
 
 
 @dataclass(frozen=True)

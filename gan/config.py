@@ -128,6 +128,9 @@ class EMAConfig:
     kimg: float = setting(10.0, low=0, high=1e9)  # half-life of the generator's average, in thousands of images
     # bounds the half-life by this share of the images seen since the parameter's stage began; 0: no such bound
     rampup: float = setting(0.05, low=0, high=1e9)
+    # more averages, each kept at every snapshot, from which `saddle average` makes those of other lengths after
+    # training (gan/posthoc.py): their standard deviations as shares of the training time, as 0.05,0.1; empty: none
+    posthoc: tuple[float, ...] = setting((), low=0.01, high=0.28)
 
 
 @dataclass(frozen=True, kw_only=True)

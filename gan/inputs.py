@@ -23,7 +23,7 @@ def step_inputs(task: Task, now: Moment, images: Tensor, labels: Tensor | None, 
 
 def step_numbers(task: Task, now: Moment, stopping: float) -> dict[str, float]:
     """By name: alpha, gamma, stopping, the learning rate of each optimizer, and the share of the generator's weights
-    that its average takes, for each stage that trains (`average/0`, ...)."""
+    that its averages take, for each stage that trains (`G_ema/0`, ...)."""
     rates = {name: task.rate(name) * now.lr_scale for name in task.family.optimizers}
-    shares = {f"average/{stage}": weight for stage, weight in average_weights(task, now).items()}
+    shares = average_weights(task, now)
     return {"alpha": now.alpha, "gamma": task.gamma(now), "stopping": stopping, **rates, **shares}

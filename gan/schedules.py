@@ -6,6 +6,9 @@ A step is one D update on the samples [images_seen, images_seen + batch). Stages
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
 
 from gan.config import RegularizerConfig, TrainConfig
 from gan.errors import UserError
@@ -152,6 +155,23 @@ def ema_beta(images: int, since: int, half_life: float, rampup: float) -> float:
     """
     life = min(half_life, rampup * since) if rampup > 0 else half_life
     return 0.5 ** (images / life) if life > 0 else 0.0
+
+
+@cache
+def profile_exponent(length: float) -> float:
+    """gamma > 0 of the average that weighs parameters of the time tau in proportion to tau^gamma, with weights whose
+    standard deviation is `length` as a share of its own time (Karras et al. 2024, section 3.1). length: up to 0.28.
+
+    length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) has three real roots, of which this is the largest.
+    """
+    inverse = length**-2
+    return float(max(np.roots([1, 7, 16 - inverse, 12 - inverse]).real))
+
+
+def profile_beta(images: int, since: int, length: float) -> float:
+    """As `ema_beta`, of an average whose standard deviation is the share `length` of `since`. It forgets all that was
+    before its stage began."""
+    return max(1 - images / since, 0.0) ** (profile_exponent(length) + 1)
 
 
 def build_schedule(config: TrainConfig, last: int) -> Schedule:

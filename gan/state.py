@@ -90,6 +90,11 @@ class Task:
         return math.lcm(self.config.distributed.group, self.family.coupled(self.config))
 
     @property
+    def posthoc(self) -> dict[str, float]:
+        """The averages that are kept for `gan.posthoc`: network -> relative length."""
+        return {f"{self.family.average}_{length:g}": length for length in self.config.ema.posthoc}
+
+    @property
     def blocks(self) -> int:
         """The number of blocks in a global batch."""
         return self.config.batch // self.block
@@ -144,7 +149,7 @@ class Task:
 class TrainState:
     """Everything that changes during training."""
 
-    networks: dict[str, Any]  # modules, with the generator's average
+    networks: dict[str, Any]  # modules, with the generator's averages
     optimizers: dict[str, torch.optim.Optimizer]
     trains: dict[str, str]  # optimizer -> the network that it trains
     flat: dict[str, Flat]  # network -> its parameters in one tensor
@@ -216,9 +221,9 @@ def initial_state(task: Task) -> TrainState:
     networks = build_networks(family, task.config, task.images)
     for network in networks.values():
         network.to(device, task.dtype)
-    average = copy.deepcopy(networks[family.generator]).requires_grad_(False)
-    average.compute = None  # pictures are made in the weights' dtype
-    networks[family.average] = average
+    for name in (family.average, *task.posthoc):
+        networks[name] = copy.deepcopy(networks[family.generator]).requires_grad_(False)
+        networks[name].compute = None  # pictures are made in the weights' dtype
     options = task.config.optimizer
     adam: dict[str, Any] = {"betas": options.betas, "eps": options.eps, "fused": True}
     # Fused Adam reads the learning rate from a tensor on the device; on a GPU it must be float32.

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gan.average import update_average
+from gan.average import update_averages
 from gan.config import TrainConfig
 from gan.methods.augment import AUGMENTATIONS, adapt
 from gan.methods.critic import Critic, no_critic, with_labels
@@ -79,7 +79,7 @@ def train_step(state: TrainState, task: Task, now: Moment, inputs: StepInputs, s
                 gradients.add(g_loss.total())
             void = gradients.step(state.optimizers["g_optimizer"], numbers["g_optimizer"], void)
             state.stop.copy_(gradients.stop)
-        update_average(state.flat["G_ema"], state.flat["G"], numbers, void)
+        update_averages(state.flat, state.flat["G"], numbers, void)
 
     undo_step(before, changed, void)
     state.finish_step(now.images_seen + config.batch, void)

@@ -13,6 +13,7 @@ import click
 
 from data.names import composed
 from launch.cli import run
+from launch.outputs import output_option
 from launch.pictures import (
     VISIBLE,
     check_cells,
@@ -39,23 +40,6 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
         return number
-
-
-def ending(suffix: str) -> Callable[..., Path]:
-    """A callback that refuses an output path with another suffix, before anything is made."""
-
-    def check(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
-        if path.suffix != suffix:
-            raise click.BadParameter(f"'{path}' does not end in {suffix}; write for example {path.stem or 'x'}{suffix}")
-        return path
-
-    return check
-
-
-def output_option(default: str) -> Callable[..., Any]:
-    """The option `--output`, for a path with the same suffix as its default."""
-    kind, check = click.Path(path_type=Path), ending(Path(default).suffix)
-    return click.option("--output", type=kind, callback=check, default=default, show_default=True)
 
 
 class GridSize(click.ParamType):

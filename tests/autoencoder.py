@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tiny import tiny_config, tiny_feed, tiny_format
 
-from gan.average import update_average
+from gan.average import update_averages
 from gan.families import FAMILIES
 from gan.networks import build_discriminator, build_generator
 from gan.parts import cut_batch, fade_weight
@@ -37,7 +37,7 @@ def step(state, task, now, inputs, stats):
     state.stop.copy_(gradients.stop)
     for name, optimizer in state.optimizers.items():
         descend(optimizer, numbers[name], void)
-    update_average(state.flat["G_ema"], state.flat["G"], numbers, void)
+    update_averages(state.flat, state.flat["G"], numbers, void)
     state.finish_step(now.images_seen + config.batch, void)
 
 

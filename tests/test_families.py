@@ -51,7 +51,8 @@ def test_an_autoencoder_trains_is_killed_resumes_bit_equal_and_is_sampled(tmp_pa
     resumed, _, other = newest(tmp_path / "killed")
     assert about["images_seen"] == 960 and whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert {name.split("/")[0] for name in whole} == {"G", "E", "G_ema", "g_optimizer", "e_optimizer", "skipped"}
+    parts = {"G", "E", "G_ema", "g_optimizer", "e_optimizer", "skipped", "augmentation"}
+    assert {name.split("/")[0] for name in whole} == parts
     assert run.name == "00000-none-tiny-autoencoder-16-b32"
     assert "error 0." in (other / "log.txt").read_text()
 

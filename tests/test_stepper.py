@@ -15,7 +15,7 @@ from gan.run.stepper import WARM_UP, Stepper
 from gan.state import initial_state
 
 ONE_STAGE = {"growth.mode": "none", "growth.shares": []}
-LAZY = {"regularizer.every": 3, "optimizer.n_critic": 2, "data.mirror": 1}
+LAZY = {"regularizer.every": 3, "optimizer.n_critic": 2, "data.mirror": 1, "ema.posthoc": [0.05, 0.1]}
 PAIR = {"objective.name": "relativistic", "regularizer.name": "r1_r2", "data.cond": 1, "data.aug": "diff"}
 CASES = [
     LAZY,

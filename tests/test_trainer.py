@@ -17,7 +17,7 @@ from devices import DEVICES
 from tiny import broken_generator_loss, one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
 from torch.nn.functional import softplus
 
-from gan.average import update_average
+from gan.average import update_averages
 from gan.checkpoint import load_snapshot, load_state, newest_state, save_snapshot, save_state
 from gan.draws import Draws
 from gan.inputs import step_inputs
@@ -50,13 +50,14 @@ def equal(a: dict, b: dict) -> bool:
 
 
 PAIR = {"objective.name": "relativistic", "regularizer.name": "r1_r2", "data.cond": 1, "data.mirror": 1}
+POSTHOC = {"ema.posthoc": [0.05, 0.1]}
 ADA = {"data.aug": "ada", "data.aug_kimg": 1, "data.aug_target": 0.2}  # a step moves the strength by .032
 
 
 # Stage 1 is steps 6-14 and fades until 9, stage 2 is steps 15-29 and fades until 20; the penalty is due every third.
 @pytest.mark.parametrize(
     "values",
-    [{}, PAIR, {"regularizer.name": "spectral_norm"}, PAIR | {"regularizer.share": 0.25}, ADA],
+    [{}, PAIR, {"regularizer.name": "spectral_norm"}, PAIR | {"regularizer.share": 0.25}, ADA | POSTHOC],
     ids=["r1", "pair", "spectral", "share", "ada"],
 )
 def test_stopped_after_any_step_and_resumed_is_bit_equal(values, tmp_path):
@@ -368,7 +369,7 @@ def test_the_first_step_is_adams():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "how",
-    [{}, {"distributed.micro": 8}, {"distributed.exact": 1}, ADA | {"data.aug_target": -0.9}],
+    [{}, {"distributed.micro": 8}, {"distributed.exact": 1}, ADA | POSTHOC | {"data.aug_target": -0.9}],
     ids=["whole", "micro", "exact", "ada"],
 )
 def test_a_step_that_is_not_finite_changes_nothing_but_the_clock(how, device):
@@ -442,13 +443,13 @@ def test_the_average_ramps_up_from_the_beginning_of_each_stage():
             p.zero_()
     flat = state.flat
     numbers = step_inputs(task, now, torch.zeros(0), None).numbers
-    update_average(flat["G_ema"], flat["G"], numbers, torch.zeros(()))
+    update_averages(flat, flat["G"], numbers, torch.zeros(()))
     for name, start in (("first.weight", 0), ("blocks.1.conv0.weight", 6 * 32), ("to_image.2.weight", 15 * 32)):
         weight = 1 - ema_beta(32, 17 * 32 - start, 10_000, 0.05)
         found = average.get_parameter(name)
         torch.testing.assert_close(found, torch.full_like(found, weight))
     before = copy.deepcopy(average.state_dict())
-    update_average(flat["G_ema"], flat["G"], numbers, void=torch.ones(()))
+    update_averages(flat, flat["G"], numbers, void=torch.ones(()))
     assert equal(before, average.state_dict())
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gan.checkpoint import SNAPSHOT, save_snapshot, save_state
+from gan.checkpoint import POSTHOC, SNAPSHOT, save_snapshot, save_state
 from gan.files import write_json
 from gan.ranks.distributed import find_strangers, fingerprint, from_first
 from gan.ranks.signals import PREEMPTED, StopRequest, listening
@@ -237,13 +237,16 @@ def save(
     seen = state.images_seen
     config = task.config
     tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors().items()}
-    G = copy.deepcopy(state.networks[task.family.average]).cpu()
+    snapshot = run / f"{SNAPSHOT}{seen:010d}.safetensors"
+    files = {snapshot: task.family.average}
+    files |= {run / f"{POSTHOC}{seen:010d}-{length:g}.safetensors": name for name, length in task.posthoc.items()}
+    averages = {path: copy.deepcopy(state.networks[name]).cpu() for path, name in files.items()}
     grid = fake_grid(state, task, now.stage, now.alpha)
 
     def write() -> None:
-        check_space(run, [*tensors.values(), *G.state_dict().values()])
-        snapshot = run / f"{SNAPSHOT}{seen:010d}.safetensors"
-        save_snapshot(snapshot, G, asdict(config), task.images, now.stage, now.alpha, seen)
+        check_space(run, [*tensors.values(), *(p for G in averages.values() for p in G.state_dict().values())])
+        for path, G in averages.items():
+            save_snapshot(path, G, asdict(config), task.images, now.stage, now.alpha, seen)
         save_image(run / f"fakes{seen:010d}.png", grid)
         # The state is written last: a run that is killed here resumes from the state before, and saves all again.
         save_state(run, seen, tensors, about, config.run.keep, round(1000 * config.run.milestone))
