@@ -219,7 +219,7 @@ def test_class_names_are_the_same_composed_and_decomposed(tmp_path, monkeypatch)
     monkeypatch.setattr("snapshots.NAMES", ("bee", "e\u0301"))
     snapshot = load_snapshot(write_snapshot(tmp_path / "x.safetensors", cond=True))
     dataset = ImageDataset(tmp_path / "images.lmdb")
-    assert evaluate.check_match(tmp_path, snapshot, dataset) == 1
+    assert samples.check_match(tmp_path, snapshot, dataset) == 1
 
 
 def test_samples_of_an_early_stage_are_enlarged_before_they_are_shrunk_as_the_reals_are(tmp_path):
