@@ -158,7 +158,7 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
     from data.dataset import ImageDataset
 
     snapshot = load_network(training)
-    reference = build_reference(ImageDataset(data), snapshot.stage, seed)
+    reference = build_reference(ImageDataset(data), snapshot.stage, seed, metrics="fd,pr,classes")
     network_score = reference.score_network(snapshot, SAMPLES)
     floors = reference.floors(SAMPLES)
     click.echo(reference.summary())
