@@ -89,7 +89,8 @@ class RegularizerConfig:
     name: str = setting(
         "r1",
         flag="--regularizer",
-        help="One of the regularizers listed below; parameters follow a colon, as in wgan_gp:target=1.",
+        help="One of the regularizers listed below, or several, as in r1+spectral_norm; parameters follow a colon, as "
+        "in wgan_gp:target=1.",
     )
     # auto: a weight for these networks at any resolution (gan/schedules.py)
     gamma: float | str = setting(
@@ -112,7 +113,7 @@ class RegularizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    # learning rates at the beginning; auto: 0.04 / sqrt(channels of the widest stage) (gan/schedules.py)
+    # learning rates at the beginning; auto: 0.08 / sqrt(channels of the widest stage) (gan/schedules.py)
     g_lr: float | str = setting(0.002, low=TINY, high=HUGE, choices=("auto",))
     d_lr: float | str = setting(0.002, low=TINY, high=HUGE, choices=("auto",))
     betas: tuple[float, float] = setting((0.0, 0.99), low=0, high=1 - 1e-9)
@@ -172,7 +173,7 @@ class DistributedConfig:
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     dtype: str = setting("float32", choices=("float32", "float64"))  # of weights, optimizer, losses and sums
-    # of convolutions and activations: fp32 is the weights' dtype, auto is bf16 on a GPU that has it
+    # of convolutions and activations: fp32 is the weights' dtype; auto is bf16 on a GPU that has it and a CPU with AMX
     compute: str = setting("auto", choices=("auto", "fp32", "bf16"))
     # of passes through D that a gradient penalty differentiates: as the others, or fp32
     penalty: str = setting("compute", choices=("compute", "fp32"))

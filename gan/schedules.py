@@ -16,7 +16,7 @@ GAMMA_PER_PIXEL = 0.04
 # A learning rate that is auto is this over the root of the channels of the widest stage. Adam moves each of a layer's n
 # weights per output by about the rate, whatever n is; at run time they are scaled by 1 / sqrt(n) (gan/layers.py), so
 # the output moves by sqrt(n) times the rate.
-RATE_OF_ONE_CHANNEL = 0.04
+RATE_OF_ONE_CHANNEL = 0.08
 
 
 @dataclass(frozen=True)

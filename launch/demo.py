@@ -1,4 +1,4 @@
-"""`saddle demo`: train on real digits for a few minutes, then make a grid, a video, a progress strip and a score."""
+"""`saddle demo`: train on real digits, or on photos, then make a grid, a video, a progress strip and a score."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ from launch.cli import run
 from launch.pictures import enlarge, grid_picture, images_of_seeds, keyframe_seeds, opaque, save_png, walk
 from launch.ranks import call
 from launch.samples import find_snapshot, load_network
-from launch.scores import build_reference, score_table
+from launch.scores import build_reference, check_scores, score_table
 from launch.tables import write_json
 from launch.video import find_ffmpeg, write_video
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gan.metrics.score import Score
 
 RESOLUTION = 16
-SCALE = 6  # enlargement of the pictures: a digit of 16 pixels is too small to look at
+CELL = 96  # pixels that an image is enlarged to about: one of 16 or 32 pixels is too small to look at
 GRID_COLUMNS, GRID_ROWS = 10, 10
 STRIP_COLUMNS, STRIP_ROWS = 10, 10
 WALK_COLUMNS, WALK_ROWS = 5, 2
@@ -43,29 +43,37 @@ FIGURES = {  # the name of a figure -> its name in summary.json
 @click.option(
     "--outdir", type=click.Path(path_type=Path, file_okay=False), default="runs/demo", help="Folder for all files."
 )
-@click.option("--cond", type=bool, default=False, help="Train on the labels too: a column of the grid per digit.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="A dataset of `saddle prepare`, such as photos of 32x32; without it, scikit-learn's digits.",
+)
+@click.option("--preset", help="Of `saddle train`.  [default: photos with --data, digits without]")
+@click.option("--cond", type=bool, help="Train on the labels too.  [default: 1 for --data with classes, else 0]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the training and of the score.")
 @click.option("--gpus", type=click.IntRange(1), default=2, help="Processes, each on a GPU if there are GPUs.")
-def main(outdir: Path, cond: bool, seed: int, gpus: int) -> int:
+def main(outdir: Path, data: Path | None, preset: str | None, cond: bool | None, seed: int, gpus: int) -> int:
     """Train on real digits for a few minutes and show the results: grid, video, progress strip and score.
 
-    Run it again to resume a training that was stopped. A finished training is not repeated.
+    With --data=photos.lmdb it trains on photos instead, for about an hour on two CPU cores. Run it again to resume a
+    training that was stopped. A finished training is not repeated.
     """
     seconds: dict[str, float] = {}
     find_ffmpeg()  # if it is missing, say so now and not after the training
-    data = outdir / "digits.lmdb"
-    training = outdir / (f"training-seed{seed}-cond" if cond else f"training-seed{seed}")
+    preset = preset or ("photos" if data else "digits")
     with timed(seconds, "prepare"):
-        prepare_digits(data)
+        data, classes = (data, has_classes(data)) if data else (prepare_digits(outdir / "digits.lmdb"), False)
+    cond = classes if cond is None else cond
+    training = outdir / f"training-{preset}-seed{seed}{'-cond' * cond}"
     with timed(seconds, "train"):
-        code = train(data, training, cond, seed, gpus)
+        code = train(data, training, preset, cond, seed, gpus)
     if code:
         return code
     made = show(outdir, training, seconds)
     with timed(seconds, "score"):
         scored = score(training, data, seed)
     paths = {name: str(path) for name, path in {"data": data, **made}.items()}
-    summary = {"seed": seed, "cond": cond, **scored, "seconds": seconds, "paths": paths}
+    summary = {"preset": preset, "seed": seed, "cond": cond, **scored, "seconds": seconds, "paths": paths}
     write_json(outdir / "summary.json", summary)
     click.echo(closing_words(made, outdir))
     return 0
@@ -79,21 +87,36 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def prepare_digits(path: Path) -> None:
-    """Build the dataset of digits unless it exists."""
+def has_classes(data: Path) -> bool:
+    """Does the dataset have classes? Raises DataError if it is none, UserError if it cannot be scored in the end."""
+    from data.dataset import ImageDataset
+
+    dataset = ImageDataset(data)
+    classes = bool(dataset.manifest.classes)
+    check_scores(dataset, "", features_for(classes), SAMPLES)
+    return classes
+
+
+def features_for(classes: bool) -> str:
+    """What compares images with the reals of a dataset that has classes, or has none."""
+    return "classifier" if classes else "lite0"
+
+
+def prepare_digits(path: Path) -> Path:
+    """Build the dataset of digits unless it exists. -> its path."""
     from data.prepare import prepare
 
     if path.exists():
-        return
+        return path
     built = prepare("digits", path, resolution=(RESOLUTION, RESOLUTION))
     click.echo(f"prepared {path}: {built.manifest.count} real digits of {RESOLUTION}x{RESOLUTION} pixels")
+    return path
 
 
-def train(data: Path, outdir: Path, cond: bool, seed: int, gpus: int) -> int:
+def train(data: Path, outdir: Path, preset: str, cond: bool, seed: int, gpus: int) -> int:
     """Run `saddle train` as a user would. -> its exit code."""
-    flags = [f"--data={data}", f"--outdir={outdir}", "--preset=digits", f"--gpus={gpus}", f"--seed={seed}"]
-    if cond:
-        flags.append("--cond=1")
+    flags = [f"--data={data}", f"--outdir={outdir}", f"--preset={preset}", f"--gpus={gpus}", f"--seed={seed}"]
+    flags.append(f"--cond={int(cond)}")
     click.echo(" ".join(["$ saddle train", *flags]))
     return call([sys.executable, "-m", "launch.train", *flags], gpus)
 
@@ -109,13 +132,14 @@ def show(outdir: Path, training: Path, seconds: dict[str, float]) -> dict[str, P
         "video": outdir / "walk.mp4",
         "progress": outdir / "progress.png",
     }
+    scale = enlargement(snapshot)
     with timed(seconds, "grid"):
         grid = grid_picture(snapshot, range(GRID_COLUMNS * GRID_ROWS), None, 1.0, GRID_COLUMNS)
-        save_png(enlarge(grid, SCALE), made["grid"])
+        save_png(enlarge(grid, scale), made["grid"])
     with timed(seconds, "video"):
         write_video(made["video"], walk_frames(snapshot), WALK_FPS)
     with timed(seconds, "progress"):
-        save_png(enlarge(progress_strip(newest.parent), SCALE), made["progress"])
+        save_png(enlarge(progress_strip(newest.parent), scale), made["progress"])
     return made
 
 
@@ -124,7 +148,12 @@ def walk_frames(snapshot: "Snapshot") -> Iterator[np.ndarray]:
     cells = WALK_COLUMNS * WALK_ROWS
     seeds = keyframe_seeds(list(range(cells * WALK_KEYFRAMES)), cells, WALK_KEYFRAMES)
     for frame in walk(snapshot, seeds, None, 1.0, WALK_COLUMNS, WALK_FRAMES):
-        yield opaque(enlarge(frame, SCALE))
+        yield opaque(enlarge(frame, enlargement(snapshot)))
+
+
+def enlargement(snapshot: "Snapshot") -> int:
+    """The factor by which pictures of a network's images are enlarged."""
+    return max(CELL // max(snapshot.images.size(snapshot.stage)), 1)
 
 
 def progress_strip(run_dir: Path) -> np.ndarray:
@@ -158,14 +187,17 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
     from data.dataset import ImageDataset
 
     snapshot = load_network(training)
-    reference = build_reference(ImageDataset(data), snapshot.stage, seed, metrics="fd,pr,classes")
+    labeled = bool(snapshot.images.class_names)
+    features = features_for(labeled)
+    metrics = "fd,pr,classes" if labeled else "fd,pr"
+    reference = build_reference(ImageDataset(data), snapshot.stage, seed, metrics=metrics, features=features)
     network_score = reference.score_network(snapshot, SAMPLES)
     floors = reference.floors(SAMPLES)
     click.echo(reference.summary())
     click.echo(score_table({"this network": network_score, **floors}))
-    distance = network_score["fd-classifier"]
-    half = floors["half of the reals"]["fd-classifier"]
-    blurred = floors["blurred reals"]["fd-classifier"]
+    distance = network_score[f"fd-{features}"]
+    half = floors["half of the reals"][f"fd-{features}"]
+    blurred = floors["blurred reals"][f"fd-{features}"]
     click.echo(
         f"\nIts Fréchet distance is {distance / half:.1f} times that between two halves of the reals, and "
         f"{distance / blurred:.2f} times that of blurred reals. (Halves are small samples, which alone makes "
@@ -188,7 +220,7 @@ def figures(score: "Score") -> dict[str, float]:
 def closing_words(made: dict[str, Path], outdir: Path) -> str:
     """What to look at, and what to do next."""
     return f"""
-Look at  {made["grid"]}      one hundred generated digits
+Look at  {made["grid"]}      one hundred generated images
          {made["video"]}      a walk through latent space
          {made["progress"]}  ten latents during training, from left to right
          {outdir / "summary.json"}  the figures

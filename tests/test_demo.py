@@ -10,21 +10,24 @@ from click.testing import CliRunner
 from PIL import Image
 from snapshots import write_snapshot
 
+from data.errors import DataError
+from data.prepare import prepare
 from gan.metrics.classifier import train_classifier
 from gan.sampling import GAP
 from launch import demo
 from launch.video import find_ffmpeg
 
 
-def pretend_to_train(data, outdir, cond, seed, gpus):
+def pretend_to_train(data, outdir, preset, cond, seed, gpus):
     """Leave what a run of 4, then 8 pixels leaves."""
     for seen, stage in ((1000, 0), (2000, 1), (3000, 1)):
-        write_snapshot(outdir / "00000-run" / f"network-snapshot-{seen:010d}.safetensors", stage=stage, seen=seen)
+        path = outdir / "00000-run" / f"network-snapshot-{seen:010d}.safetensors"
+        write_snapshot(path, stage=stage, seen=seen, cond=cond)
     return 0
 
 
-def saddle_demo(outdir):
-    result = CliRunner().invoke(demo.main, [f"--outdir={outdir}", "--gpus=1"], standalone_mode=False)
+def saddle_demo(outdir, *flags):
+    result = CliRunner().invoke(demo.main, [f"--outdir={outdir}", "--gpus=1", *flags], standalone_mode=False)
     if result.exception:
         raise result.exception
     return result
@@ -46,13 +49,14 @@ def test_demo_makes_pictures_video_and_figures_and_can_be_repeated(tmp_path, mon
     assert summary["images_seen"] == 3000
     assert set(summary["seconds"]) == {"prepare", "train", "grid", "video", "progress", "score"}
     cell = 8 + GAP
-    ten_cells = (10 * cell - GAP) * demo.SCALE
+    scale = demo.CELL // 8
+    ten_cells = (10 * cell - GAP) * scale
     assert np.asarray(Image.open(summary["paths"]["grid"])).shape == (ten_cells, ten_cells)
     strip = np.asarray(Image.open(summary["paths"]["progress"]))
-    assert strip.shape == (ten_cells, (3 * cell - GAP) * demo.SCALE)
+    assert strip.shape == (ten_cells, (3 * cell - GAP) * scale)
     output = ffmpeg.input(summary["paths"]["video"]).output("pipe:", format="rawvideo", pix_fmt="gray")
     raw, _ = output.global_args("-loglevel", "error").run(cmd=find_ffmpeg(), capture_stdout=True, capture_stderr=True)
-    width, height = ((n * cell - GAP) * demo.SCALE for n in (demo.WALK_COLUMNS, demo.WALK_ROWS))
+    width, height = ((n * cell - GAP) * scale for n in (demo.WALK_COLUMNS, demo.WALK_ROWS))
     assert len(raw) == demo.WALK_KEYFRAMES * 10 * width * height
     assert "half of the reals" in printed
     assert all(path in printed for name, path in summary["paths"].items() if name in ("grid", "video", "progress"))
@@ -62,6 +66,24 @@ def test_a_training_that_fails_gives_its_exit_code_and_nothing_else(tmp_path, mo
     monkeypatch.setattr(demo, "prepare_digits", lambda path: None)
     monkeypatch.setattr(demo, "train", lambda *arguments: 75)
     assert saddle_demo(tmp_path / "demo").return_value == 75
+    assert not (tmp_path / "demo").exists()
+
+
+def test_photos_of_the_users_own_are_trained_on_with_their_classes(tmp_path, monkeypatch):
+    asked = []
+    for name in ("ape", "bee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for shade in range(40):
+            Image.new("RGB", (8, 8), (6 * shade, 0, 0)).save(tmp_path / "photos" / name / f"{shade}.png")
+    data = tmp_path / "photos.lmdb"
+    prepare(str(tmp_path / "photos"), data)
+    monkeypatch.setattr(demo, "SAMPLES", 500)
+    monkeypatch.setattr(demo, "train", lambda *arguments: asked.append(arguments) or 75)
+    assert saddle_demo(tmp_path / "demo", f"--data={data}").return_value == 75
+    ((path, _, preset, cond, _, _),) = asked
+    assert (path, preset, cond) == (data, "photos", True)
+    with pytest.raises(DataError, match="no-such"):
+        saddle_demo(tmp_path / "demo", "--data=no-such.lmdb")
     assert not (tmp_path / "demo").exists()
 
 

@@ -109,13 +109,14 @@ def test_a_run_in_bfloat16_stopped_after_any_step_resumes_bit_equal():
 def test_auto_is_resolved_before_a_run_starts_and_belongs_to_its_trajectory(monkeypatch):
     config = tiny_config()
     plans = {}
-    for gpu in (False, True):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    for gpu, amx in ((False, False), (False, True), (True, False)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-        plans[gpu] = plan_run(config, tiny_format(), "tiny")
-    assert plans[False].config.precision.compute == "fp32"
-    assert plans[True].config.precision.compute == "bf16"
-    assert plans[False].trajectory_hash != plans[True].trajectory_hash
+        monkeypatch.setattr("gan.precision.has_amx", lambda amx=amx: amx)
+        plans[gpu, amx] = plan_run(config, tiny_format(), "tiny")
+    assert [plan.config.precision.compute for plan in plans.values()] == ["fp32", "bf16", "bf16"]
+    assert plans[False, False].trajectory_hash != plans[False, True].trajectory_hash
 
 
 def test_bfloat16_without_hardware_for_it_is_refused(monkeypatch):

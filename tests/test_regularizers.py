@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from gan.config import RegularizerConfig, TrainConfig, override
 from gan.draws import Draws
+from gan.errors import UserError
 from gan.layers import Conv2d, Linear
 from gan.methods.augment import augment, change
 from gan.methods.critic import Critic
@@ -52,6 +53,49 @@ def test_zero_centered_penalty_and_its_derivative():
     close(square, (4 * A.square() * x.square()).flatten(1).sum(1))
     (second,) = torch.autograd.grad(square.sum(), x)
     close(second, 8 * A.square() * x)
+
+
+@pytest.mark.parametrize(
+    "together,apart",
+    [
+        ("r1+r2", ("r1", "r2")),
+        ("r1+wgan_gp:target=1e+1+drift:weight=0.5", ("r1", "wgan_gp:target=10", "drift:weight=0.5")),
+        ("r1_difference+r2_difference", ("r1_difference", "r2_difference")),
+        ("r1+none", ("r1",)),
+    ],
+)
+def test_penalties_that_are_combined_add_up(together, apart):
+    close(penalty(together, quadratic), sum(penalty(name, quadratic) for name in apart))
+
+
+def test_what_is_combined_changes_d_too():
+    torch.manual_seed(0)
+    D = ResNetDiscriminator([4, 4]).double()
+    _, row = find_pair("nonsaturating", "r1+spectral_norm")
+    row.prepare(D)
+    assert row.on_real
+    D(images(0, 8).repeat(1, 1, 4, 4), 1)
+    assert torch.linalg.matrix_norm(D.logit.weight, 2).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_drift_is_the_square_of_outputs_at_reals():
+    close(penalty("drift:weight=2", quadratic), 2 * quadratic(images(0)).square())
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("r1+clip", "gamma would be the weight of one and a bound"),
+        ("instance_noise+r1", "gamma would be"),
+        ("clip+instance_noise", "gamma would be"),
+        ("r1+r1", "names one twice"),
+        ("r1+rr", "regularizer.name=rr is unknown"),
+        ("r1+", "unknown"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        find_pair("nonsaturating", name)
 
 
 def test_where_a_penalty_applies():

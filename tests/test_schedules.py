@@ -115,7 +115,7 @@ def test_blocks_take_turns_that_are_equally_frequent_and_spread_over_the_batch()
             assert turns.weight == pytest.approx(3 * blocks / chosen)
 
 
-@pytest.mark.parametrize("widths,expected", [((64, 64), 0.005), ((256, 128, 64), 0.0025), ((1,), 0.04)])
+@pytest.mark.parametrize("widths,expected", [((64, 64), 0.01), ((256, 128, 64), 0.005), ((1,), 0.08)])
 def test_an_automatic_learning_rate_falls_with_the_root_of_the_width(widths, expected):
     assert learning_rate("auto", widths) == pytest.approx(expected)
     assert learning_rate(0.001, widths) == 0.001

@@ -1,6 +1,7 @@
 """An objective and a regularizer together: whether they go together, and the loss of the critic that they make."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,7 @@ from gan.config import TrainConfig
 from gan.errors import UserError
 from gan.methods.critic import Critic
 from gan.methods.objectives import OBJECTIVES, Objective
-from gan.methods.regularizers import FAKE, REAL, REGULARIZERS, Regularizer, Scene
+from gan.methods.regularizers import FAKE, REAL, REGULARIZERS, Regularizer, Scene, combine
 from gan.methods.rows import look_up
 from gan.schedules import penalty_turns
 
@@ -21,7 +22,14 @@ from gan.schedules import penalty_turns
 def find_pair(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
     """The rows of two names. Raises UserError for what does not exist and for pairs that cannot be."""
     first = look_up("objective.name", objective, OBJECTIVES)
-    second = look_up("regularizer.name", regularizer, REGULARIZERS, objective=first)
+    names = re.split(r"\+(?=[a-z])", regularizer)  # a plus before a digit is part of a number
+    if len(set(names)) < len(names):
+        raise UserError(f"regularizer.name={regularizer} names one twice; raise gamma instead")
+    rows = [look_up("regularizer.name", name, REGULARIZERS, objective=first) for name in names]
+    try:
+        second = combine(rows)
+    except UserError as error:
+        raise UserError(f"regularizer.name={regularizer}: {error}") from None
     if first.discriminator is None and second.on_critic:
         raise UserError(
             f"objective.name={objective} has no critic that regularizer.name={regularizer} could regularize; "
@@ -122,7 +130,7 @@ class CriticLoss:
             "Loss/D/loss": self.loss,
             "Loss/signs/real": self.real_scores.sign(),
             "Loss/signs/fake": self.fake_scores.sign(),
-            f"Loss/{regularizer.partition(':')[0]}_penalty": penalty,
+            f"Loss/{re.sub(':[^+]*', '', regularizer)}_penalty": penalty,
         }
 
 

@@ -5,7 +5,7 @@ is gamma = 20). Squares are summed over channels and pixels. Scores are logits, 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +83,7 @@ class Regularizer:
     constrain: Callable[[nn.Module, Tensor | float], None] | None = None  # (D, gamma), after each of D's updates
     gamma_range: Callable[[int], tuple[float, float]] | None = None  # channels of D's widest layer -> gammas that train
     pictures: bool = False  # it needs images [N, C, H, W], and cannot be used on points
+    weighs: bool = True  # gamma is the weight of a penalty, if it is used at all
 
     @property
     def on_critic(self) -> bool:
@@ -98,6 +99,44 @@ class Regularizer:
     def is_penalty(self) -> bool:
         """Whether it acts by a term of D's loss alone: it changes neither D's weights nor what D is shown."""
         return not (self.noise or self.prepare or self.constrain)
+
+
+def combine(rows: Sequence[Regularizer]) -> Regularizer:
+    """All of them at once, as `r1+spectral_norm` asks: penalties are added and have one gamma. The only one is returned
+    as it is. Raises UserError where gamma would be the weight of one and something else of another."""
+    if len(rows) == 1:
+        return rows[0]
+    if not all(row.weighs for row in rows) and sum(row.has_penalty or not row.weighs for row in rows) > 1:
+        raise UserError("gamma would be the weight of one and a bound or a variance of another; leave one out")
+    on_real = [row.on_real for row in rows if row.on_real]
+    on_fake = [row.on_fake for row in rows if row.on_fake]
+    elsewhere = [row.elsewhere for row in rows if row.elsewhere]
+    prepare = [row.prepare for row in rows if row.prepare]
+    (constrain, gamma_range) = next(((row.constrain, row.gamma_range) for row in rows if row.constrain), (None, None))
+    return Regularizer(
+        on_real=_sum_of(on_real) if on_real else None,
+        on_fake=_sum_of(on_fake) if on_fake else None,
+        elsewhere=added(*elsewhere) if elsewhere else None,
+        watch=tuple(dict.fromkeys(where for row in rows for where in row.watch)),
+        noise=any(row.noise for row in rows),
+        prepare=_in_turn(prepare) if prepare else None,
+        constrain=constrain,
+        gamma_range=gamma_range,
+        pictures=any(row.pictures for row in rows),
+        weighs=all(row.weighs for row in rows),
+    )
+
+
+def _sum_of(penalties: Sequence[Penalty]) -> Penalty:
+    return lambda scores, images: torch.stack([penalty(scores, images) for penalty in penalties]).sum(0)
+
+
+def _in_turn(functions: Sequence[Callable[[nn.Module], None]]) -> Callable[[nn.Module], None]:
+    def prepare(D: nn.Module) -> None:
+        for function in functions:
+            function(D)
+
+    return prepare
 
 
 def at_points(points: Callable[[Scene], Tensor], penalty: Penalty) -> Term:
@@ -149,7 +188,7 @@ def difference(where: str, random: bool) -> Term:
 
 def added(*terms: Term) -> Term:
     """The sum of terms."""
-    return lambda scene: torch.stack([term(scene) for term in terms]).sum(0)
+    return terms[0] if len(terms) == 1 else lambda scene: torch.stack([term(scene) for term in terms]).sum(0)
 
 
 def consistency(scene: Scene) -> Tensor:
@@ -264,13 +303,19 @@ REGULARIZERS: dict[str, Entry[Regularizer]] = {
         "squared gradient between reals and fakes (Thanh-Tung et al. 2019)",
         lambda: Regularizer(elsewhere=at_points(interpolates, zero_centered)),
     ),
+    "drift": _entry(
+        "weight * D^2 at the reals, which keeps outputs near 0 (Karras et al. 2018, appendix A.1)",
+        lambda weight: Regularizer(elsewhere=lambda scene: weight * scene.real_scores.square()),
+        weight=1.0,
+    ),
     "bcr": _entry(
         "balanced consistency: D alike for an image and its copy moved, zoomed, cut out, recolored and, with --mirror, "
         "flipped (Zhao et al. 2020)",
         lambda: Regularizer(elsewhere=consistency, pictures=True),
     ),
     "instance_noise": _entry(
-        "D sees images with Gaussian noise of variance gamma (Sønderby et al. 2017)", lambda: Regularizer(noise=True)
+        "D sees images with Gaussian noise of variance gamma (Sønderby et al. 2017)",
+        lambda: Regularizer(noise=True, weighs=False),
     ),
     "spectral_norm": _entry(
         "each weight of D over its largest singular value (Miyato et al. 2018)",
@@ -278,7 +323,7 @@ REGULARIZERS: dict[str, Entry[Regularizer]] = {
     ),
     "clip": _entry(
         "D's weights kept in [-gamma, gamma], .01 in the paper (Arjovsky et al. 2017)",
-        lambda: Regularizer(constrain=clip_weights, gamma_range=clip_limits),
+        lambda: Regularizer(constrain=clip_weights, gamma_range=clip_limits, weighs=False),
     ),
     **_difference_rows("r1", REAL),
     **_difference_rows("r2", FAKE),
