@@ -196,13 +196,12 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
     click.echo(reference.summary())
     click.echo(score_table({"this network": network_score, **floors}))
     distance = network_score[f"fd-{features}"]
-    half = floors["half of the reals"][f"fd-{features}"]
+    half = floors["half of the reals"].figures.get(f"fd-{features}")  # None: half of so few has no distance
     blurred = floors["blurred reals"][f"fd-{features}"]
-    click.echo(
-        f"\nIts Fréchet distance is {distance / half:.1f} times that between two halves of the reals, and "
-        f"{distance / blurred:.2f} times that of blurred reals. (Halves are small samples, which alone makes "
-        "their distance larger.)"
-    )
+    to_halves = f"{distance / half.value:.1f} times that between two halves of the reals, and " if half else ""
+    click.echo(f"\nIts Fréchet distance is {to_halves}{distance / blurred:.2f} times that of blurred reals.")
+    if half:
+        click.echo("(Halves are small samples, which alone makes their distance larger.)")
     return {
         **figures(network_score),
         "images_seen": snapshot.images_seen,
