@@ -145,11 +145,17 @@ class DataConfig:
     block: int = setting(1, low=1, high=WHOLE)
     aug: str = setting(
         "none",
-        choices=("none", "diff"),
+        choices=("none", "diff", "ada"),  # rows of gan.methods.augment.AUGMENTATIONS
         flag="--aug",
         help="none | diff: differentiable augmentation; D sees reals and fakes randomly moved, zoomed, recolored, "
-        "partly covered and, with --mirror, flipped.",
+        "partly covered and, with --mirror, flipped | ada: adaptive, for small datasets: only as many of these changes "
+        "as keep D from learning the dataset by heart.",
     )
+    # with ada: the share of reals that D calls real less the share that it calls fake, above which there are more
+    # changes, and below which fewer (Karras et al. 2020a, section 3.1)
+    aug_target: float = setting(0.6, low=-1, high=1)
+    # with ada: thousands of images in which the probability of a change rises from 0 to 1, if it only rises
+    aug_kimg: float = setting(500.0, low=TINY, high=1e9)
     # when training verifies the checksums of the records that it reads: never, in each stage's first epoch, or always
     check: str = setting("first", choices=("never", "first", "always"))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gan.config import TrainConfig
 from gan.draws import Draws
 from gan.flat import Flat, set_up_adam
+from gan.methods.augment import AUGMENTATIONS
 from gan.networks import ImageFormat, network_widths
 from gan.ranks.distributed import Ranks, share
 from gan.ranks.gradients import GradientSum
@@ -149,6 +150,7 @@ class TrainState:
     flat: dict[str, Flat]  # network -> its parameters in one tensor
     moments: dict[str, list[Tensor]]  # optimizer -> its state in few tensors
     skipped: Tensor  # [2] steps that non-finite values made void: in total, and the last ones in a row
+    augmentation: Tensor  # [2]: its strength, and the average of D's verdicts that it follows (`adapt`)
     stop: Tensor  # 0-dim: how many ranks had been asked to stop when the last step began; not saved
     images_seen: int = 0
 
@@ -163,13 +165,14 @@ class TrainState:
         return [self.flat[network].data, *self.moments[optimizer], *self.networks[network].buffers()]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of a training state by name: `network/parameter`, `optimizer/slot/parameter`, `skipped`."""
+        """All tensors of a training state by name: `network/parameter`, `optimizer/slot/parameter`, `skipped`,
+        `augmentation`."""
         flat: dict[str, Tensor] = {}
         for name, network in self.networks.items():
             flat |= {f"{name}/{key}": value for key, value in network.state_dict().items()}
         for name, optimizer in self.optimizers.items():
             flat |= dict(_optimizer_tensors(optimizer, self.networks[self.trains[name]], name))
-        return flat | {"skipped": self.skipped}
+        return flat | {"skipped": self.skipped, "augmentation": self.augmentation}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], images_seen: int) -> None:
         """Restore everything, in place, from what `tensors` returned."""
@@ -181,6 +184,8 @@ class TrainState:
                 slot, parameter = key.split("/")
                 optimizer.state[parameters[parameter]][slot].copy_(value)
         self.skipped.copy_(tensors["skipped"])
+        if "augmentation" in tensors:  # states of older versions have none
+            self.augmentation.copy_(tensors["augmentation"])
         self.images_seen = images_seen
 
 
@@ -225,6 +230,7 @@ def initial_state(task: Task) -> TrainState:
         lr = torch.tensor(task.rate(name), dtype=rate_dtype, device=device)
         optimizers[name] = torch.optim.Adam(networks[network].parameters(), lr=lr, **adam)
         moments[name] = set_up_adam(optimizers[name], flat[network])
+    strength = AUGMENTATIONS[task.config.data.aug].strength
     return TrainState(
         networks=networks,
         optimizers=optimizers,
@@ -232,5 +238,6 @@ def initial_state(task: Task) -> TrainState:
         flat=flat,
         moments=moments,
         skipped=torch.zeros(2, device=device),
+        augmentation=torch.tensor([strength, 0.0], dtype=task.dtype, device=device),
         stop=torch.zeros((), device=device),
     )

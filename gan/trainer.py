@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gan.average import update_average
 from gan.config import TrainConfig
+from gan.methods.augment import AUGMENTATIONS, adapt
 from gan.methods.critic import Critic, no_critic, with_labels
 from gan.methods.pairs import (
     configured,
@@ -44,7 +45,7 @@ def train_step(state: TrainState, task: Task, now: Moment, inputs: StepInputs, s
     numbers = inputs.numbers
     alpha = fade_weight(now, inputs)
     parts = cut_batch(inputs, task, alpha, G)
-    changed = state.changed_by("d_optimizer")
+    changed = [*state.changed_by("d_optimizer"), state.augmentation]
     before = [tensor.clone() for tensor in changed]
     void = torch.zeros_like(state.skipped[0])
 
@@ -55,14 +56,16 @@ def train_step(state: TrainState, task: Task, now: Moment, inputs: StepInputs, s
             with torch.no_grad():
                 z = part.latents("latents of the D step", G.z_dim)
                 fake = G(z, now.stage, alpha, part.labels)
-            critic = show(D, part, task, now, alpha, numbers["gamma"])
+            critic = show(D, part, task, now, alpha, numbers["gamma"], state.augmentation[0])
             d_loss = critic_loss(objective, regularizer, critic, part.real, fake, part.due)
             stats.add(d_loss.statistics(config.regularizer.name))
-            gradients.add(d_loss.total(numbers["gamma"] * (turns.weight / 2)))
+            verdicts = d_loss.verdicts(objective.boundary).sum()
+            gradients.add(d_loss.total(numbers["gamma"] * (turns.weight / 2)), verdicts)
         void = gradients.step(d_optimizer, numbers["d_optimizer"], void)
         state.stop.copy_(gradients.stop)
         if regularizer.constrain:
             regularizer.constrain(D, numbers["gamma"])
+        adapt(state.augmentation, gradients.along / config.batch, config)
 
     if (now.step + 1) % config.optimizer.n_critic == 0:
         with frozen(D):
@@ -70,7 +73,7 @@ def train_step(state: TrainState, task: Task, now: Moment, inputs: StepInputs, s
             for part in with_equal_buffers(D, parts):
                 z = part.latents("latents of the G step", G.z_dim)
                 fake = G(z, now.stage, alpha, part.labels)
-                critic = show(D, part, task, now, alpha, numbers["gamma"])
+                critic = show(D, part, task, now, alpha, numbers["gamma"], state.augmentation[0])
                 g_loss = generator_loss(objective, critic, part.real, fake)
                 stats.add(g_loss.statistics())
                 gradients.add(g_loss.total())
@@ -90,14 +93,18 @@ def kind_of_step(task: Task, now: Moment) -> Hashable:
     return now.stage, now.fading, due, (now.step + 1) % config.optimizer.n_critic == 0
 
 
-def show(D: nn.Module, part: Part, task: Task, now: Moment, alpha: Alpha, gamma: Tensor) -> Critic:
-    """D as the losses call it for a part's images: at this stage, with its labels, augmentation and noise."""
+def show(D: nn.Module, part: Part, task: Task, now: Moment, alpha: Alpha, gamma: Tensor, strength: Tensor) -> Critic:
+    """D as the losses call it for a part's images: at this stage, with its labels, augmentation and noise.
+
+    strength: 0-dim, of an adaptive augmentation.
+    """
     objective, regularizer = configured(task.config)
     judge = partial(with_labels, D=D, labels=part.labels, stage=now.stage, alpha=alpha)
     return Critic(
         judge if objective.discriminator else no_critic,
         part.draws,
-        augment=task.config.data.aug == "diff",
+        augmentation=AUGMENTATIONS[task.config.data.aug],
+        strength=strength,
         mirror=task.config.data.mirror,
         noise=gamma.sqrt() if regularizer.noise else None,
         D_for_penalties=partial(judge, compute=penalty_dtype(task.config)) if objective.discriminator else None,

@@ -28,6 +28,7 @@ CASES = {
 CASES["float64-share"] = (
     "18;precision.dtype=float64;regularizer.share=0.125;regularizer.every=1"  # a group, on one rank
 )
+CASES["float64-ada"] = "18;precision.dtype=float64;data.aug=ada;data.aug_kimg=1;data.aug_target=0.2"
 CASES["float64-critic"] = "8;precision.dtype=float64;optimizer.n_critic=2;growth.mode=none"
 RELATIVISTIC = "2;precision.dtype=float64;objective.name=relativistic;growth.mode=none"
 STEPS = {  # three ranks hold 12, 12 and 8 samples of 32: two parts of 8, or one
@@ -44,7 +45,7 @@ EXACT = {
     for name, steps, row in (
         ("r1", 18, "regularizer.name=r1"),
         ("pair", 10, "objective.name=relativistic;regularizer.name=wgan_gp;data.cond=true;data.mirror=true;batch=24"),
-        ("critic", 8, "regularizer.name=spectral_norm;optimizer.n_critic=2;data.aug=diff"),
+        ("critic", 8, "regularizer.name=spectral_norm;optimizer.n_critic=2;data.aug=ada;data.aug_kimg=0.5"),
         ("share", 8, "regularizer.share=0.25;regularizer.every=1;data.aug=diff"),
     )
 }
@@ -115,6 +116,7 @@ def check_the_same_step(together: dict, alone: dict) -> None:
             for key, tensor in one["weights"].items():
                 torch.testing.assert_close(many["weights"][key], tensor, rtol=0, atol=1e-9, msg=f"{name} {key}")
             assert many["alike"] == one["alike"]  # figures of images of 8 bits, which see no difference as small
+            assert (0 < one["weights"]["augmentation"][0] < 0.5) == (name == "float64-ada")
 
 
 def test_three_ranks_of_unequal_shares_compute_the_step_of_one(three, alone):
@@ -160,16 +162,17 @@ def test_more_ranks_than_groups_is_refused():
 def test_sum_of_gradients_divides_by_the_batch_and_tells_what_is_not_finite(poison, exact):
     module, unused = torch.nn.Linear(3, 2), torch.nn.Parameter(torch.ones(1))
 
-    def summed(*factors: float, **given: float) -> tuple:
+    def summed(*factors: float, along: float = 0.5, **given: float) -> tuple:
         parameters = [*module.parameters(), unused]
         gradients = GradientSum(parameters, 3, len(factors), how=DistributedConfig(exact=exact), **given)
         for factor in factors:
-            gradients.add(factor * module(torch.ones(1, 3)).sum())
-        return gradients.finish(), gradients.stop
+            gradients.add(factor * module(torch.ones(1, 3)).sum(), along * torch.tensor(factor))
+        return gradients.finish(), gradients.stop, gradients.along
 
-    assert summed(4.0, 2.0) == (0, 0)
+    assert summed(4.0, 2.0) == (0, 0, 3)
     assert module.weight.grad.eq(2).all() and module.bias.grad.eq(2).all() and unused.grad is None
-    assert summed(1.0, poison, stopping=1) == (1, 1)
+    assert summed(1.0, poison, along=0, stopping=1)[:2] == (1, 1)
+    assert summed(4.0, 2.0, along=poison)[0] == 1
 
 
 def test_a_tree_is_the_same_wherever_its_leaves_are_cut():

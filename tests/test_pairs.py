@@ -37,8 +37,9 @@ def every_pair() -> list[Pair]:
 
 
 def traits(row: Objective | Regularizer) -> frozenset[tuple[str, bool]]:
-    """The fields of a row that are not at their default, and whether they are None."""
-    given = {field: getattr(row, field.name) for field in fields(row)}
+    """The fields of a row that are not at their default, and whether they are None; but for the boundary, which changes
+    no loss."""
+    given = {field: getattr(row, field.name) for field in fields(row) if field.name != "boundary"}
     return frozenset((field.name, value is None) for field, value in given.items() if value != field.default)
 
 

@@ -21,7 +21,7 @@ CASES = [
     LAZY,
     PAIR,
     {"regularizer.name": "wgan_gp", "distributed.micro": 16},
-    {"regularizer.name": "instance_noise", "distributed.exact": True},
+    {"regularizer.name": "instance_noise", "distributed.exact": True, "data.aug": "ada", "data.aug_kimg": 0.5},
     {"regularizer.name": "spectral_norm", "precision.compute": "bf16"},
     {"regularizer.name": "clip", "regularizer.gamma": 0.5},
     {"regularizer.name": "r1_r2_projection", "regularizer.share": 0.5, "regularizer.decay": "cosine"}

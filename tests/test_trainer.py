@@ -21,7 +21,7 @@ from gan.average import update_average
 from gan.checkpoint import load_snapshot, load_state, newest_state, save_snapshot, save_state
 from gan.draws import Draws
 from gan.inputs import step_inputs
-from gan.methods.augment import augment
+from gan.methods.augment import adapt, augment, augment_some
 from gan.parts import fade_weight, prepare_reals
 from gan.ranks.distributed import Ranks, find_strangers, fingerprint
 from gan.ranks.statistics import Statistics
@@ -50,13 +50,14 @@ def equal(a: dict, b: dict) -> bool:
 
 
 PAIR = {"objective.name": "relativistic", "regularizer.name": "r1_r2", "data.cond": 1, "data.mirror": 1}
+ADA = {"data.aug": "ada", "data.aug_kimg": 1, "data.aug_target": 0.2}  # a step moves the strength by .032
 
 
 # Stage 1 is steps 6-14 and fades until 9, stage 2 is steps 15-29 and fades until 20; the penalty is due every third.
 @pytest.mark.parametrize(
     "values",
-    [{}, PAIR, {"regularizer.name": "spectral_norm"}, PAIR | {"regularizer.share": 0.25}],
-    ids=["r1", "pair", "spectral", "share"],
+    [{}, PAIR, {"regularizer.name": "spectral_norm"}, PAIR | {"regularizer.share": 0.25}, ADA],
+    ids=["r1", "pair", "spectral", "share", "ada"],
 )
 def test_stopped_after_any_step_and_resumed_is_bit_equal(values, tmp_path):
     task = tiny_task(tiny_config({"regularizer.every": 3, **values}))
@@ -73,6 +74,28 @@ def test_stopped_after_any_step_and_resumed_is_bit_equal(values, tmp_path):
         resumed.load_tensors(tensors, about["images_seen"])
     assert resumed.images_seen == whole.images_seen == 22 * 32
     assert equal(resumed.tensors(), whole.tensors())
+
+
+def test_a_state_saved_before_there_was_a_strength_of_augmentation_still_loads():
+    task = tiny_task(tiny_config({"data.aug": "diff"}))
+    state = initial_state(task)
+    advance(state, task, 2)
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    older = {name: tensor for name, tensor in before.items() if name != "augmentation"}
+    restored = initial_state(task)
+    restored.load_tensors(older, state.images_seen)
+    assert equal(restored.tensors(), before) and len(older) == len(before) - 1
+
+
+@pytest.mark.parametrize("values", [{}, {"regularizer.name": "none", "distributed.micro": 8}, {"distributed.exact": 1}])
+def test_the_strength_of_augmentation_follows_the_verdicts_of_every_d_step(values):
+    task = tiny_task(tiny_config({**ADA, "optimizer.n_critic": 2, **values}))
+    state = initial_state(task)
+    alone = torch.zeros(2)
+    for loss in advance(state, task, 25):
+        adapt(alone, torch.tensor(loss["Loss/signs/real"]), task.config)
+    torch.testing.assert_close(state.augmentation, alone)
+    assert 0 < alone[0] < 0.8
 
 
 def test_networks_start_from_the_seed():
@@ -118,6 +141,7 @@ def test_a_run_leaves_what_it_should(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     assert [line["images_seen"] for line in lines] == [320, 640, 960]
     assert all(math.isfinite(line[k]) for line in lines for k in ("Loss/D/loss", "Loss/G/loss", "Loss/r1_penalty"))
+    assert [line["Progress/augmentation"] for line in lines] == [0, 0, 0]
 
     snapshot = load_snapshot(tmp_path / "network-snapshot-0000000960.safetensors")
     assert (snapshot.stage, snapshot.alpha, snapshot.images_seen) == (2, 1.0, 960)
@@ -242,17 +266,23 @@ def noisy(images: torch.Tensor, draws: Draws, purpose: str) -> torch.Tensor:
     return images + 0.5 * draws.noise(f"instance noise: {purpose}", images)
 
 
+def half_augmented(images: torch.Tensor, draws: Draws, purpose: str) -> torch.Tensor:
+    return augment_some(images, draws, purpose, False, 0.5)
+
+
 @pytest.mark.parametrize(
     "values,changed",
     [
         ({"data.aug": "diff"}, augment),
+        ({"data.aug": "ada", "data.aug_kimg": 1e9}, half_augmented),
         ({"regularizer.name": "instance_noise", "regularizer.gamma": 0.25}, noisy),  # its variance
     ],
-    ids=["diff", "noise"],
+    ids=["diff", "ada", "noise"],
 )
 def test_d_sees_reals_and_fakes_of_both_steps_augmented_or_noisy(values, changed):
     task = tiny_task(tiny_config({"precision.dtype": "float64", **values}))
     state = initial_state(task)
+    state.augmentation[0] = 0.5
     G, D = (copy.deepcopy(state.networks[name]) for name in "GD")
     (reported,) = advance(state, task, 1)
     real, d_fake, g_fake = images_of_the_first_step(task, G)
@@ -337,7 +367,9 @@ def test_the_first_step_is_adams():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    "how", [{}, {"distributed.micro": 8}, {"distributed.exact": 1}], ids=["whole", "micro", "exact"]
+    "how",
+    [{}, {"distributed.micro": 8}, {"distributed.exact": 1}, ADA | {"data.aug_target": -0.9}],
+    ids=["whole", "micro", "exact", "ada"],
 )
 def test_a_step_that_is_not_finite_changes_nothing_but_the_clock(how, device):
     task = tiny_task(tiny_config(how), Ranks(device=torch.device(device)))
@@ -349,12 +381,13 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_clock(how, device):
     assert state.images_seen == 5 * 32
     assert after.pop("skipped").tolist() == [2, 2] and before.pop("skipped").tolist() == [0, 0]
     assert equal(before, after)
+    assert state.augmentation.any() == ("data.aug" in how)
     advance(state, task, 1)
     assert state.skipped.tolist() == [2, 0]
     assert not equal(before, {k: v for k, v in state.tensors().items() if k != "skipped"})
 
 
-@pytest.mark.parametrize("values", [{}, {"regularizer.name": "spectral_norm"}], ids=["r1", "spectral_norm"])
+@pytest.mark.parametrize("values", [{}, {"regularizer.name": "spectral_norm"}, ADA], ids=["r1", "spectral_norm", "ada"])
 @pytest.mark.parametrize("steps_before", [0, 3])
 def test_a_generator_loss_that_is_not_finite_voids_the_update_of_d_too(values, steps_before):
     task = tiny_task(tiny_config(values))
@@ -482,7 +515,7 @@ def statement_lines(function) -> dict[int, int]:
     return numbers
 
 
-@pytest.mark.parametrize("values", [{}, {"distributed.exact": True}, {"regularizer.name": "bcr", "data.aug": "diff"}])
+@pytest.mark.parametrize("values", [{}, {"distributed.exact": True}, {"regularizer.name": "bcr", "data.aug": "ada"}])
 def test_the_step_runs_in_the_order_in_which_it_is_written(values):
     """Of one D and one G step: what the step calls is entered as the step names it, and nothing that it calls comes
     back up into the trainer."""

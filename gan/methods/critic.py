@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gan.draws import Draws
-from gan.methods.augment import augment
+from gan.methods.augment import AUGMENTATIONS, Augmentation
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Critic:
 
     D: Callable[[Tensor], Tensor]
     draws: Draws
-    augment: bool = False  # change images at random first (gan/methods/augment.py)
+    augmentation: Augmentation = AUGMENTATIONS["none"]  # how images are changed at random first
+    strength: Tensor | float = 0.0  # of an adaptive augmentation
     mirror: bool = False  # flipped images belong to the data, so flips are among such changes
     noise: Tensor | float | None = None  # standard deviation of Gaussian noise that is added
     D_for_penalties: Callable[[Tensor], Tensor] | None = None  # computes more precisely than D; None: D itself
@@ -39,8 +40,8 @@ class Critic:
         return replace(self, D=self.D_for_penalties or self.D)
 
     def _change(self, images: Tensor, purpose: str) -> Tensor:
-        if self.augment:
-            images = augment(images, self.draws, purpose, self.mirror)
+        if self.augmentation.change:
+            images = self.augmentation.change(images, self.draws, purpose, self.mirror, self.strength)
         if self.noise is not None:
             images = images + self.noise * self.draws.noise(f"instance noise: {purpose}", images)
         return images

@@ -30,6 +30,7 @@ class Objective:
     score: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda points, real, fake: points  # outputs -> a scalar critic
     curvature: Function | None = None  # f*''(T) T'(v)^2 of an f-divergence
     lipschitz: bool = False  # without a bound on D's slope the loss has no minimum
+    boundary: float | None = 0.0  # D's output above which it calls an image real; None if only differences tell
 
 
 def _f(row: str, form: str, saturating: int, **parameters: float) -> Objective:
@@ -39,6 +40,7 @@ def _f(row: str, form: str, saturating: int, **parameters: float) -> Objective:
         lambda real, fake: shape.conjugate(fake) - shape.value(real),
         (lambda real, fake: -shape.conjugate(fake)) if saturating else (lambda real, fake: -shape.value(fake)),
         curvature=shape.curvature,
+        boundary=shape.boundary,
     )
 
 
@@ -58,6 +60,7 @@ def _bgan(divergence_name: str, frozen: int) -> Objective:
         lambda real, fake: form.conjugate(fake) - form.value(real),
         mean_of_f if frozen else bound,
         curvature=form.curvature,
+        boundary=form.boundary,
     )
 
 
@@ -74,7 +77,7 @@ def _relativistic_average(group: int) -> Objective:
         above = softplus(fake.mean(1, keepdim=True) - real) + softplus(fake - real.mean(1, keepdim=True))
         return above.flatten()
 
-    return Objective(loss, lambda real, fake: loss(fake, real), paired=True, group=group)
+    return Objective(loss, lambda real, fake: loss(fake, real), paired=True, group=group, boundary=None)
 
 
 def _mmd(critic: int, kernel: str, scale: float, unbiased: int, group: int) -> Objective:
@@ -126,12 +129,16 @@ def _logistic() -> Objective:
 
 
 def _relativistic() -> Objective:
-    return Objective(lambda real, fake: softplus(fake - real), lambda real, fake: softplus(real - fake), paired=True)
+    return Objective(
+        lambda real, fake: softplus(fake - real), lambda real, fake: softplus(real - fake), paired=True, boundary=None
+    )
 
 
 def _least_squares() -> Objective:
     return Objective(
-        lambda real, fake: ((real - 1).square() + fake.square()) / 2, lambda real, fake: (fake - 1).square() / 2
+        lambda real, fake: ((real - 1).square() + fake.square()) / 2,
+        lambda real, fake: (fake - 1).square() / 2,
+        boundary=0.5,
     )
 
 
@@ -140,7 +147,7 @@ def _hinge() -> Objective:
 
 
 def _wasserstein() -> Objective:
-    return Objective(lambda real, fake: fake - real, lambda real, fake: -fake, lipschitz=True)
+    return Objective(lambda real, fake: fake - real, lambda real, fake: -fake, lipschitz=True, boundary=None)
 
 
 OBJECTIVES: dict[str, Entry[Objective]] = {

@@ -27,6 +27,7 @@ class GradientSum:
     parameters: of the network that the loss trains. batch: samples in the global batch.
     blocks: how many blocks the global batch has. In exact mode every part is one block.
     stopping: a number of this rank that is sent along with the gradients; its sum over ranks is then in `stop`.
+    Each part too may send a number along; the sum over the global batch is then in `along`.
     Parameters that no loss depends on get no gradient.
     """
 
@@ -46,30 +47,38 @@ class GradientSum:
         self.blocks = blocks
         self.stopping = stopping
         self.stop = torch.zeros(())  # 0-dim float32, the same on all ranks after `finish`
+        self.along = torch.zeros(())  # as `stop`
+        self.sent: Tensor | float = 0.0  # along with this rank's parts, or in exact mode with its current one
         self.leaves = iter(share(blocks, ranks))
         self.nodes: list[Node] = []
         self._clear()
 
-    def add(self, loss: Tensor) -> None:
-        """Run the backward pass of a part's loss, 0-dim, the sum over its samples. This frees the loss's graph."""
+    def add(self, loss: Tensor, along: Tensor | float = 0.0) -> None:
+        """Run the backward pass of a part's loss, 0-dim, the sum over its samples. This frees the loss's graph.
+
+        along: a number of this part, 0-dim, that is summed over all parts beside the gradients.
+        """
         if self.how.exact:
             self._clear()
+        self.sent = self.sent + along
         torch.autograd.backward(loss, inputs=self.parameters)  # not into the images that a penalty differentiates by
         if self.how.exact:
             self._add_leaf()
 
     def finish(self) -> Tensor:
         """Set each .grad to the sum over all ranks, divided by the global batch. -> 0-dim float32: 1 if a gradient on
-        any rank is not finite, else 0. All ranks get the same, without a further message, as they have the same sum."""
+        any rank, or a number sent along, is not finite, else 0. All ranks get the same, without a further message, as
+        they have the same sum."""
         flat = self._sum_in_tree() if self.how.exact else self._sum_flat()
-        self.stop = flat[-1].float()
-        flat = flat[:-1] / self.batch
+        void = 1 - torch.isfinite(flat).all().float()
+        self.stop, self.along = flat[-2:].float().unbind()
+        flat = flat[:-2] / self.batch
         start = 0
         for p in self.parameters:
             if p.grad is not None:
                 p.grad = flat.as_strided(p.shape, p.stride(), start)
                 start += p.numel()
-        return 1 - torch.isfinite(flat).all().float()
+        return void
 
     def step(self, optimizer: torch.optim.Optimizer, lr: Tensor | float, void: Tensor) -> Tensor:
         """`finish`, then `descend`, unless a gradient is not finite or `void` is 1. -> 0-dim: 1 in these cases, else
@@ -84,12 +93,13 @@ class GradientSum:
 
     def _add_leaf(self) -> None:
         index = next(self.leaves)
-        leaf = pack(self.parameters, self.stopping)
+        leaf = pack(self.parameters, self.stopping, self.sent)
         self.stopping = 0.0  # the first leaf carries it; the others must not count it again
+        self.sent = 0.0
         push(self.nodes, (0, index, leaf))
 
     def _sum_flat(self) -> Tensor:
-        flat = pack(self.parameters, self.stopping)
+        flat = pack(self.parameters, self.stopping, self.sent)
         if self.ranks.world > 1:
             outside(partial(SUMS[self.how.compress], flat, self.ranks))
         return flat
@@ -114,11 +124,12 @@ def descend(optimizer: torch.optim.Optimizer, lr: Tensor | float, void: Tensor) 
     optimizer.step()
 
 
-def pack(parameters: Sequence[Tensor], extra: Tensor | float) -> Tensor:
-    """One flat tensor of all gradients in memory order, followed by the number `extra`."""
+def pack(parameters: Sequence[Tensor], *numbers: Tensor | float) -> Tensor:
+    """One flat tensor of all gradients in memory order, followed by the numbers, 0-dim each."""
     gradients = in_memory_order([p.grad for p in parameters if p.grad is not None])
-    last = extra.to(gradients[0].dtype).view(1) if isinstance(extra, Tensor) else gradients[0].new_full((1,), extra)
-    return torch.cat([*gradients, last])
+    like = gradients[0]
+    last = [n.to(like.dtype).view(1) if isinstance(n, Tensor) else like.new_full((1,), n) for n in numbers]
+    return torch.cat([*gradients, *last])
 
 
 def in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:

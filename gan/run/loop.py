@@ -90,8 +90,9 @@ def train(
             means = stats.take()
             alike = likeness.tick(state, now)
             skipped, in_a_row = (int(n) for n in state.skipped.tolist())
+            strength = {"Progress/augmentation": state.augmentation[0].item()}
             if report:
-                report.tick(tick, now, state.images_seen, means | alike, waited, skipped)
+                report.tick(tick, now, state.images_seen, means | alike | strength, waited, skipped)
                 for line in likeness.warnings(alike, state.images_seen):
                     report.say(line)
             waited = 0.0

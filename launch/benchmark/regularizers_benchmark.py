@@ -117,7 +117,7 @@ def d_step(task: "Task") -> "Call":
     generator = torch.Generator().manual_seed(0)
     real, fake = (2 * torch.rand(2, batch, 3, height, width, generator=generator) - 1).to(task.ranks.device)
     part = Part(real, None, task.draws(0))
-    critic = show(D, part, task, now, 1.0, gamma)
+    critic = show(D, part, task, now, 1.0, gamma, state.augmentation[0])
 
     def step() -> None:
         loss = critic_loss(objective, regularizer, critic, real, fake)
