@@ -17,7 +17,7 @@ COMMANDS = {
     "train": "Train a GAN on a dataset, or resume a run.",
     "generate": "Make an image grid, single images or a video from a snapshot.",
     "average": "Average a run's generator over another length of time, after training.",
-    "evaluate": "Score snapshots against a labeled dataset, or estimate divergences.",
+    "evaluate": "Score snapshots against a dataset, or estimate divergences.",
     "benchmark": "Measure ops, training steps, data and methods.",
     "doctor": "Show what works on this machine, what is missing, and how to install it.",
     "demo": "Train on real digits in a few minutes and show the results.",

@@ -187,20 +187,21 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
     from data.dataset import ImageDataset
 
     snapshot = load_network(training)
-    features = features_for(bool(snapshot.images.class_names))
-    reference = build_reference(ImageDataset(data), snapshot.stage, seed, features=features)
+    labeled = bool(snapshot.images.class_names)
+    features = features_for(labeled)
+    metrics = "fd,pr,classes" if labeled else "fd,pr"
+    reference = build_reference(ImageDataset(data), snapshot.stage, seed, metrics=metrics, features=features)
     network_score = reference.score_network(snapshot, SAMPLES)
     floors = reference.floors(SAMPLES)
     click.echo(reference.summary())
     click.echo(score_table({"this network": network_score, **floors}))
     distance = network_score[f"fd-{features}"]
-    half = floors["half of the reals"][f"fd-{features}"]
+    half = floors["half of the reals"].figures.get(f"fd-{features}")  # None: half of so few has no distance
     blurred = floors["blurred reals"][f"fd-{features}"]
-    click.echo(
-        f"\nIts Fréchet distance is {distance / half:.1f} times that between two halves of the reals, and "
-        f"{distance / blurred:.2f} times that of blurred reals. (Halves are small samples, which alone makes "
-        "their distance larger.)"
-    )
+    to_halves = f"{distance / half.value:.1f} times that between two halves of the reals, and " if half else ""
+    click.echo(f"\nIts Fréchet distance is {to_halves}{distance / blurred:.2f} times that of blurred reals.")
+    if half:
+        click.echo("(Halves are small samples, which alone makes their distance larger.)")
     return {
         **figures(network_score),
         "images_seen": snapshot.images_seen,

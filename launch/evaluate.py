@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data.errors import DataError
-from data.names import composed
 from gan.errors import UserError
 from launch.cli import run
 from launch.ranks import call, end_with_parent, torchrun
-from launch.samples import find_snapshot, load_network
+from launch.samples import check_match, find_snapshot, load_network
 from launch.scores import CLASSIFIER, build_reference, check_scores, score_as_json, score_table
 from launch.settings import as_flags
 from launch.tables import json_option, save_rows
 
 if TYPE_CHECKING:
     from data.dataset import ImageDataset
-    from gan.checkpoint import Snapshot
     from gan.metrics.score import Score
     from gan.ranks.distributed import Ranks
     from launch.scores import Reference
@@ -190,31 +188,6 @@ def work(job: Job, flags: Mapping[str, Any], ranks: "Ranks") -> int:
     if ranks.first:
         save_rows(flags["json_path"], scores_as_json(reference, rows, job.paths))
     return 0
-
-
-def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> int:
-    """The dataset's level with the size of a network's images. Raises UserError if its images or classes differ from
-    the dataset's."""
-    manifest = dataset.manifest
-    made = snapshot.images
-    same_format = (made.channels, made.base) == (manifest.channels, manifest.base)
-    if not same_format or snapshot.stage not in manifest.levels:
-        raise UserError(
-            f"{path} makes images of {made.size_name(snapshot.stage)} with {made.channels} channels, "
-            f"{dataset.path} has {'{}x{}'.format(*manifest.resolution)} with {manifest.channels}; "
-            "give the dataset it was trained on"
-        )
-    if snapshot.alpha < 1:
-        raise UserError(
-            f"{path} was saved while its last stage was fading in (alpha {snapshot.alpha:.2f}); "
-            "scores are taken at alpha 1 only: give a later snapshot"
-        )
-    names = [composed(name) for name in made.class_names]
-    if snapshot.G.classes and names != [composed(name) for name in manifest.classes or ()]:
-        raise UserError(
-            f"{path} was trained on other classes than those of {dataset.path}; give the dataset of its run"
-        )
-    return snapshot.stage
 
 
 def scores_as_json(reference: "Reference", rows: Mapping[str, "Score"], paths: Mapping[str, Path]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.names import composed
 from gan.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,31 @@ def load_network(network: str | Path) -> "Snapshot":
         raise UserError(f"{path} makes images of {snapshot.G.channels} channels; pictures have 1, 3 or 4")
     snapshot.G.to("cuda" if torch.cuda.is_available() else "cpu")
     return snapshot
+
+
+def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> int:
+    """The dataset's level with the size of a network's images. Raises UserError if its images or classes differ from
+    the dataset's."""
+    manifest = dataset.manifest
+    made = snapshot.images
+    same_format = (made.channels, made.base) == (manifest.channels, manifest.base)
+    if not same_format or snapshot.stage not in manifest.levels:
+        raise UserError(
+            f"{path} makes images of {made.size_name(snapshot.stage)} with {made.channels} channels, "
+            f"{dataset.path} has {'{}x{}'.format(*manifest.resolution)} with {manifest.channels}; "
+            "give the dataset it was trained on"
+        )
+    if snapshot.alpha < 1:
+        raise UserError(
+            f"{path} was saved while its last stage was fading in (alpha {snapshot.alpha:.2f}); "
+            "scores are taken at alpha 1 only: give a later snapshot"
+        )
+    names = [composed(name) for name in made.class_names]
+    if snapshot.G.classes and names != [composed(name) for name in manifest.classes or ()]:
+        raise UserError(
+            f"{path} was trained on other classes than those of {dataset.path}; give the dataset of its run"
+        )
+    return snapshot.stage
 
 
 def classes_in_turn(snapshot: "Snapshot", samples: int) -> "torch.Tensor | None":

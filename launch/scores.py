@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gan.checkpoint import Snapshot
     from gan.metrics.classifier import Classifier
     from gan.metrics.features import FeatureNetwork
+    from gan.metrics.intervals import Estimate
     from gan.metrics.sample import Sample
     from gan.metrics.score import Metric, Score
     from gan.ranks.distributed import Ranks
@@ -26,21 +27,24 @@ CLASSIFIER = "classifier"
 MOST_REALS = 50_000
 READ = 500  # reals that are read at a time
 FEW = 10  # reals, of each class if there are classes, that one floor repeats
-FORMATS = {  # beginning of a figure's name -> heading in the table (None: its name), factor and format
-    "fd-": (None, 1, ".2f"),
-    "kid-": ("1000 {}", 1000, ".3f"),
-    "precision-": ("precision", 1, ".3f"),
-    "recall-": ("recall", 1, ".3f"),
-    "density-": ("density", 1, ".3f"),
-    "coverage-": ("coverage", 1, ".3f"),
-    "coherence-in-classes": ("(in classes)", 1, ".3f"),
-    "coherence": ("coherence", 1, ".3f"),
-    "spread-in-classes": ("(in classes)", 1, ".3f"),
-    "spread": ("spread", 1, ".3f"),
-    "mode-kl-by-chance": ("(by chance)", 1, ".4f"),
-    "mode-kl": ("mode-KL", 1, ".4f"),
-    "confidence": ("confidence", 1, ".3f"),
-    "as-asked": ("as asked", 1, ".3f"),
+# Beginning of a figure's name -> its heading in the table, None for the name itself, and its format; in this order.
+OF_FEATURES = {
+    "fd-": (None, ".2f"),
+    "kid-": (None, ".4g"),
+    "precision-": ("precision", ".3f"),
+    "recall-": ("recall", ".3f"),
+    "density-": ("density", ".3f"),
+    "coverage-": ("coverage", ".3f"),
+}
+OTHERS = {
+    "coherence": ("coherence", ".3f"),
+    "coherence-in-classes": ("(in classes)", ".3f"),
+    "spread": ("spread", ".3f"),
+    "spread-in-classes": ("(in classes)", ".3f"),
+    "mode-kl": ("mode-KL", ".4f"),
+    "mode-kl-by-chance": ("(by chance)", ".4f"),
+    "confidence": ("confidence", ".3f"),
+    "as-asked": ("as asked", ".3f"),
 }
 
 
@@ -78,7 +82,7 @@ class Reference:
         from gan.metrics.sample import Source
         from gan.metrics.score import box_blur, few_repeated, score
 
-        half = len(self.reals) // 2
+        half = (len(self.reals) + 1) // 2
         count = min(samples, len(self.reals))
         shape = self.dataset.shape(self.level)
         blurred = self.observe(Source(count, shape, READ, lambda rows: box_blur(self._read(rows))))
@@ -250,32 +254,33 @@ def train_on_first(
 
 
 def score_table(rows: "Mapping[str, Score]") -> str:
-    """A table of scores by name; the line under a score has half the width of its 95 % intervals. Figures that no row
-    has are left out."""
-    every = list(dict.fromkeys(name for row in rows.values() for name in row.figures))
-    lines = [["", "samples", *(_format(name)[0] for name in every)]]
-    for name, row in rows.items():
-        lines.append([name, str(row.samples), *(_value(row, figure) for figure in every)])
-        lines.append(["", "±", *(_reach(row, figure) for figure in every)])
+    """Scores by name in two tables, so that lines stay short: of figures that depend on features, and of others. The
+    line under a score has half the width of its 95 % intervals. Figures that no row has are left out."""
+    tables = [_table(rows, formats) for formats in (OF_FEATURES, OTHERS)]
+    return "\n\n".join(filter(None, tables))
+
+
+def _table(rows: "Mapping[str, Score]", formats: Mapping[str, tuple[str | None, str]]) -> str:
+    names = {name for row in rows.values() for name in row.figures}
+    starts = {start: name for name in names for start in formats if start in (name, name[: name.find("-") + 1])}
+    columns = [(starts[start], *formats[start]) for start in formats if start in starts]
+    if not columns:
+        return ""
+    lines = [["", "samples", *(heading or name for name, heading, _ in columns)]]
+    for label, row in rows.items():
+        shown = [(row.figures.get(name), form) for name, _, form in columns]
+        if any(estimate for estimate, _ in shown):
+            lines.append([label, str(row.samples), *(_value(*cell) for cell in shown)])
+            lines.append(["", "±", *(_reach(*cell) for cell in shown)])
     return "\n".join(aligned(lines))
 
 
-def _format(name: str) -> tuple[str, int, str]:
-    heading, factor, form = next(row for start, row in FORMATS.items() if name.startswith(start))
-    return (heading or "{}").format(name), factor, form
+def _value(estimate: "Estimate | None", form: str) -> str:
+    return format(estimate.value, form) if estimate else "-"
 
 
-def _value(row: "Score", figure: str) -> str:
-    _, factor, form = _format(figure)
-    return format(factor * row[figure], form) if figure in row.figures else "-"
-
-
-def _reach(row: "Score", figure: str) -> str:
-    estimate = row.figures.get(figure)
-    if estimate is None or estimate.low == estimate.high:
-        return ""
-    _, factor, form = _format(figure)
-    return format(factor * (estimate.high - estimate.low) / 2, form)
+def _reach(estimate: "Estimate | None", form: str) -> str:
+    return format((estimate.high - estimate.low) / 2, form) if estimate and estimate.low < estimate.high else ""
 
 
 def score_as_json(score: "Score") -> dict[str, Any]:

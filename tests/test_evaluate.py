@@ -172,13 +172,13 @@ def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monk
     assert "as-asked" in alone["rows"][0]["figures"]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     said = in_processes([*torchrun, "-m", "evaluate_worker", *flags])
-    assert report() == alone and said.count("half of the reals") == 1
+    assert report() == alone and said.count("wrote") == 1
 
     flags.append(f"--features={means}")
     assert saddle_evaluate(*flags).exit_code == 0
     alone = report()
     said = in_processes(["launch.evaluate", *flags, "--gpus=3"])
-    assert report() == alone and said.count("half of the reals") == 1
+    assert report() == alone and said.count("wrote") == 1
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_class_names_are_the_same_composed_and_decomposed(tmp_path, monkeypatch)
     monkeypatch.setattr("snapshots.NAMES", ("bee", "e\u0301"))
     snapshot = load_snapshot(write_snapshot(tmp_path / "x.safetensors", cond=True))
     dataset = ImageDataset(tmp_path / "images.lmdb")
-    assert evaluate.check_match(tmp_path, snapshot, dataset) == 1
+    assert samples.check_match(tmp_path, snapshot, dataset) == 1
 
 
 def test_samples_of_an_early_stage_are_enlarged_before_they_are_shrunk_as_the_reals_are(tmp_path):
@@ -236,11 +236,13 @@ def test_a_snapshot_in_mid_fade_is_not_scored(dataset, tmp_path):
     assert isinstance(result.exception, UserError) and "alpha 0.40" in str(result.exception)
 
 
-def test_the_table_has_a_line_of_intervals_and_no_empty_columns():
-    row = Score(100, {"fd-lite0": Estimate(1.5, 1.25, 2.25), "kid-lite0": Estimate(0.0025, 0.002, 0.003)})
-    other = Score(50, {"fd-lite0": Estimate(1.0, 1.0, 1.0)})
-    lines = scores.score_table({"a": row, "longer": other}).splitlines()
-    assert lines[0].split() == ["samples", "fd-lite0", "1000", "kid-lite0"]
-    assert lines[1].split() == ["a", "100", "1.50", "2.500"]
-    assert lines[2].split() == ["±", "0.50", "0.500"]
+def test_the_tables_have_lines_of_intervals_and_no_empty_columns_or_rows():
+    row = Score(100, {"kid-lite0": Estimate(0.0025, 0.002, 0.003), "fd-lite0": Estimate(1.5, 1.25, 2.25)})
+    other = Score(50, {"fd-lite0": Estimate(1.0, 1.0, 1.0), "spread": Estimate(0.5, 0.5, 0.5)})
+    features, others = scores.score_table({"a": row, "longer": other}).split("\n\n")
+    lines = features.splitlines()
+    assert lines[0].split() == ["samples", "fd-lite0", "kid-lite0"]
+    assert lines[1].split() == ["a", "100", "1.50", "0.0025"]
+    assert lines[2].split() == ["±", "0.50", "0.0005"]
     assert lines[3].split() == ["longer", "50", "1.00", "-"]
+    assert [line.split() for line in others.splitlines()] == [["samples", "spread"], ["longer", "50", "0.500"], ["±"]]

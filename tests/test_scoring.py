@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -228,4 +228,9 @@ def test_ranks_wait_for_the_last_score_and_a_killed_run_takes_its_scorer_along(f
 
 def _scorers(pid: int) -> list[int]:
     """The processes below a launcher that score."""
-    return [p for p in family(pid) if b"launch.scorer" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    found = []
+    for process in family(pid):
+        with suppress(OSError):  # it has ended meanwhile
+            if b"launch.scorer" in Path(f"/proc/{process}/cmdline").read_bytes():
+                found.append(process)
+    return found

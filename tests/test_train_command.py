@@ -185,7 +185,7 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
         (["--set=regularizer.decay=linear"], "regularizer.decay=linear is unknown"),
         (["--preset=digit"], "did you mean digits"),
         (["--set=regularizer.gama=1"], "did you mean regularizer.gamma"),
-        (["--set=optimizer.g_lr=fast"], "wants float"),
+        (["--set=optimizer.decay_to=fast"], "wants float"),
         (["--kimg=0.01"], "too short for 3 stages"),
         (["--gpus=9"], "only 4 coupling groups"),
         (["--gpus=0"], "0 is not in the range"),

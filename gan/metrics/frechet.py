@@ -68,7 +68,8 @@ def frechet_estimate(x: Tensor, y: Tensor) -> Estimate:
     The interval is that of the distance at these counts. The distance of finite samples is above that of their sources
     by about as much as two halves of one source are apart (times the counts' ratio), and the interval is not moved to
     make up for it: compare figures of equal counts. Between samples of one source the first order vanishes; the
-    interval is then about 1.4 times as wide as it need be.
+    interval is then about 1.4 times as wide as it need be. Of networks that are compared with the same y, the
+    difference is more certain than the intervals, which hold the error of y too.
     """
     mu1, sigma1 = gaussian_fit(x)
     mu2, sigma2 = gaussian_fit(y)

