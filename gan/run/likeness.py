@@ -45,7 +45,9 @@ class Likeness:
         }
 
     def warnings(self, found: dict[str, float], images_seen: int) -> Iterator[str]:
-        """What to say of a tick's figures: usually nothing."""
+        """What to say of a tick's figures, if there are any: usually nothing."""
+        if not found:
+            return
         coherence, real_coherence, spread, real_spread = found.values()
         alike = coherence > MOST_COHERENCE * real_coherence or spread < LEAST_SPREAD * real_spread
         self.quiet = max(self.quiet - 1, 0) if alike else 0

@@ -88,15 +88,16 @@ def train(
             if not (tick_ends or stop):
                 continue
             means = stats.take()
-            alike = likeness.tick(state, now)
             skipped, in_a_row = (int(n) for n in state.skipped.tolist())
-            strength = {"Progress/augmentation": state.augmentation[0].item()}
+            means["Progress/augmentation"] = state.augmentation[0].item()
+            failure = find_failure(state, task, in_a_row)
+            alike = {} if failure else likeness.tick(state, now)
             if report:
-                report.tick(tick, now, state.images_seen, means | alike | strength, waited, skipped)
+                report.tick(tick, now, state.images_seen, means | alike, waited, skipped)
                 for line in likeness.warnings(alike, state.images_seen):
                     report.say(line)
             waited = 0.0
-            if failure := find_failure(state, task, in_a_row):
+            if failure:
                 code, reason = failure
                 if report:
                     report.say(f"stopped: {reason}")
