@@ -1,5 +1,6 @@
 """The figures by which a run sees its generator collapse, and when it says so."""
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_generator_that_ignores_its_latents_is_warned_of():
     found = watch.tick(state, last)
     assert found["Diversity/spread"] == 0
     assert found["Diversity/coherence"] == pytest.approx(1, abs=1e-6)
-    (warning,) = watch.warnings(found, task.schedule.total)
+    (warning,) = watch.warnings(found, last)
     assert "too much alike" in warning and "coherence 1.00" in warning
 
 
@@ -54,12 +55,15 @@ def figures(coherence: float, spread: float) -> dict[str, float]:
 
 def test_a_warning_is_repeated_seldom_and_given_anew_after_a_recovery():
     watch, _, task = likeness()
-    end = task.schedule.total
+    end = moment(task.schedule, task.schedule.total - task.config.batch)
+    early = moment(task.schedule, 0)
+    fading = replace(end, alpha=0.5)
     good = figures(0.99 * MOST_COHERENCE * 0.1, 1.01 * LEAST_SPREAD * 0.5)
     coherent = figures(1.01 * MOST_COHERENCE * 0.1, 0.5)
     narrow = figures(0.1, 0.99 * LEAST_SPREAD * 0.5)
     assert not list(watch.warnings(good, end))
-    assert not list(watch.warnings(coherent, end // 20))  # too early to tell
+    assert not list(watch.warnings(coherent, early))  # too early to tell
+    assert not list(watch.warnings(coherent, fading))
     assert [len(list(watch.warnings(coherent, end))) for _ in range(REPEAT + 1)] == [1] + [0] * (REPEAT - 1) + [1]
     assert not list(watch.warnings(good, end))
     assert list(watch.warnings(narrow, end))

@@ -44,14 +44,15 @@ class Likeness:
             "Diversity/spread_of_reals": reals.spread,
         }
 
-    def warnings(self, found: dict[str, float], images_seen: int) -> Iterator[str]:
-        """What to say of a tick's figures, if there are any: usually nothing."""
-        if not found:
+    def warnings(self, found: dict[str, float], now: Moment) -> Iterator[str]:
+        """What to say of a tick's figures, if there are any: usually nothing. Nothing while a stage fades in, when the
+        average of its parameters is young."""
+        if not found or now.fading:
             return
         coherence, real_coherence, spread, real_spread = found.values()
         alike = coherence > MOST_COHERENCE * real_coherence or spread < LEAST_SPREAD * real_spread
         self.quiet = max(self.quiet - 1, 0) if alike else 0
-        if alike and not self.quiet and images_seen > EARLY * self.task.schedule.total:
+        if alike and not self.quiet and now.images_seen > EARLY * self.task.schedule.total:
             self.quiet = REPEAT
             where = " within classes" if self.task.config.data.cond else ""
             yield (

@@ -94,7 +94,7 @@ def train(
             alike = {} if failure else likeness.tick(state, now)
             if report:
                 report.tick(tick, now, state.images_seen, means | alike, waited, skipped)
-                for line in likeness.warnings(alike, state.images_seen):
+                for line in likeness.warnings(alike, now):
                     report.say(line)
             waited = 0.0
             if failure:
