@@ -134,7 +134,7 @@ def test_flags_win_over_the_preset_and_set_over_flags(digits, tmp_path, monkeypa
     text = capsys.readouterr().out
     config = json.loads(text[: text.rindex("}") + 1])["config"]
     assert {k: config["regularizer"][k] for k in ("name", "gamma", "every")} == {"name": "r1", "gamma": 4.0, "every": 2}
-    assert config["data"]["mirror"] is True and config["optimizer"]["g_lr"] == 0.005
+    assert config["data"]["mirror"] is True and config["optimizer"]["g_lr"] == "auto"
 
 
 def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
