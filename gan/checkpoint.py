@@ -7,6 +7,7 @@ with a manifest of SHA-256 sums, so a half-written or damaged one is recognized 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +16,49 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gan.config import TrainConfig, from_dict
+from gan.config import MOST_THREADS, WHOLE, TrainConfig, from_dict
 from gan.errors import UserError
 from gan.families import find_family
 from gan.files import replacing, sync
 from gan.networks import ImageFormat, ResNetGenerator
+from gan.tensor_files import (
+    Kinds,
+    Layout,
+    check_layout,
+    digest,
+    layout_of,
+    layout_of_open,
+    parse_fields,
+    read_layout,
+    save_tensors,
+)
 
 STATE = "training-state-"
 SNAPSHOT = "network-snapshot-"
 POSTHOC = "posthoc-"  # snapshots too, of averages of other lengths (gan/posthoc.py)
+MOST_TEXT = 1 << 20  # bytes of a state's JSON files
+STATE_FILES = ("tensors.safetensors", "state.json")
+MANIFEST = "manifest.json"
+MOST_STAGES = 20  # of a network in a snapshot
+LARGEST = 1 << 16  # pixels a side of the images of a snapshot, and their channels
+BAD_FILE = (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError)  # what reading one raises
+
+
+# What a snapshot's metadata must say, each in JSON's type.
+FIELDS: Kinds = {
+    "config": dict,
+    "channels": int,
+    "base": list,
+    "last": int,
+    "class_names": list,
+    "dataset_hash": str,
+    "stage": int,
+    "alpha": (int, float),
+    "images_seen": int,
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +71,7 @@ class Snapshot:
     stage: int
     alpha: float
     images_seen: int
+    verified: bool = True  # by its SHA-256 sum, which snapshots of older versions lack
 
 
 def save_snapshot(
@@ -50,7 +83,8 @@ def save_snapshot(
     alpha: float,
     images_seen: int,
 ) -> None:
-    """Write G's weights, its truncation mean and, as JSON under the metadata key `saddle`, what generating needs."""
+    """Write G's weights, its truncation mean and, as JSON under the metadata key `saddle`, what generating needs, with
+    the SHA-256 sum of all of it (`gan.tensor_files.digest`)."""
     about = {
         "config": config,
         "channels": images.channels,
@@ -62,39 +96,74 @@ def save_snapshot(
         "alpha": alpha,
         "images_seen": images_seen,
     }
-    tensors = {**G.state_dict(), "latent_mean": G.latent_mean}
+    tensors = _snapshot_tensors(G)
+    text = json.dumps({**about, "sha256": digest(about, tensors)})
     with replacing(path) as part:
-        _save_tensors(part, tensors, {"saddle": json.dumps(about)})
+        save_tensors(part, tensors, {"saddle": text})
 
 
 def load_snapshot(path: str | Path) -> Snapshot:
-    """Read a snapshot and build its generator. Raises UserError for a file that is missing, damaged or no snapshot."""
+    """Read a snapshot and build its generator. Raises UserError for a file that is missing, damaged or no snapshot.
+
+    The shapes and dtypes in its header must be those of the network that it describes before anything is loaded.
+    """
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["saddle"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return _snapshot(about, tensors)
+            about = parse_fields((file.metadata() or {})["saddle"], FIELDS, more=True)
+            wanted = about.pop("sha256", None)
+            unknown = about.keys() - FIELDS.keys()
+            if unknown:
+                raise ValueError(f"{min(unknown)!r:.40} is unknown")
+            config, images = _described(about)
+            with torch.device("meta"):
+                expected = layout_of(_snapshot_tensors(_generator(config, images)))
+            check_layout(layout_of_open(file), expected)
+            tensors = {name: file.get_tensor(name) for name in expected}
+        if wanted is not None and wanted != digest(about, tensors):
+            raise ValueError("its SHA-256 sum differs")
     except FileNotFoundError:
         raise UserError(f"no snapshot {path}") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"{path} is damaged or of another version ({reason}); use another snapshot") from error
+    except BAD_FILE as error:
+        raise UserError(
+            f"{path} is damaged or of another version ({reason_of(error)}); use another snapshot"
+        ) from error
+    G = _generator(config, images)
+    G.latent_mean.copy_(tensors.pop("latent_mean"))
+    G.load_state_dict(tensors)
+    G.eval().requires_grad_(False)
+    return Snapshot(G, config, images, about["stage"], about["alpha"], about["images_seen"], wanted is not None)
 
 
-def _snapshot(about: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:
-    config = from_dict(about["config"])
-    images = ImageFormat(
-        about["channels"], tuple(about["base"]), about["last"], tuple(about["class_names"]), about["dataset_hash"]
-    )
+def _snapshot_tensors(G: ResNetGenerator) -> dict[str, Tensor]:
+    return {**G.state_dict(), "latent_mean": G.latent_mean}
+
+
+def _described(about: Mapping[str, Any]) -> tuple[TrainConfig, ImageFormat]:
+    """The configuration and the images in a snapshot's metadata. ValueError if a value is none that we write."""
+    base = tuple(about["base"])
+    names = tuple(about["class_names"])
+    if not all(type(name) is str for name in names):
+        raise ValueError("class_names must be text")
+    if len(base) != 2 or not all(type(side) is int and 0 < side <= LARGEST for side in base):
+        raise ValueError(f"base is {str(base)[:40]}")
+    bounds = {"channels": (1, LARGEST), "last": (0, MOST_STAGES), "images_seen": (0, 2**63), "alpha": (0, 1)}
+    for name, (low, high) in {**bounds, "stage": (0, about["last"])}.items():
+        if not low <= about[name] <= high:
+            raise ValueError(f"{name} is {about[name]}")
+    images = ImageFormat(about["channels"], base, about["last"], names, about["dataset_hash"])
+    if max(images.size(images.last)) > LARGEST:
+        raise ValueError(f"its images have {images.size_name(images.last)} pixels")
+    return from_dict(about["config"]), images
+
+
+def _generator(config: TrainConfig, images: ImageFormat) -> Any:
+    """The network of a snapshot, with weights that do not matter."""
     family = find_family(config)
     with torch.random.fork_rng(devices=[]):
         G: Any = family.networks[family.generator](config, images)
     G.to(dtype=getattr(torch, config.precision.dtype))
     G.compute = None  # pictures are made in the weights' dtype, equally on every machine
-    G.latent_mean.copy_(tensors.pop("latent_mean"))
-    G.load_state_dict(tensors)
-    G.eval().requires_grad_(False)
-    return Snapshot(G, config, images, about["stage"], about["alpha"], about["images_seen"])
+    return G
 
 
 def save_state(
@@ -111,18 +180,18 @@ def save_state(
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir()
-        _save_tensors(part / "tensors.safetensors", tensors, {})
+        save_tensors(part / "tensors.safetensors", tensors, {})
         _write(part / "state.json", json.dumps({**about, "images_seen": images_seen}, indent=1))
-        sums = {name: _sha256(part / name) for name in ("tensors.safetensors", "state.json")}
-        _write(part / "manifest.json", json.dumps(sums, indent=1))
+        sums = {name: _sha256(part / name) for name in STATE_FILES}
+        _write(part / MANIFEST, json.dumps(sums, indent=1))
         sync(part)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
         sync(run_dir)
     finally:
         shutil.rmtree(part, ignore_errors=True)  # after a failure, as on a full disk, it gives the space back
-    states = {int(path.name[len(STATE) :]): path for path in sorted(run_dir.glob(f"{STATE}*")) if path <= final}
-    for old in superseded(list(states), keep, milestone):
+    states = states_of(run_dir)
+    for old in superseded([seen for seen in states if seen <= images_seen], keep, milestone):
         shutil.rmtree(states[old])
     return final
 
@@ -137,32 +206,66 @@ def superseded(images: Sequence[int], keep: int, milestone: int) -> list[int]:
     return [seen for seen in images[:-keep] if seen not in first.values()]
 
 
-def check_state(path: Path) -> None:
-    """Raises UserError if the SHA-256 sum of one of a training state's files differs from its manifest's."""
+def states_of(run_dir: Path) -> dict[int, Path]:
+    """The training states of a run by their images, in ascending order. Copies that a user made beside them, such as
+    `training-state-0000000800.bak`, are none."""
+    names = {path: re.fullmatch(rf"{STATE}(\d{{10,19}})", path.name, re.ASCII) for path in run_dir.glob(f"{STATE}*")}
+    return dict(sorted((int(name[1]), path) for path, name in names.items() if name))
+
+
+def check_state(path: Path, layout: Layout | None = None, batch: int = 1) -> dict[str, Any]:
+    """The plain values of a training state. Raises UserError for one that is not whole: the SHA-256 sum of a file
+    differs from its manifest's, or its tensors do not have this layout, or it was not saved after whole batches."""
     try:
-        sums = json.loads((path / "manifest.json").read_text())
-        damaged = [name for name, wanted in sums.items() if _sha256(path / name) != wanted]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is incomplete ({error})") from error
+        sums = parse_fields(_text(path / MANIFEST), dict.fromkeys(STATE_FILES, str))
+        about = parse_fields(_text(path / STATE_FILES[1]), {"images_seen": int}, more=True)
+        _check_about(about, batch)
+        found = read_layout(path / STATE_FILES[0])
+        if layout is not None:
+            check_layout(found, layout, optional="augmentation")  # which states of older versions lack
+        damaged = [name for name in STATE_FILES if _sha256(path / name) != sums[name]]
+    except BAD_FILE as error:
+        raise UserError(f"{path} is incomplete or damaged ({reason_of(error)})") from error
     if damaged:
         raise UserError(f"{path} is damaged: the SHA-256 sum of {', '.join(damaged)} differs")
+    return about
 
 
-def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_state(path: Path, layout: Layout | None = None, batch: int = 1) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """-> (tensors, about). Raises UserError as `check_state` does."""
-    check_state(path)
-    return load_file(path / "tensors.safetensors"), json.loads((path / "state.json").read_text())
+    about = check_state(path, layout, batch)
+    return load_file(path / STATE_FILES[0]), about
 
 
-def newest_state(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest undamaged training state of a run (None if there is none), and a line on each damaged newer one."""
+def _check_about(about: Mapping[str, Any], batch: int) -> None:
+    """ValueError if a value on which resuming depends is none that we write."""
+    if about["images_seen"] < 0 or about["images_seen"] % batch:
+        raise ValueError(f"images_seen is {about['images_seen']}, no multiple of the batch of {batch}")
+    for name, most in (("threads", MOST_THREADS), ("world_size", WHOLE)):
+        if name in about and not (type(about[name]) is int and 0 < about[name] <= most):
+            raise ValueError(f"{name} is {str(about[name])[:40]}")
+
+
+def _text(path: Path) -> bytes:
+    """The content of a small file."""
+    if path.stat().st_size > MOST_TEXT:
+        raise ValueError(f"{path.name} has more than {MOST_TEXT} bytes")
+    return path.read_bytes()
+
+
+def newest_state(run_dir: Path, layout: Layout | None = None, batch: int = 1) -> tuple[Path | None, list[str]]:
+    """The newest training state of a run that `check_state` finds whole, None if there is none, and a line on each
+    newer one that is not."""
     passed: list[str] = []
-    for path in sorted(run_dir.glob(f"{STATE}*"), reverse=True):
+    for seen, path in reversed(states_of(run_dir).items()):
         try:
-            check_state(path)
-            return path, passed
+            inside = check_state(path, layout, batch)["images_seen"]
         except UserError as error:
             passed.append(str(error))
+            continue
+        if inside == seen:
+            return path, passed
+        passed.append(f"{path} is of another time: it was saved after {inside} images")
     return None, passed
 
 
@@ -202,9 +305,9 @@ def _weights(path: Path) -> Mapping[str, Tensor]:
     return load_state(state)[0]
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
-    sync(path)
+def reason_of(error: Exception) -> str:
+    """The beginning of an error's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _write(path: Path, text: str) -> None:

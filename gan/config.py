@@ -25,6 +25,8 @@ OUTSIDE = ("run.", "network.recompute", "data.check", "distributed.micro", "dist
 TINY = 1e-30  # lower bound of values that must be positive
 HUGE = 1e30  # upper bound of values that may be large
 WHOLE = 2**31 - 1  # upper bound of integers
+MOST_THREADS = 4096
+MOST_DEPTH = 8  # of tables in tables
 
 
 def setting(
@@ -52,7 +54,8 @@ class NetworkConfig:
     # of conditional runs: size of the class's part of G's input, where z's part has 1. At 1 images of a class are alike
     # for long; at .3 the class makes a twelfth of what the first layer sees
     class_gain: float = setting(1.0, low=TINY, high=HUGE)
-    widths: tuple[int, ...] = ()  # channels per stage, coarsest first; empty: min(channel_base / side, channel_max)
+    # channels per stage, coarsest first; empty: min(channel_base / side, channel_max)
+    widths: tuple[int, ...] = setting((), low=1, high=65536)
     channel_base: int = setting(16384, low=1, high=WHOLE)  # used where widths is empty, as is channel_max
     channel_max: int = setting(512, low=1, high=65536)
     filter: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)  # taps of the resampling filter; (1, 1) is nearest and mean
@@ -202,7 +205,7 @@ class RunConfig:
     milestone: float = setting(0.0, low=0, high=1e9)
     # capture steps as CUDA graphs, which changes no bit: auto and 1 where they can be had, 0 never
     graphs: str = setting("auto", choices=("auto", "0", "1"))
-    threads: int = setting(0, low=0, high=4096)  # intra-op threads of a rank; 0: the host's cores / its ranks
+    threads: int = setting(0, low=0, high=MOST_THREADS)  # intra-op threads of a rank; 0: the host's cores / its ranks
     workers: int = setting(
         1,
         low=0,
@@ -366,18 +369,23 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """ "key=value" -> (key, value), the value as TOML reads it, or the bare text."""
+    """ "key=value" -> (key, value), the value as TOML reads it, or the bare text, as always where a word is wanted."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set {text}: write KEY=VALUE, as in --set regularizer.every=4")
+    key = key.strip()
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        read = tomllib.loads(f"value = {value}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return key, value.strip()
+    is_text = (key in settings() and settings()[key].kind is str) or set(value) & set("#\n")
+    return key, value.strip() if is_text and not isinstance(read, str) else read
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables of a preset -> dotted keys."""
+    """Nested tables of a preset -> dotted keys. Raises UserError for tables in tables in tables without end."""
+    if prefix.count(".") > MOST_DEPTH:
+        raise UserError(f"{prefix[:40]}: tables are nested too deeply")
     flat: dict[str, Any] = {}
     for name, value in table.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
@@ -413,7 +421,7 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
         if rest != [Ellipsis] and len(items) != 1 + len(rest):
             raise UserError(f"{key}: wants {1 + len(rest)} values, got {value!r}")
         return tuple(_coerce(key, item, item_kind) for item in items)
-    if kind is str:
+    if kind is str and type(value) is int:
         return str(value)
     if kind is bool and value in (0, 1):
         return bool(value)

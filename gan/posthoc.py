@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from gan.checkpoint import POSTHOC, Snapshot, load_snapshot
+from gan.config import trajectory
 from gan.errors import UserError
 from gan.networks import stage_of
 from gan.schedules import build_schedule, profile_exponent, stage_start
@@ -56,7 +57,7 @@ def combination(kept: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, f
 
 def kept_averages(run: Path, images_seen: int) -> list[Kept]:
     """The averages that a run has kept up to a time."""
-    names = {path: re.fullmatch(rf"{POSTHOC}(\d{{10}})-([\d.]+)", path.stem) for path in sorted(run.iterdir())}
+    names = {path: re.fullmatch(rf"{POSTHOC}(\d{{10}})-(\d*\.?\d+)", path.stem) for path in sorted(run.iterdir())}
     found = [Kept(path, int(name[1]), float(name[2])) for path, name in names.items() if name]
     return [kept for kept in found if kept.images_seen <= images_seen]
 
@@ -88,16 +89,19 @@ def reconstruct(path: Path, length: float) -> tuple[Snapshot, int, float]:
         wanted = (snapshot.images_seen - start, profile_exponent(length))
         factors[stage, usable], left[stage] = combination(profiles, wanted)
     own = snapshot.G.state_dict()
-    snapshot.G.load_state_dict(own | weighted_sum(kept, factors))
+    snapshot.G.load_state_dict(own | weighted_sum(kept, factors, snapshot))
     return snapshot, len(kept), left.max()
 
 
-def weighted_sum(kept: Iterable[Kept], factors: np.ndarray) -> dict[str, Tensor]:
+def weighted_sum(kept: Iterable[Kept], factors: np.ndarray, like: Snapshot) -> dict[str, Tensor]:
     """The sum of averages, each times its factor [stages, averages] for the stage of a parameter, in float64.
-    Parameters of later stages are left out."""
+    Parameters of later stages are left out. Raises UserError for an average of another run than `like`."""
     sums: dict[str, Tensor] = {}
     for average, of_stages in zip(kept, factors.T, strict=True):
-        for name, tensor in load_snapshot(average.path).G.state_dict().items():
+        loaded = load_snapshot(average.path)
+        if (trajectory(loaded.config), loaded.images) != (trajectory(like.config), like.images):
+            raise UserError(f"{average.path} is not of the same run as the snapshot; remove it from that folder")
+        for name, tensor in loaded.G.state_dict().items():
             if stage_of(name) < len(of_stages):
                 term = tensor.double() * of_stages[stage_of(name)]
                 sums[name] = sums[name] + term if name in sums else term

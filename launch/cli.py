@@ -8,6 +8,7 @@ from importlib import import_module
 import click
 
 from data.errors import DataError
+from data.names import printable
 from gan.errors import UserError
 
 COMMANDS = {
@@ -64,7 +65,9 @@ def run(command: click.Command, name: str) -> None:
         from launch.settings import as_flags
 
         refuse(" ".join([name, *sys.argv[1:2]]) if name == "saddle" else name, as_flags(str(error)))
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D
+            refuse(name, "a file ends in the middle")
         sys.exit(130)
     except RuntimeError as error:
         from ops.toolchain import BuildError
@@ -77,7 +80,7 @@ def run(command: click.Command, name: str) -> None:
 
 def refuse(where: str, message: str) -> None:
     """Print one line on standard error, and exit with 2."""
-    print(f"{where}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{where}: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)
 
 

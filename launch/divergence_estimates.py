@@ -1,5 +1,6 @@
 """Divergences between two sets of samples, for `saddle evaluate --divergence`."""
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -104,9 +105,12 @@ def _encode_array(path: Path, array: np.ndarray, encode: Encode) -> np.ndarray:
 
 def _read_array(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # a header that lies must not take memory
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an npz, which holds several arrays")
+        array = np.array(array)
+    except (OSError, EOFError, ValueError, TypeError, SyntaxError, RecursionError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {(str(error).splitlines() or ['it is empty'])[0][:120]}") from error
     if not (array.ndim == 2 and array.dtype.kind in "fiu") and not (array.ndim == 4 and array.dtype == np.uint8):
         raise UserError(
             f"{path} holds {array.dtype} {list(array.shape)}; wanted vectors [n, K] or images uint8 [n, H, W, C]"

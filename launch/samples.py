@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 
 from data.names import composed
@@ -38,6 +39,8 @@ def load_network(network: str | Path) -> "Snapshot":
 
     path = find_snapshot(network)
     snapshot = load_snapshot(path)
+    if not snapshot.verified:
+        click.echo(f"note: {path} is of an older version, without a SHA-256 sum of its weights to check", err=True)
     if snapshot.G.channels not in (1, 3, 4):
         raise UserError(f"{path} makes images of {snapshot.G.channels} channels; pictures have 1, 3 or 4")
     snapshot.G.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data.names import printable
 from gan.config import NO_SUCH_KEY, Setting, TrainConfig, choice, flatten, override, parse_assignment, settings
 from gan.errors import UserError
 
@@ -53,12 +54,16 @@ def _help(setting: Setting) -> str:
 def read_config(flags: Mapping[str, Any]) -> TrainConfig:
     """The configuration: defaults < preset < flags < --set. Raises UserError for unknown keys and wrong values."""
     values = {key: flags[parameter(key)] for key in flagged() if flags.get(parameter(key)) is not None}
+    assigned: dict[str, Any] = {}
     for text in flags["assignments"]:
         key, value = parse_assignment(text)
-        values[key] = value
+        if key in assigned:
+            raise UserError(f"--set {key} was given twice, as {assigned[key]} and {value}; give it once")
+        assigned[key] = value
+    values |= assigned
     for key in PATHS:
         if values.get(key):
-            values[key] = str(Path(values[key]).absolute())
+            values[key] = str(Path(str(values[key])).absolute())
     try:
         config = override(TrainConfig(), read_preset(flags["preset"]))
     except UserError as error:
@@ -76,12 +81,14 @@ def read_preset(name: str) -> dict[str, Any]:
         path = PRESETS / f"{name}.toml"
     try:
         return flatten(tomllib.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--preset={name} cannot be read: {error}") from error
 
 
 def as_flags(message: str) -> str:
-    """A message of gan, with the keys of settings replaced by their flags: "batch=3" becomes "--batch=3"."""
+    """A message of gan, with the keys of settings replaced by their flags: "batch=3" becomes "--batch=3". Of files that
+    strangers made it may quote anything: what a terminal would obey is escaped."""
+    message = printable(message)
     if NO_SUCH_KEY in message:  # a key in a preset or in --set, where the user wrote the key and not a flag
         return message
     names = {key: setting.flag for key, setting in flagged().items()} | ARGUMENTS

@@ -1,13 +1,20 @@
 """Snapshots of untrained networks, small enough for a test."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gan.checkpoint import save_snapshot
 from gan.config import TrainConfig, override
 from gan.families import FAMILIES
 from gan.networks import ImageFormat
 from gan.state import build_networks
+from gan.tensor_files import digest
 
 NAMES = ("ape", "bee", "1")
 
@@ -29,4 +36,19 @@ def write_snapshot(
     G = build_networks(FAMILIES["gan"], config, images)["G"]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_snapshot(path, G, asdict(config), images, stage, alpha, seen)
+    return path
+
+
+def read_snapshot(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(what its metadata say, without the sum; its tensors)."""
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["saddle"])
+        del about["sha256"]
+        return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def craft_snapshot(path: Path, about: Any, tensors: dict[str, torch.Tensor], verified: bool = True) -> Path:
+    """A snapshot with any metadata and tensors, and the right SHA-256 sum if it is to have one -> its path."""
+    sums = {"sha256": digest(about, tensors)} if verified else {}
+    save_file(tensors, path, {"saddle": json.dumps({**about, **sums} if isinstance(about, dict) else about)})
     return path

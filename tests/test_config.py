@@ -32,6 +32,12 @@ def test_every_key_survives_the_way_through_a_file():
         ("a=r1", ("a", "r1")),
         ("a=x=y", ("a", "x=y")),
         ("a=", ("a", "")),
+        ("run.desc=1e5", ("run.desc", "1e5")),  # where a word is wanted, it stays as it was written
+        ("run.cache=1", ("run.cache", "1")),
+        ('run.desc="1e5"', ("run.desc", "1e5")),
+        ("seed=1#2", ("seed", "1#2")),  # and nothing is dropped
+        ("seed=1\nbatch=2", ("seed", "1\nbatch=2")),
+        pytest.param("a=" + "[" * 9999, ("a", "[" * 9999), id="deep"),
     ],
 )
 def test_assignments_are_read_as_toml_or_text(text, expected):
@@ -83,6 +89,9 @@ def test_tuples_may_be_written_with_commas():
         ({"distributed.micro": "most"}, "distributed.micro=most is unknown; .*auto; or give a number"),
         ({"distributed.micro": 1.5}, "wants int"),
         ({"network.recompute": -1}, "network.recompute=-1 must be at least 0"),
+        ({"network.widths": [1 << 40]}, "network.widths=1099511627776 must be at least 1 and at most 65536"),
+        ({"run.cache": []}, r"run.cache: wants str, got \[\]"),
+        ({"run.desc": True}, "run.desc: wants str, got True"),
         ({"run.milestone": -1}, "run.milestone=-1.0 must be at least 0"),
         ({"growth.shares": [1, 1], "growth.kimg": [1]}, "were both given"),
     ],

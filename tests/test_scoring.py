@@ -33,7 +33,8 @@ for line in sys.stdin:
     print(json.dumps({"fd-x": row} if figures else {"error": "too few"}), flush=True)
 """
 
-TWO_STAGES = [*SHORT, "--set=network.widths=[8,8]", "--set=growth.shares=[0.2,0.8]", "--kimg=0.16"]
+TWO_STAGES = [flag for flag in SHORT if "widths" not in flag]
+TWO_STAGES += ["--set=network.widths=[8,8]", "--set=growth.shares=[0.2,0.8]", "--kimg=0.16"]
 
 
 class Run:

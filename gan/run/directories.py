@@ -10,13 +10,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gan.checkpoint import STATE, initial_weights
+from gan.checkpoint import initial_weights, states_of
 from gan.config import flatten
 from gan.errors import UserError
 from gan.files import replacing, write_json
 from gan.ranks.distributed import Ranks
 from gan.run.plan import RunPlan, differences
 from gan.state import build_networks
+from gan.tensor_files import Kinds, parse_fields
 
 OPTIONS = "training_options.json"
 EXIT = "exit.json"
@@ -72,7 +73,7 @@ def refuse_if_nearly(plan: RunPlan, run: Path, options: dict[str, Any]) -> None:
     A run that has no training state yet is passed over: there is nothing in it to go on with.
     """
     differ = {key for key in differences(options, plan.options) if not key.startswith("schedule.")}
-    if differ - {"config.batch"} or not any(run.glob(f"{STATE}*")):
+    if differ - {"config.batch"} or not states_of(run):
         return
     theirs = flatten(options["config"])
     new_one = "to train a new run give resume=none once, or another outdir"
@@ -135,11 +136,13 @@ def _runs_with_options(outdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _read_options(run: Path) -> dict[str, Any] | None:
     """A run's options; None for a folder that is not a run of ours, or whose creation was interrupted."""
+    kinds: Kinds = {"trajectory_hash": str, "config": dict, "images": dict, "schedule": dict}
     try:
-        options = json.loads((run / OPTIONS).read_text())
-        _ = options["trajectory_hash"], options["config"], options["images"], options["schedule"]
-        return options
-    except (OSError, ValueError, KeyError, TypeError):
+        options = parse_fields((run / OPTIONS).read_bytes(), kinds, more=True)
+        config = flatten(options["config"])
+        numbers = type(config["batch"]) is int and type(config["run.kimg"]) in (int, float)
+        return options if numbers else None
+    except (OSError, ValueError, KeyError):
         return None
 
 

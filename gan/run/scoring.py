@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -18,6 +19,7 @@ from gan.ranks.distributed import from_first
 from gan.run.directories import drop_after
 from gan.schedules import moment
 from gan.state import Task
+from gan.tensor_files import parse_fields
 
 POLL = 0.5  # seconds between looks at whether the last snapshot has its score
 
@@ -171,7 +173,14 @@ class Scoring:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The scores in a file, without lines that were cut off by a kill, or that name no snapshot of a run."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            line = parse_fields(text, {"snapshot": str, "figures": dict}, more=True)
+            if re.fullmatch(rf"{SNAPSHOT}\d+\.safetensors", line["snapshot"], re.ASCII):
+                found.append(line)
+    return found
 
 
 def _snapshots(path: Path) -> set[str]:

@@ -14,12 +14,14 @@ from gan.checkpoint import initial_weights, load_state, newest_state
 from gan.errors import UserError
 from gan.files import write_json
 from gan.ranks.distributed import Ranks, on_first, same_on_all, set_precision, set_threads
+from gan.rehearsal import Rehearsal
 from gan.run.directories import EXIT, OPTIONS
 from gan.run.loop import REFUSED, finish, train
 from gan.run.plan import RunPlan
 from gan.run.room import is_out_of_memory, out_of_memory, settle_micro
 from gan.run.scoring import Scorer, await_scores, start_scoring
 from gan.state import Feed, initial_state
+from gan.tensor_files import layout_of
 from ops.registry import kernels
 
 
@@ -41,11 +43,13 @@ def train_run(
         with hold(run):
             train_run(plan, run, partial(load, dataset, seed=plan.config.seed), Ranks())
     """
-    path, passed_over = on_first(ranks, lambda: newest_state(run))
+    layout = layout_of(Rehearsal(plan.config, plan.images).state.tensors())
+    batch = plan.config.batch
+    path, passed_over = on_first(ranks, lambda: newest_state(run, layout, batch))
     tensors: dict[str, torch.Tensor] = {}
     saved: dict[str, Any] = {"images_seen": 0}
     if path:
-        tensors, saved = load_state(path)
+        tensors, saved = load_state(path, layout, batch)
     if saved["images_seen"] >= plan.schedule.total:
         return finished(plan, run, saved["images_seen"], ranks, say, scorer)
     now = set_up(plan, ranks, saved)
