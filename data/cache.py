@@ -66,12 +66,13 @@ def _is_sound(copy: Path) -> bool:
     try:
         noted = json.loads(_note(copy).read_text())
         now = _state(copy, noted["crc"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
-    if now != noted:
+        if now == noted:
+            return True
         if now["bytes"] != noted["bytes"] or _crc(copy) != noted["crc"]:
             return False
-        _note(copy).write_text(json.dumps(now))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+    _note(copy).write_text(json.dumps(now))
     return True
 
 

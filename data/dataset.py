@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.store import Reader, open_reader
+from data.store import Reader, expected_entries, open_reader
 
 PAGES = ("keep", "drop")
 DROP_BYTES = 64 << 20  # pages that may be resident, about, before they are dropped
@@ -28,7 +28,13 @@ class ImageDataset:
         assert pages in PAGES, pages
         self.path = Path(path).absolute()
         self.pages = pages
-        self.manifest = self._open().manifest  # and closes it again, unless somebody is reading
+        reader = self._open()  # and closes it again, unless somebody is reading
+        self.manifest = reader.manifest
+        if reader.entries() != (expected := expected_entries(self.manifest)):
+            raise DataError(
+                f"{self.path} is damaged, {reader.entries()} entries of {expected}: saddle verify names what is missing"
+            )
+        del reader
         self._opened: tuple[int, Reader] | None = None  # (process id, reader)
         self._touched = 0  # bytes that may be resident since pages were dropped
 
@@ -48,12 +54,20 @@ class ImageDataset:
             if opened[1].manifest != self.manifest:
                 raise DataError(f"{self.path} was replaced by another dataset while in use: start again")
             self._opened = opened
+        opened[1].check_unchanged()
         return opened[1]
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """int64 [N], indices into `manifest.classes`; None if the dataset is unlabeled."""
-        return self._reader().labels()
+        """int64 [N], indices into `manifest.classes`; None if the dataset is unlabeled. DataError for others."""
+        labels = self._reader().labels()
+        if labels is not None and labels.ndim == 1:
+            classes = len(self.manifest.classes or ())
+            for index in np.flatnonzero((labels < 0) | (labels >= classes))[:1]:
+                raise DataError(
+                    f"label {labels[index]} of image {index} in {self.path} is outside its {classes} classes"
+                )
+        return labels
 
     def shape(self, level: int) -> tuple[int, int, int]:
         """(H, W, C) of the images of a level. DataError if it is not stored."""

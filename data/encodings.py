@@ -75,6 +75,13 @@ def without_crc(value: bytes) -> bytes:
     return payload
 
 
+def for_key(key: bytes, value: bytes | memoryview) -> bytes:
+    """A value of `with_crc` with the checksum that it has under a key: the payload's XOR the key's, so that a record
+    in the place of another one is found."""
+    crc = int.from_bytes(value[-CRC_BYTES:], "little") ^ zlib.crc32(key)
+    return b"".join((value[:-CRC_BYTES], crc.to_bytes(CRC_BYTES, "little")))
+
+
 def encode_image(pyramid: Sequence[np.ndarray], encoding: str) -> tuple[list[bytes], bytes]:
     """(the stored value of every level, SHA-256 of the pixels that the last one decodes to) of uint8 [H, W, C] each."""
     row = ENCODINGS[encoding]

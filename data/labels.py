@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.errors import DataError
-from data.names import composed, tidy
+from data.names import composed, printable, tidy
 
 LABELS_FILE = "dataset.json"  # as StyleGAN's data sets have it: {"labels": [["00000/img0.png", 3], ...]}
 MAX_CLASSES = 1 << 20
@@ -50,7 +50,7 @@ def labels_from_array(
         for index in np.flatnonzero((labels < 0) | (labels >= limit))[:1]:
             raise DataError(f"{where}: the label of {name(index)} is {labels[index]}, outside of 0 to {limit - 1}")
         numbers = range(int(labels.max()) + 1 if count else 0)
-        names = map(composed, classes) if classes else map(str, numbers)
+        names = (printable(composed(name)) for name in classes) if classes else map(str, numbers)
         return Labels(labels.tolist(), tuple(names))
     if labels.dtype.kind in "biuf" and labels.ndim == 2 and labels.shape[1]:
         with np.errstate(over="ignore"):

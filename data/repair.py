@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from data.build_plan import BuildPlan, Progress, silent
-from data.encodings import MODE_OF_CHANNELS, encode_image, with_crc
+from data.encodings import MODE_OF_CHANNELS, encode_image, for_key, with_crc
 from data.errors import DataError
 from data.items import Item
 from data.resizing import pyramid
 from data.sources import open_source
-from data.store import LABELS, Manifest, image_key, open_reader
+from data.store import LABELS, Manifest, expected_entries, image_key, open_reader
 from data.store_writer import lock
-from data.verify import Findings, check_records, content_hash, expected_entries, stored_labels
+from data.verify import Findings, check_records, content_hash, stored_labels
 
 
 def repair(source: str, dest: str | os.PathLike[str], progress: Progress = silent) -> list[str]:
@@ -26,7 +26,7 @@ def repair(source: str, dest: str | os.PathLike[str], progress: Progress = silen
     """
     path = Path(dest)
     found = check_records(path, progress)
-    if found.rest and not (found.bad or found.labels):
+    if not found.whole or (found.rest and not (found.bad or found.labels)):
         raise DataError(f"{found.rest[0]}: that is more than bad records, build it anew")
     if not found.problems:
         return []
@@ -47,7 +47,10 @@ def repair(source: str, dest: str | os.PathLike[str], progress: Progress = silen
     if content_hash(manifest, found.digests, labels) != manifest.content_hash:
         raise _differs(source, "its labels or images are others")
     bad = {image_key(*place) for place in found.bad} | {LABELS}
-    _replace(path, {key: value for key, value in records.items() if key in bad}, expected_entries(manifest))
+    records = {key: value for key, value in records.items() if key in bad}
+    if manifest.version >= 3:
+        records = {key: for_key(key, value) for key, value in records.items()}
+    _replace(path, records, expected_entries(manifest))
     return found.problems
 
 

@@ -1,12 +1,13 @@
 """The dataset file: one LMDB holding every image at every growth level. `writer` makes it, this module reads it.
 
     b"LL/IIIIIIIIII"  one image: level LL (two digits), index (ten digits), so keys run by level, then index. Level l is
-                      base * 2**l pixels large. The value is the encoded uint8 pixels [H, W, C] and their CRC.
-    b"labels"         int32 [N] or float32 [N, d], little-endian, and its CRC. Absent if the images have no labels.
+                      base * 2**l pixels large. The value is the encoded uint8 pixels [H, W, C] and their checksum.
+    b"labels"         int32 [N] or float32 [N, d], little-endian, and its checksum. Absent if the images have no labels.
     b"manifest"       JSON of `Manifest` and its CRC, written last: a file without one is an unfinished build.
 
-A CRC is `zlib.crc32` of what precedes it in the value, as 4 little-endian bytes. `encodings` has the ways to store
-pixels, and the content hash over what they decode to.
+A CRC is `zlib.crc32` of what precedes it in the value, as 4 little-endian bytes. A checksum is that XOR the CRC of the
+record's key; in files of version 2 it is the CRC alone. `encodings` has the ways to store pixels, and the content hash
+over what they decode to.
 """
 
 import ctypes
@@ -14,24 +15,30 @@ import json
 import math
 import mmap
 import os
+import re
 import stat
+import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, Self
 from weakref import WeakValueDictionary, finalize
 
 import numpy as np
 
-from data.encodings import CRC_BYTES, ENCODINGS, without_crc
+from data.encodings import CRC_BYTES, ENCODINGS, MODE_OF_CHANNELS, without_crc
 from data.errors import DataError
-from data.names import composed
+from data.names import composed, printable
+from data.workers import in_child
 
-VERSION = 2
+VERSION = 3
+READABLE = (2, 3)  # versions
+LEAST_RECORD = 25  # bytes of a file that any record takes: LMDB's header, its key, and a checksum
 LABELS = b"labels"
 MANIFEST = b"manifest"
 
@@ -72,15 +79,78 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """The manifest of a stored JSON object; ValueError, KeyError or TypeError if it is none of ours."""
-        fields = json.loads(text)
-        if fields["version"] != VERSION or fields["encoding"] not in ENCODINGS:
-            raise ValueError(f"format {fields['version']}, encoding {fields['encoding']!r}")
+        """The manifest of a stored JSON object; ValueError, KeyError or TypeError if it is none of ours.
+
+        What a stranger wrote into it is safe afterwards: types and bounds are right, and all text can be printed.
+        """
+        try:
+            fields = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+        if not isinstance(fields, dict) or fields["version"] not in READABLE:
+            raise ValueError(f"format {str(fields)[:40] if not isinstance(fields, dict) else fields['version']!r:.40}")
+        for name, is_right in RULES.items():
+            if not is_right(fields.get(name, {})):  # only color_changes may be missing, as in older files
+                raise ValueError(f"{name} is {str(fields.get(name, 'missing'))[:40]!r}")
         for name in ("base", "levels", "classes", "skipped_positions"):
             fields[name] = None if fields[name] is None else tuple(fields[name])
         if fields["classes"] is not None:
-            fields["classes"] = tuple(map(composed, fields["classes"]))  # which earlier versions did not see to
-        return cls(**fields)
+            fields["classes"] = tuple(printable(composed(name)) for name in fields["classes"])
+        for name in ("source", "transform", "lmdb"):
+            fields[name] = printable(fields[name])
+        for name in ("skipped", "color_changes"):
+            fields[name] = {printable(what): count for what, count in fields.get(name, {}).items()}
+        manifest = cls(**fields)
+        if max(manifest.resolution) > MAX_SIDE:
+            raise ValueError(f"images of {manifest.resolution[0]}x{manifest.resolution[1]}")
+        return manifest
+
+
+def _is_count(value: Any, low: int = 0, high: int = 10**10) -> bool:
+    return type(value) is int and low <= value < high
+
+
+def _are_counts(value: Any, low: int = 0, high: int = 10**10) -> bool:
+    return isinstance(value, list) and all(_is_count(one, low, high) for one in value)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _are_counted(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _are_levels(value: Any) -> bool:
+    """Ascending, without gaps."""
+    return _are_counts(value, 0, 20) and bool(value) and value == list(range(value[0], value[0] + len(value)))
+
+
+MAX_SIDE = 1 << 16  # pixels
+RULES: dict[str, Callable[[Any], bool]] = {  # field of a stored manifest -> is it one that we write?
+    "count": lambda value: _is_count(value, 1),
+    "channels": lambda value: type(value) is int and value in MODE_OF_CHANNELS,
+    "base": lambda value: _are_counts(value, 1, MAX_SIDE + 1) and len(value) == 2,
+    "levels": _are_levels,
+    "encoding": lambda value: _is_text(value) and value in ENCODINGS,
+    "lossy": lambda value: type(value) is bool,
+    "transform": _is_text,
+    "classes": lambda value: value is None or (isinstance(value, list) and all(map(_is_text, value))),
+    "label_dim": lambda value: value is None or _is_count(value, 1, 1 << 24),
+    "content_hash": lambda value: _is_text(value) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    "source": _is_text,
+    "skipped": _are_counted,
+    "skipped_positions": _are_counts,
+    "lmdb": _is_text,
+    "color_changes": _are_counted,
+}
+
+
+def expected_entries(manifest: Manifest) -> int:
+    """How many keys a whole dataset has."""
+    labeled = manifest.classes is not None or manifest.label_dim is not None
+    return manifest.count * len(manifest.levels) + 1 + labeled
 
 
 def image_key(level: int, index: int) -> bytes:
@@ -98,10 +168,12 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.status = path.stat()
         self.env = open_checked(path)
         finalize(self, self.env.close)
         try:
             self.manifest = self._manifest()
+            self._check_size()
         except DataError:
             self.env.close()  # the traceback keeps `self` alive, and the file could not be opened again
             raise
@@ -118,6 +190,19 @@ class Reader:
                     f"the manifest of {self.path} cannot be read ({error}): it is damaged or of another version; "
                     "run saddle prepare again"
                 ) from error
+
+    def _check_size(self) -> None:
+        """DataError if the file is too small for what the manifest promises: nobody must begin to count to that."""
+        manifest = self.manifest
+        encoding = ENCODINGS[manifest.encoding]
+        pixels = sum(math.prod(manifest.size(level)) for level in manifest.levels) if encoding.plain else 0
+        labels = manifest.count * (manifest.label_dim or int(manifest.classes is not None)) * 4
+        least = manifest.count * (len(manifest.levels) * LEAST_RECORD + pixels * manifest.channels) + labels
+        if least > (size := self.path.stat().st_size):
+            raise DataError(
+                f"the manifest of {self.path} promises {manifest.count} images, which take {least} bytes, and the file "
+                f"has {size}: copy it again or run saddle prepare again"
+            )
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
@@ -138,13 +223,15 @@ class Reader:
         images = np.empty((len(indices), *shape), np.uint8) if out is None else out
         assert images.shape == (len(indices), *shape) and images.dtype == np.uint8 and images.flags.c_contiguous
         encoding = ENCODINGS[self.manifest.encoding]
+        keyed = self.manifest.version >= 3
         pixels = images.reshape(-1).data
         length = math.prod(shape)
         with self._transaction() as transaction:
             get = transaction.get
             for position, index in enumerate(indices.tolist()):
                 try:
-                    payload = _payload(get(image_key(level, index)), check)
+                    key = image_key(level, index)
+                    payload = _payload(get(key), check, key if keyed else b"")
                     if encoding.plain:  # half the time of going through an array
                         pixels[position * length : (position + 1) * length] = payload
                     else:
@@ -165,12 +252,24 @@ class Reader:
             return None
         with self._transaction() as transaction:
             try:
-                stored = np.frombuffer(_payload(transaction.get(LABELS), check=True), "<i4" if dim is None else "<f4")
+                payload = _payload(transaction.get(LABELS), True, LABELS if self.manifest.version >= 3 else b"")
+                stored = np.frombuffer(payload, "<i4" if dim is None else "<f4")
             except ValueError as error:
                 raise DataError(f"the labels in {self.path} are damaged: {error}") from None
             if len(stored) != count * (dim or 1):
                 raise DataError(f"{self.path} has {len(stored) // (dim or 1)} labels for {count} images")
             return stored.astype(np.int64) if dim is None else stored.astype(np.float32).reshape(count, dim)
+
+    def check_unchanged(self) -> None:
+        """DataError if the file was written to since it was opened: what is read then is of no one dataset, and beyond
+        the end of a file that became shorter a read ends the process. A new file of this name does not matter."""
+        try:
+            now = self.path.stat()
+        except OSError:  # it was removed, and we keep it
+            return
+        same = (now.st_dev, now.st_ino) == (self.status.st_dev, self.status.st_ino)
+        if same and (now.st_size, now.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns):
+            raise DataError(f"{self.path} was changed while in use: run saddle verify, then start again")
 
     def entries(self) -> int:
         """How many keys the file has."""
@@ -188,16 +287,26 @@ class Reader:
     @cached_property
     def _maps(self) -> list[tuple[int, int]]:
         """(address, bytes) of LMDB's map of the file: it does not tell, and the kernel does."""
-        try:
-            maps = os.fsdecode(Path("/proc/self/maps").read_bytes())
-        except OSError as error:
-            raise DataError(f"the pages of {self.path} can be dropped on Linux only; use run.pages=keep") from error
-        lines = [line.split(maxsplit=5) for line in maps.split("\n")[:-1]]
-        name = str(self.path.resolve())
-        spans = [line[0].split("-") for line in lines if line[1] == "r--s" and line[5:] == [name]]
+        if not os.path.exists(MAPS):
+            raise DataError(f"the pages of {self.path} can be dropped on Linux only; use run.pages=keep")
+        spans = _maps_of(self.path)
         if not spans:
             raise DataError(f"cannot find where {self.path} is mapped; use run.pages=keep")
-        return [(int(start, 16), int(end, 16) - int(start, 16)) for start, end in spans]
+        return spans
+
+
+MAPS = "/proc/self/maps"  # of Linux
+
+
+def _maps_of(path: Path) -> list[tuple[int, int]]:
+    """(address, bytes) of the maps of a file in this process; none where the kernel does not tell."""
+    try:
+        maps = os.fsdecode(Path(MAPS).read_bytes())
+    except OSError:
+        return []
+    lines = [line.split(maxsplit=5) for line in maps.split("\n")[:-1]]
+    spans = [line[0].split("-") for line in lines if line[1] == "r--s" and line[5:] == [str(path.resolve())]]
+    return [(int(start, 16), int(end, 16) - int(start, 16)) for start, end in spans]
 
 
 @cache
@@ -205,12 +314,13 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _payload(value: memoryview | None, check: bool) -> memoryview:
-    """A stored value without its CRC; ValueError if it is missing or, if asked to check, does not match."""
+def _payload(value: memoryview | None, check: bool, key: bytes) -> memoryview:
+    """A stored value without its checksum; ValueError if it is missing or, if asked to check, does not match. key: what
+    the checksum covers beside the value; nothing in files of version 2."""
     if value is None or len(value) < CRC_BYTES:
         raise ValueError("it is missing")
     payload = value[:-CRC_BYTES]
-    if check and zlib.crc32(payload) != int.from_bytes(value[-CRC_BYTES:], "little"):
+    if check and zlib.crc32(payload) ^ zlib.crc32(key) != int.from_bytes(value[-CRC_BYTES:], "little"):
         raise ValueError("its checksum does not match")
     return payload
 
@@ -274,8 +384,52 @@ _readers: WeakValueDictionary[tuple[int, int], Reader] = WeakValueDictionary()
 _readers_lock = threading.Lock()
 
 
-def open_reader(path: Path) -> Reader:
-    """The reader of a dataset file, shared by all its users in this process. DataError if it is no whole dataset."""
+_sound: set[tuple[int, ...]] = set()  # files through which this process, or its parent, has looked
+
+
+def look_through(path: Path) -> None:
+    """DataError if the inner pages of an LMDB are damaged: LMDB trusts them, and reading would end this process by a
+    signal. Each record is found once, in a process of its own, and its value not read. A second look costs nothing.
+
+    Nothing in a worker process, which can have no children: its parent has looked."""
+    if current_process().daemon:
+        return
+    status = path.stat()
+    file = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if file not in _sound:
+        in_child(lambda: _find_all(path), f"{path} is damaged in its inner pages: copy it again or build it anew")
+        _sound.add(file)
+
+
+def _find_all(path: Path) -> None:
+    import lmdb
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LMDB prints where it dies, and our parent says it in words
+    damaged = f"{path} is damaged in its inner pages"
+    env = open_checked(path)
+    start, end = next(((a, a + length) for a, length in _maps_of(path)), (0, sys.maxsize))
+    end = min(end, start + path.stat().st_size)
+    try:
+        with env.begin(buffers=True) as transaction:
+            entries = transaction.stat()["entries"]
+            found = 0
+            for key, _ in transaction.cursor():
+                value = np.frombuffer(transaction.get(key), np.uint8)
+                address = value.ctypes.data
+                found += 1
+                if found > entries or (len(value) and not start <= address <= address + len(value) <= end):
+                    raise DataError(f"{damaged}: copy it again or build it anew")
+            if found != entries:
+                raise DataError(f"{damaged}, {found} entries of {entries}: copy it again or build it anew")
+    except (lmdb.Error, TypeError) as error:
+        raise DataError(f"{damaged} ({error}): copy it again or build it anew") from None
+
+
+def open_reader(path: Path, look: bool = True) -> Reader:
+    """The reader of a dataset file, shared by all its users in this process. DataError if it is no whole dataset.
+
+    look: at its inner pages, by `look_through`. Without, a damaged file may end this process by a signal.
+    """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -288,6 +442,8 @@ def open_reader(path: Path) -> Reader:
         raise DataError(f"{path} cannot be opened: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is not a file: give the file that saddle prepare made")
+    if look and status.st_size:
+        look_through(path)
     with _readers_lock:
         reader = _readers.get((status.st_dev, status.st_ino))
         if reader is None:

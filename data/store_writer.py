@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from data.encodings import ContentHash, with_crc, without_crc
+from data.encodings import ContentHash, for_key, with_crc, without_crc
 from data.errors import DataError, Interrupted
-from data.store import LABELS, MANIFEST, Manifest, image_key, open_checked, part_path
+from data.store import LABELS, MANIFEST, VERSION, Manifest, image_key, open_checked, part_path
 
 BATCH_BYTES = 64 << 20  # a commit: about so many bytes of values, which LMDB holds in memory until then
 MAP_ROOM = 4 * BATCH_BYTES  # what LMDB may take for a batch; only address space
@@ -59,7 +59,7 @@ class StoreWriter:
     def __init__(self, path: Path, settings: Any, mode: str, say: Callable[[str], None] = lambda line: None) -> None:
         self.path = path
         self.part = part_path(path)
-        self.settings = json.loads(json.dumps(settings))
+        self.settings = json.loads(json.dumps([VERSION, settings]))
         self._env: Any = None
         self._transaction: Any = None
         self._published = False
@@ -116,7 +116,7 @@ class StoreWriter:
                 elif state:
                     self._restore(json.loads(without_crc(state)), transaction)
             page = env.stat()["psize"]
-        except (lmdb.Error, ValueError, KeyError, TypeError):
+        except (lmdb.Error, ValueError, KeyError, TypeError, RecursionError):
             self._begin_anew(self.mode)
         finally:
             env.close()
@@ -154,11 +154,12 @@ class StoreWriter:
         color_changes: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Store images [n], each a value with CRC for every level, and skip others: in all `consumed` items more."""
-        records = [
+        keys = [
             (image_key(level, self.count + index), image[place])
             for place, level in enumerate(levels)
             for index, image in enumerate(values)
         ]
+        records = [(key, for_key(key, value)) for key, value in keys]
         size = sum(len(value) for _, value in records)
         with self._explained():
             self._begin(size)
@@ -238,7 +239,7 @@ class StoreWriter:
             for key in [BUILD, *map(_journal_key, range(self.commits))]:
                 self._transaction.delete(key)
             if fields["label_dim"] is not None or fields["classes"] is not None:
-                self._transaction.put(LABELS, with_crc(stored))
+                self._transaction.put(LABELS, for_key(LABELS, with_crc(stored)))
             self._transaction.put(MANIFEST, with_crc(manifest.to_json().encode()))
             self._commit()
         self.publish()

@@ -1,24 +1,22 @@
 """Checking a dataset record by record."""
 
-import faulthandler
 import hashlib
-import multiprocessing
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data.build_plan import Progress, silent
 from data.encodings import ContentHash
 from data.errors import DataError
-from data.store import Manifest, Reader, open_reader
+from data.store import Manifest, Reader, expected_entries, open_reader
+from data.workers import in_child
 
 BATCH = 256  # images read at once
+MOST_BAD = 10_000  # records, or labels: after so many the search ends
 
 
 @dataclass
@@ -28,6 +26,7 @@ class Findings:
     bad: dict[tuple[int, int], str] = field(default_factory=dict)  # (level, index) -> what is wrong
     labels: list[str] = field(default_factory=list)  # what is wrong with the labels
     rest: list[str] = field(default_factory=list)  # what is wrong with the whole
+    whole: bool = True  # were all records looked at?
     digests: dict[int, bytes] = field(default_factory=dict)  # SHA-256 of every good top-level image
 
     @property
@@ -46,39 +45,10 @@ def verify(path: str | os.PathLike[str], progress: Progress = silent) -> list[st
 
 def check_records(path: Path, progress: Progress) -> Findings:
     """Read every record, in a process of its own: LMDB trusts its inner pages, and damaged ones may kill the reader."""
-    return _in_child(
-        lambda: _check_records(open_reader(path), progress), f"{path} is damaged in its inner pages: build it anew"
+    return in_child(
+        lambda: _check_records(open_reader(path, look=False), progress),
+        f"{path} is damaged in its inner pages: build it anew",
     )
-
-
-def _in_child(work: Callable[[], Any], if_killed: str) -> Any:
-    """The result of `work`, done by a forked process; DataError with `if_killed` if that dies."""
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(work, there), daemon=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads of numpy's; the child needs none of them
-        process.start()
-    there.close()
-    try:
-        result = here.recv()
-    except EOFError:
-        raise DataError(if_killed) from None
-    finally:
-        process.kill()
-        process.join()
-        here.close()
-    if isinstance(result, BaseException):
-        raise result
-    return result
-
-
-def _send_result(work: Callable[[], Any], there: Connection) -> None:
-    faulthandler.disable()  # if this process dies, its parent says so in one line
-    try:
-        there.send(work())
-    except Exception as error:
-        there.send(error)
 
 
 def _check_records(reader: Reader, progress: Progress) -> Findings:
@@ -90,11 +60,15 @@ def _check_records(reader: Reader, progress: Progress) -> Findings:
             for first in range(0, manifest.count, BATCH):
                 indices = np.arange(first, min(first + BATCH, manifest.count))
                 _check_images(reader, level, indices, found)
+                if len(found.bad) >= MOST_BAD:
+                    found.whole = False
+                    found.rest.append(f"{reader.path} has more bad records: the search ended after {len(found.bad)}")
+                    return
                 yield from [None] * len(indices)
 
     for _ in progress(records(), manifest.count * len(manifest.levels), "verify"):
         pass
-    found.labels += _bad_labels(reader)
+    found.labels += islice(_bad_labels(reader), MOST_BAD)
     if reader.entries() != (expected := expected_entries(manifest)):
         found.rest.append(f"{reader.path} has {reader.entries()} entries, expected {expected}")
     if not found.problems:
@@ -120,12 +94,6 @@ def _check_images(reader: Reader, level: int, indices: np.ndarray, found: Findin
     if level == reader.manifest.levels[-1]:
         for index, image in zip(indices.tolist(), images, strict=True):
             found.digests[index] = hashlib.sha256(image.data).digest()
-
-
-def expected_entries(manifest: Manifest) -> int:
-    """How many keys a whole dataset has."""
-    labeled = manifest.classes is not None or manifest.label_dim is not None
-    return manifest.count * len(manifest.levels) + 1 + labeled
 
 
 def stored_labels(labels: np.ndarray | None) -> bytes:

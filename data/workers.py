@@ -1,9 +1,11 @@
 """Work shared out to forked processes, its results in order."""
 
+import faulthandler
 import mmap
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -109,3 +111,52 @@ def _serve(
             there.send((result, [len(value) for value in values]))
         while True:
             there.recv()  # stay, so that the parent can still send
+
+
+def in_child(work: Callable[[], Any], if_killed: str) -> Any:
+    """The result of `work`, done by a forked process that ends when this one does. What it raises is raised here.
+
+    DataError with `if_killed`, and the name of the signal, if the process dies of one.
+    """
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    until, lifeline = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(work, there, until, lifeline), daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of numpy's; the child needs none of them
+        process.start()
+    there.close()
+    until.close()
+    try:
+        result = here.recv()
+    except (EOFError, OSError):
+        process.join()
+        code = process.exitcode or 0
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise DataError(f"{if_killed} (its reader died of {name})") from None
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+        lifeline.close()
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _send_result(work: Callable[[], Any], there: Connection, until: Connection, lifeline: Connection) -> None:
+    faulthandler.disable()  # if this process dies, its parent says so in one line
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, and that ends us
+    lifeline.close()
+    threading.Thread(target=_end_with, args=(until,), daemon=True).start()
+    try:
+        there.send(work())
+    except Exception as error:
+        there.send(error)
+
+
+def _end_with(until: Connection) -> None:
+    """End this process when its parent has: then nobody holds the other end of the pipe."""
+    with suppress(EOFError, OSError):
+        until.recv()
+    os._exit(1)

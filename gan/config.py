@@ -345,7 +345,7 @@ def _interval(low: float, high: float, number: float) -> str:
 
 def choice(what: str, name: str, known: Iterable[str]) -> tuple[bool, str]:
     """(is it known, the message that names the nearest ones if it is not)."""
-    return name in known, f"{what}={name} is unknown; {nearest(name, known)}"
+    return name in known, f"{what}={name:.100} is unknown; {nearest(name, known)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -361,7 +361,7 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     known = settings()
     for key, value in values.items():
         if key not in known:
-            raise UserError(f"{key}: {NO_SUCH_KEY}; {nearest(key, known)}")
+            raise UserError(f"{key:.100}: {NO_SUCH_KEY}; {nearest(key, known)}")
         section, _, name = key.rpartition(".")
         sections.setdefault(section, {})[name] = _coerce(key, value, known[key].kind)
     top = sections.pop("")
@@ -372,7 +372,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """ "key=value" -> (key, value), the value as TOML reads it, or the bare text, as always where a word is wanted."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {text}: write KEY=VALUE, as in --set regularizer.every=4")
+        raise UserError(f"--set {text:.100}: write KEY=VALUE, as in --set regularizer.every=4")
     key = key.strip()
     try:
         read = tomllib.loads(f"value = {value}")["value"]
@@ -419,7 +419,7 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
         items = value if isinstance(value, list | tuple) else _split(value)
         item_kind, *rest = typing.get_args(kind)
         if rest != [Ellipsis] and len(items) != 1 + len(rest):
-            raise UserError(f"{key}: wants {1 + len(rest)} values, got {value!r}")
+            raise UserError(f"{key}: wants {1 + len(rest)} values, got {value!r:.100}")
         return tuple(_coerce(key, item, item_kind) for item in items)
     if kind is str and type(value) is int:
         return str(value)
@@ -428,7 +428,7 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise UserError(f"{key}: wants {kind.__name__}, got {value!r}")
+        raise UserError(f"{key}: wants {kind.__name__}, got {value!r:.100}")
     return value
 
 

@@ -58,7 +58,7 @@ def read_config(flags: Mapping[str, Any]) -> TrainConfig:
     for text in flags["assignments"]:
         key, value = parse_assignment(text)
         if key in assigned:
-            raise UserError(f"--set {key} was given twice, as {assigned[key]} and {value}; give it once")
+            raise UserError(f"--set {key} was given twice, as {assigned[key]!s:.60} and {value!s:.60}; give it once")
         assigned[key] = value
     values |= assigned
     for key in PATHS:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.dataset import ImageDataset
-from data.encodings import with_crc
+from data.encodings import for_key, with_crc
 from data.errors import DataError
 from data.prepare import prepare
 from data.repair import repair
@@ -89,7 +89,9 @@ def test_what_is_no_bad_record_is_not_repaired(source, tmp_path):
     with pytest.raises(DataError, match="none of a dataset"):
         repair(source, path)
     path.write_bytes(whole)
-    change(path, {image_key(2, 3): with_crc(bytes(16 * 16 * 3))})  # a good record of other pixels
+    change(
+        path, {image_key(2, 3): for_key(image_key(2, 3), with_crc(bytes(16 * 16 * 3)))}
+    )  # a good record of other pixels
     with pytest.raises(DataError, match=r"the content hash .*more than bad records"):
         repair(source, path)
 

@@ -16,12 +16,16 @@ import pytest
 from stores import COUNT, LEVELS, build, images
 
 from data.dataset import ImageDataset
-from data.encodings import with_crc
+from data.encodings import for_key, with_crc
 from data.errors import DataError
 from data.store import Manifest, image_key
 from data.verify import verify
 
 ROOT = Path(__file__).parents[1]
+
+
+def sealed(key, payload):
+    return for_key(key, with_crc(payload))
 
 
 @pytest.fixture
@@ -59,9 +63,11 @@ def test_the_format_is_the_one_documented(path):
         for index in range(COUNT):
             value = found[b"%02d/%010d" % (level, index)]
             assert value[:-4] == pyramids[index][level].tobytes()
-            assert int.from_bytes(value[-4:], "little") == zlib.crc32(value[:-4])
+            key = b"%02d/%010d" % (level, index)
+            assert int.from_bytes(value[-4:], "little") == zlib.crc32(value[:-4]) ^ zlib.crc32(key)
     labels = (np.arange(COUNT) % 3).astype("<i4").tobytes()
-    assert found[b"labels"] == labels + zlib.crc32(labels).to_bytes(4, "little")
+    crc = zlib.crc32(labels) ^ zlib.crc32(b"labels")
+    assert found[b"labels"] == labels + crc.to_bytes(4, "little")
     text, crc = found[b"manifest"][:-4], found[b"manifest"][-4:]
     assert zlib.crc32(text).to_bytes(4, "little") == crc
     manifest = json.loads(text)
@@ -73,7 +79,7 @@ def test_the_format_is_the_one_documented(path):
         COUNT,
         [4, 8],
         [0, 1, 2],
-        2,
+        3,
     )
 
 
@@ -170,13 +176,18 @@ def test_a_flipped_bit_is_found_and_named(path):
     ("key", "value", "message"),
     [
         (image_key(2, 5), None, "image 5 at 16x32 .* missing"),
-        (image_key(2, 5), with_crc(b"short"), "image 5 at 16x32"),
+        (image_key(2, 5), sealed(image_key(2, 5), b"short"), "image 5 at 16x32"),
+        (image_key(2, 5), with_crc(bytes(16 * 32 * 3)), "image 5 at 16x32 .* its checksum"),
         (b"03/0000000000", b"stray", "79 entries|78 entries"),
         (b"labels", None, "labels .* missing"),
-        (b"labels", with_crc(b"\x01\x00\x00\x00"), "1 labels for 25 images"),
-        (b"labels", with_crc(np.full(COUNT, 3, "<i4").tobytes()), "label 3 of image 0 .* outside its 3 classes"),
-        (b"labels", with_crc(np.zeros(COUNT, "<i4").tobytes()), "content hash"),
-        (image_key(2, 5), with_crc(bytes(16 * 32 * 3)), "content hash"),
+        (b"labels", sealed(b"labels", b"\x01\x00\x00\x00"), "1 labels for 25 images"),
+        (
+            b"labels",
+            sealed(b"labels", np.full(COUNT, 3, "<i4").tobytes()),
+            "label 3 of image 0 .* outside its 3 classes",
+        ),
+        (b"labels", sealed(b"labels", np.zeros(COUNT, "<i4").tobytes()), "content hash"),
+        (image_key(2, 5), sealed(image_key(2, 5), bytes(16 * 32 * 3)), "content hash"),
     ],
 )
 def test_verify_names_what_is_wrong(path, key, value, message):

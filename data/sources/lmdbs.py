@@ -15,7 +15,7 @@ from data.image_files import open_image
 from data.items import Item, Source
 from data.kinds import path_kind
 from data.labels import labels_from_array, no_labels
-from data.store import MANIFEST, open_checked, open_reader
+from data.store import MANIFEST, look_through, open_checked, open_reader
 
 BATCH_IMAGES = 64
 BATCH_BYTES = 16 << 20  # what is read at once
@@ -41,6 +41,7 @@ def open_lmdb(path: Path, max_images: int | None) -> Source:
     """The source of the largest images in an LMDB. DataError if it is truncated or has keys of another kind."""
     file = _file(path)
     name = path.resolve().name
+    look_through(file)
     try:
         open_reader(file)
     except DataError as error:  # no dataset of ours
