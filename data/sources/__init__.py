@@ -1,6 +1,7 @@
 """Where images come from: each module of this package declares, as KINDS, the kinds of sources that it opens."""
 
 import os
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -8,6 +9,7 @@ from pkgutil import iter_modules
 from data.errors import DataError
 from data.items import Source
 from data.kinds import Kind
+from data.names import printable
 
 
 @cache
@@ -29,7 +31,8 @@ def open_source(source: str, max_images: int | None = None) -> Source:
     try:
         kind = next((kind for kind in kinds() if source and kind.claims(source)), None)
         if kind is not None:
-            return kind.open(source, max_images)
+            opened = kind.open(source, max_images)
+            return replace(opened, name=printable(opened.name))
         problem = "is damaged or of no known kind" if source and os.path.exists(source) else "does not exist"
     except OSError as error:
         problem = f"cannot be read ({error.strerror or error})"
