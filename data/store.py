@@ -407,8 +407,9 @@ def _find_all(path: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LMDB prints where it dies, and our parent says it in words
     damaged = f"{path} is damaged in its inner pages"
     env = open_checked(path)
-    start, end = next(((a, a + length) for a, length in _maps_of(path)), (0, sys.maxsize))
-    end = min(end, start + path.stat().st_size)
+    maps = _maps_of(path)
+    start = maps[0][0] if maps else 0
+    end = start + path.stat().st_size if maps else sys.maxsize  # where the kernel does not tell
     try:
         with env.begin(buffers=True) as transaction:
             entries = transaction.stat()["entries"]
