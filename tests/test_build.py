@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,10 +78,10 @@ def calls() -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def start(code: str, **env: str) -> subprocess.Popen:
+def start(code: str, before: Sequence[str] = (), **env: str) -> subprocess.Popen:
     """A Python of its own, in this environment and another folder."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), **env}
-    command = [sys.executable, "-W", "error", "-c", code]
+    command = [*before, sys.executable, "-W", "error", "-c", code]
     return subprocess.Popen(
         command, env=environment, cwd="/", text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -362,6 +363,34 @@ def test_processes_that_start_together_compile_once(source):
     paths = {finish(process)[0].strip() for process in together}
     assert paths == {str(find(recipe(source)))}
     assert len(calls()) == 1
+
+
+NO_LOCKS = """
+import errno, ops.build
+flock = ops.build.fcntl.flock
+def only_elsewhere(file, operation):
+    if str(getattr(file, "name", "")).startswith(str(ops.build.cache())):
+        raise OSError(errno.ENOLCK, "No locks available")
+    return flock(file, operation)
+ops.build.fcntl.flock = only_elsewhere
+"""
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, for another host's name")
+@pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without"])
+def test_two_hosts_that_share_a_cache_both_get_sound_kernels(source, locks):
+    """Without locks on the file that they share, each compiles its own, into a folder with its name."""
+    code = f"{BUILD}\n{'' if locks else NO_LOCKS}print(load(recipe(Path({str(source)!r}))))"
+    together = [
+        start(code, before=("unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh")) for name in "ab"
+    ]
+    paths = {finish(process)[0].strip() for process in together}
+    key = recipe(source).key
+    assert {Path(path).parent.name for path in paths} == ({key} if locks else {f"{key}-a", f"{key}-b"})
+    assert len(calls()) == len(paths)
+    for path in paths:
+        ctypes.CDLL(path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
