@@ -31,13 +31,13 @@ def test_a_curve_crosses_between_two_snapshots():
     [(50.0, "inside: 50.0 ± 30.0 kimg over 3 seeds"), (79.9, "inside"), (80.1, "outside"), (math.nan, "outside: not")],
 )
 def test_a_run_is_compared_with_known_ones(kimg, verdict):
-    assert Point("digits", 40.0, 10_000, (40.0, 50.0, 60.0)).verdict(kimg).startswith(verdict)
+    assert Point("digits", "", 40.0, 10_000, (40.0, 50.0, 60.0)).verdict(kimg).startswith(verdict)
 
 
 def test_every_point_is_of_a_preset_and_has_several_seeds():
     for name, point in convergence.read_points().items():
-        assert (convergence.POINTS.parent.parent / "presets" / f"{name}.toml").exists()
-        assert len(point.kimg) >= 3 and point.distance > 0
+        assert (convergence.POINTS.parent.parent / "presets" / f"{point.preset}.toml").exists(), name
+        assert len(point.kimg) >= 3 and point.distance > 0 and len(point.dataset) == 64
 
 
 def write_options(run, **values):
@@ -48,10 +48,18 @@ def write_options(run, **values):
 def test_runs_without_a_point_are_refused(tmp_path):
     with pytest.raises(UserError, match="is not the directory of a run"):
         find_point(tmp_path, None, None)
-    write_options(tmp_path, preset="default")
-    with pytest.raises(UserError, match=r"preset default .* no convergence point; say what to reach"):
+    write_options(tmp_path, preset="default", images={"dataset_hash": "a"})
+    with pytest.raises(UserError, match=r"no convergence point is of preset default on the dataset .*; say what to"):
         find_point(tmp_path, None, None)
-    assert find_point(tmp_path, 3.0, 500) == Point("default", 3.0, 500)
+    assert find_point(tmp_path, 3.0, 500) == Point("default", "a", 3.0, 500)
+
+
+def test_a_point_is_of_a_preset_on_a_dataset(tmp_path, monkeypatch):
+    known = {name: Point("p", name, 5.0, 1000, (1.0, 2.0, 3.0)) for name in ("a", "b")}
+    monkeypatch.setattr(convergence, "read_points", lambda: known)
+    write_options(tmp_path, preset="p", images={"dataset_hash": "b"})
+    assert find_point(tmp_path, None, None) == known["b"]
+    assert find_point(tmp_path, None, 500) == Point("p", "b", 5.0, 500)
 
 
 def test_the_command_scores_snapshots_of_the_last_stage(tmp_path, monkeypatch):
@@ -63,7 +71,7 @@ def test_the_command_scores_snapshots_of_the_last_stage(tmp_path, monkeypatch):
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / name / f"{index}.png")
     prepare(str(tmp_path / "images"), tmp_path / "tiny.lmdb")
     run = tmp_path / "00000-run"
-    write_options(run, preset="default")
+    write_options(run, preset="default", images={"dataset_hash": ""})
     for seen, stage, alpha in ((1000, 0, 1.0), (2000, 1, 0.5), (3000, 1, 1.0)):
         write_snapshot(run / f"network-snapshot-{seen:010d}.safetensors", stage=stage, seen=seen, alpha=alpha)
     monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=30))

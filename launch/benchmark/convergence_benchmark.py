@@ -5,7 +5,7 @@ import math
 import statistics
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from gan.checkpoint import Snapshot
 
 POINTS = Path(__file__).with_name("convergence.toml")
+DEFAULT_SAMPLES = 10_000  # of each snapshot, where no point says it
 DEVIATIONS = 3.0  # from the mean of known runs, up to which a run is like them
 OUTSIDE = 1  # exit code where a run is not like them
 
 
 @dataclass(frozen=True)
 class Point:
-    """A quality, and the images that runs of a preset needed to reach it."""
+    """A quality, and the images that runs of a preset on a dataset needed to reach it."""
 
     preset: str
+    dataset: str  # its content hash
     distance: float  # Fréchet distance in the features of the classifier of the data
     samples: int  # of each snapshot
     kimg: tuple[float, ...] = ()  # of known runs, one a seed
@@ -47,16 +49,17 @@ class Point:
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="The dataset of the runs.")
-@click.option("--distance", type=click.FloatRange(0), help="To reach. [default: that of the preset's point]")
+@click.option("--distance", type=click.FloatRange(0), help="To reach. [default: that of the point]")
 @click.option("--samples", type=click.IntRange(100), help="Samples of each snapshot. [default: those of the point]")
 @json_option
 def main(
     runs: tuple[Path, ...], data: Path, distance: float | None, samples: int | None, json_path: Path | None
 ) -> int:
-    """Score the snapshots of RUNS, and find where their Fréchet distance first falls below that of the preset's point.
+    """Score the snapshots of RUNS, and find where their Fréchet distance first falls below that of the point of their
+    preset and dataset (launch/benchmark/convergence.toml).
 
     Between two snapshots its logarithm is taken to be linear in the images seen. Exit code 1 if a run is outside of
-    three standard deviations of the known runs of its preset.
+    three standard deviations of the known runs.
     """
     from data.dataset import ImageDataset
 
@@ -82,23 +85,31 @@ def main(
 
 
 def read_points() -> dict[str, Point]:
-    """The known points, by preset."""
+    """The known points, by their names."""
     table = tomllib.loads(POINTS.read_text())
-    return {name: Point(name, v["distance"], v["samples"], tuple(v["kimg"])) for name, v in table.items()}
+    return {name: Point(**values | {"kimg": tuple(values["kimg"])}) for name, values in table.items()}
 
 
 def find_point(run: Path, distance: float | None, samples: int | None) -> Point:
-    """What a run is to reach. Raises UserError if it is no run, or its preset has no point and none is given."""
+    """What a run is to reach. Raises UserError if it is no run, or if none is known for its preset and dataset and no
+    distance is given."""
+    from gan.run.directories import OPTIONS
+
     try:
-        preset = json.loads((run / "training_options.json").read_text())["preset"]
+        options = json.loads((run / OPTIONS).read_text())
+        preset, dataset = str(options["preset"]), str(options["images"]["dataset_hash"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{run} is not the directory of a run: no training_options.json names its preset") from error
-    known = read_points().get(preset)
+        raise UserError(f"{run} is not the directory of a run: no {OPTIONS} names its preset and dataset") from error
+    points = read_points()
     if distance is not None:
-        return Point(str(preset), distance, samples or (known.samples if known else 10_000))
-    if known is None:
-        raise UserError(f"preset {preset} of {run} has no convergence point; say what to reach, as by --distance=10")
-    return Point(known.preset, known.distance, samples or known.samples, known.kimg if not samples else ())
+        return Point(preset, dataset, distance, samples or DEFAULT_SAMPLES)
+    point = next((p for p in points.values() if (p.preset, p.dataset) == (preset, dataset)), None)
+    if point is None:
+        raise UserError(
+            f"no convergence point is of preset {preset} on the dataset of {run}; say what to reach, as by "
+            f"--distance=10 (known: {', '.join(points) or 'none'})"
+        )
+    return replace(point, samples=samples, kimg=()) if samples else point
 
 
 def score_run(run: Path, dataset: Any, samples: int) -> list[tuple[int, float]]:
@@ -106,11 +117,12 @@ def score_run(run: Path, dataset: Any, samples: int) -> list[tuple[int, float]]:
 
     Raises UserError if there are none, or they do not fit the dataset.
     """
+    from gan.checkpoint import SNAPSHOT
     from gan.metrics.classifier import one_thread
     from launch.samples import check_match, load_network
     from launch.scores import build_reference
 
-    snapshots = sorted(run.glob("network-snapshot-*.safetensors"))
+    snapshots = sorted(run.glob(f"{SNAPSHOT}*.safetensors"))
     networks: list[tuple[Path, Snapshot]] = [(path, load_network(path)) for path in snapshots]
     last = max((network.stage for _, network in networks), default=0)
     whole = [(path, network) for path, network in networks if network.stage == last and network.alpha == 1]
