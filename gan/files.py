@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 
+def part_path(path: Path) -> Path:
+    """The temporary path beside `path`. It keeps the suffix, from which encoders choose a format: `.walk.part.mp4` for
+    `walk.mp4`."""
+    return path.with_name(f".{path.stem}.part{path.suffix}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to. When the block ends, the file is flushed to disk and renamed to `path`; when the
-    block fails, it is removed. It keeps the suffix, from which encoders choose a format: `.walk.part.mp4` for
-    `walk.mp4`."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    block fails, it is removed."""
+    part = part_path(path)
     try:
         yield part
         sync(part)

@@ -3,6 +3,7 @@ code."""
 
 import io
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 import click
@@ -64,11 +65,13 @@ def run(command: click.Command, name: str) -> None:
     except (UserError, DataError) as error:
         from launch.settings import as_flags
 
-        refuse(" ".join([name, *sys.argv[1:2]]) if name == "saddle" else name, as_flags(str(error)))
+        refuse(called(name), as_flags(str(error)))
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D
-            refuse(name, "a file ends in the middle")
+            refuse(called(name), "a file ends in the middle")
         sys.exit(130)
+    except OSError as error:
+        refuse(called(name), of_system(error))
     except RuntimeError as error:
         from ops.toolchain import BuildError
 
@@ -78,9 +81,21 @@ def run(command: click.Command, name: str) -> None:
     sys.exit(code or 0)
 
 
+def called(name: str) -> str:
+    """The command in the user's words: `saddle train`, whether it was started so or as a module."""
+    return " ".join([name, *sys.argv[1:2]]) if name == "saddle" else name
+
+
+def of_system(error: OSError) -> str:
+    """An error of the system in one line: a full disk, a file system that is read-only, a folder that was removed."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
 def refuse(where: str, message: str) -> None:
     """Print one line on standard error, and exit with 2."""
-    print(f"{where}: error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    with suppress(OSError):  # the reader of standard error may be gone
+        print(f"{where}: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -6,7 +6,7 @@
 #
 #   MASTER=HOST     one of the machines, where all of them meet. If its launcher ends, all others end, and the scheduler
 #                   must start the job again
-#   PORT=N          port on MASTER [29400]
+#   PORT=N          port on MASTER where the launchers meet [29400]
 #   NODES=N|MIN:MAX number of machines. With MIN:MAX the run goes on with fewer machines when one is lost, and with more
 #                   when one joins; global batch, samples and draws stay the same
 #   RANKS=N         processes on this host [the number of GPUs, or 1]
@@ -16,6 +16,10 @@
 #   DEADLINE=S      seconds that a host whose ranks have ended waits for the other hosts before it ends too [300]
 #   SADDLE_REACH=S  seconds to wait until MASTER answers; after that exit with 2 [60]
 #   PYTHON=PROGRAM  [the one of .venv beside launch/, else python3]
+#
+# Only on a network whose users you trust: whoever reaches one of the job's ports can run code as you. These are PORT on
+# MASTER, and ports that the system chooses on each host, for the ranks' store, gloo and NCCL. They listen only at the
+# address by which a host reaches MASTER, or at ADDRESS; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name another interface.
 #
 # Exit codes: those of launch/single_node.sh, and 1 after the last restart or a lost host: then start the job again.
 set -eu

@@ -46,6 +46,7 @@ DEFAULTS = {
 STOPPED = 5.0  # seconds that the other hosts have to end, after this host's ranks ended on purpose
 AGAIN = "the same command resumes from the newest training state, if one was saved"
 STANDALONE = "--standalone"  # torchrun's flag for ranks that are all on this host
+MEMORY = "memory"  # torchrun's name of our rendezvous for a launcher that is the only one
 # Seconds that torchrun waits for the minimum number of hosts, and then for further ones.
 MEETING = "join_timeout=300,last_call_timeout=10"
 
@@ -122,7 +123,7 @@ def leave(word: int | str) -> bool:
 def endpoint(arguments: list[str]) -> tuple[str, int] | None:
     """(IPv4 address, port) of `--rdzv-endpoint=HOST:PORT`, None without that flag. Raises UserError if the host has no
     address."""
-    given = [a.partition("=")[2] for a in arguments if a.replace("_", "-").startswith("--rdzv-endpoint=")]
+    given = [a.partition("=")[2] for a in arguments if says_endpoint(a)]
     if not given:
         return None
     host, _, port = given[-1].rpartition(":")
@@ -132,6 +133,11 @@ def endpoint(arguments: list[str]) -> tuple[str, int] | None:
         raise UserError(f"--rdzv-endpoint={given[-1]}: {host} has no address ({error.strerror})") from None
     except ValueError:
         raise UserError(f"--rdzv-endpoint={given[-1]}: write HOST:PORT") from None
+
+
+def says_endpoint(argument: str) -> bool:
+    """Is this argument of torchrun `--rdzv-endpoint=...`?"""
+    return argument.replace("_", "-").startswith("--rdzv-endpoint=")
 
 
 def addresses(arguments: list[str]) -> list[str]:
@@ -144,21 +150,38 @@ def addresses(arguments: list[str]) -> list[str]:
     if STANDALONE in arguments:
         return on_this_host([argument for argument in arguments if argument != STANDALONE])
     meeting = endpoint(arguments)
-    return [*on_several_hosts(arguments, *meeting), *arguments] if meeting else arguments
+    return on_several_hosts(arguments, *meeting) if meeting else arguments
 
 
 def on_this_host(arguments: list[str]) -> list[str]:
-    """The flags for which torchrun's `--standalone` stands, but with the loopback address instead of two names: that
-    of this host, which ranks would look up and which may not resolve, and `localhost`."""
+    """The flags for which torchrun's `--standalone` stands, except that the launcher, the only one, meets itself in its
+    own memory. torchrun would listen at all addresses of this host, and load pickles from whoever reaches that port."""
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+
     from gan.ranks.distributed import LOOPBACK, use_loopback
 
     use_loopback()
-    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={LOOPBACK}:0", f"--rdzv-id={uuid.uuid4()}"]
+    rendezvous_handler_registry.register(MEMORY, meet_in_memory)
+    meeting = [f"--rdzv-backend={MEMORY}", f"--rdzv-endpoint={LOOPBACK}", f"--rdzv-id={uuid.uuid4()}"]
     return [*meeting, f"--local-addr={LOOPBACK}", *arguments]
 
 
+def meet_in_memory(parameters: Any) -> Any:
+    """torchrun's own rendezvous, with a store in this process's memory. parameters: torchrun's RendezvousParameters."""
+    from torch.distributed import HashStore
+    from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
+
+    class Backend(C10dRendezvousBackend):
+        name = MEMORY  # torchrun compares it with --rdzv-backend
+
+    store = HashStore()
+    return create_handler(store, Backend(store, parameters.run_id), parameters)
+
+
 def on_several_hosts(arguments: list[str], host: str, port: int) -> list[str]:
-    """The flags to add for a meeting point at host:port, which may be this host."""
+    """torchrun's arguments with the flags for a meeting point at host:port. If that is this host, its store listens
+    from now on, at this host's address only (see `gan.ranks.distributed.listen`)."""
     from gan.ranks.selftest import interface, local_address
 
     flags = {a.replace("_", "-").partition("=")[0]: a.partition("=")[2] for a in arguments if a.startswith("--")}
@@ -173,24 +196,29 @@ def on_several_hosts(arguments: list[str], host: str, port: int) -> list[str]:
         os.environ.setdefault(variable, name)
     # On Debian a host's own name resolves to 127.0.1.1.
     holds = host in (ours, "127.0.0.1", "127.0.1.1")
-    if holds:
-        check_port(host, port)
-    else:
-        check_reach(host, port, float(os.environ[REACH]))
     added = [] if "--local-addr" in flags else [f"--local-addr={ours}"]
-    return added if "--rdzv-conf" in flags else [*added, f"--rdzv-conf=is_host={int(holds)},{MEETING}"]
+    added += [] if "--rdzv-conf" in flags else [f"--rdzv-conf=is_host={int(holds)},{MEETING}"]
+    if not holds:
+        check_reach(host, port, float(os.environ[REACH]))
+        return [*added, *arguments]
+    stores.append(hold_store(ours, port))
+    # Here the host's own name may mean 127.0.1.1, where the store does not listen.
+    return [*added, *(f"--rdzv-endpoint={ours}:{port}" if says_endpoint(a) else a for a in arguments)]
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises UserError if another process listens at this address."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"port {port} of {host} cannot be used ({error.strerror}): another job runs here, choose another port"
-            ) from None
+stores: list[Any] = []  # the store that this launcher holds, until it ends
+
+
+def hold_store(address: str, port: int) -> Any:
+    """A store that listens at this address. Raises UserError if another process does so."""
+    from gan.ranks.distributed import listen
+
+    try:
+        return listen(address, port)
+    except OSError as error:
+        raise UserError(
+            f"port {port} of {address} cannot be used ({error.strerror}): another job runs here, choose another port"
+        ) from None
 
 
 def check_reach(host: str, port: int, seconds: float) -> None:

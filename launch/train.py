@@ -22,6 +22,7 @@ from data.errors import DataError
 from data.loader import Check, load, pageable, unchecked
 from gan.config import TrainConfig, flatten
 from gan.errors import EverywhereError, PeerError, UserError
+from launch.cli import of_system
 from launch.cli import run as run_command
 from launch.ranks import call, end_with_parent, leave, torchrun
 from launch.scorer import find_scorer
@@ -244,6 +245,9 @@ def as_rank(flags: Mapping[str, Any]) -> None:
         message = as_flags(str(error)).removeprefix(f"{where}: ")
         print(f"saddle train: {where}: {message}", file=sys.stderr)
         distributed.end_rank(1 if isinstance(error, PeerError) else 2)
+    except OSError as error:
+        print(f"saddle train: {where}: {of_system(error)}", file=sys.stderr)
+        distributed.end_rank(2)
     except BaseException:
         traceback.print_exc()
         distributed.end_rank(1)

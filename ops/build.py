@@ -8,7 +8,8 @@ wait. The compiler runs in a child process, which also loads the library once: a
 ends that child only. torch's own lock file stays behind when a builder is killed, and whoever finds it waits for ever;
 so each attempt compiles in a new directory.
 
-SADDLE_CACHE=DIR              where to keep them: in DIR/saddlepoint/ops; else in $XDG_CACHE_HOME, else in ~/.cache
+SADDLE_CACHE=DIR              where to keep them: in DIR/saddlepoint/ops; else in $XDG_CACHE_HOME, else in ~/.cache.
+                              A folder that other users may write is refused, as its libraries would be run
 SADDLE_BUILD_TIMEOUT=SECONDS  the longest wait for another process, and for the compiler; 600
 CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST and MAX_JOBS are those of torch.utils.cpp_extension; SADDLE_OPS: see ops/choice.py.
 """
@@ -36,6 +37,7 @@ from typing import IO
 import torch
 
 from ops.toolchain import BuildError, Recipe, recipe
+from ops.trust import check_owner, close_to_others
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 NAME = "gan_ops"
@@ -69,9 +71,15 @@ def timeout() -> float:
 
 
 def find(made: Recipe) -> Path | None:
-    """The compiled library of a recipe, if the cache has one with the right checksum."""
+    """The compiled library of a recipe, if the cache has one with the right checksum.
+
+    Raises BuildError if another user may have put it there: a manifest is as easy to forge as a library.
+    """
+    above = cache().parents[1]
     for home in _homes(made):
         with suppress(OSError, ValueError, KeyError, TypeError):
+            check_owner(home / LIBRARY, above)
+            check_owner(home / MANIFEST, above)
             manifest = json.loads((home / MANIFEST).read_text())
             if hashlib.sha256((home / LIBRARY).read_bytes()).hexdigest() == manifest["sha256"]:
                 return home / LIBRARY
@@ -103,7 +111,7 @@ def build(made: Recipe, *, retry: bool = False) -> Path:
     if found:
         return found
     try:
-        cache().mkdir(parents=True, exist_ok=True)
+        _make_cache()
         with _locked(made, limit) as home:
             found = find(made)  # by another process, meanwhile
             if found:
@@ -111,13 +119,23 @@ def build(made: Recipe, *, retry: bool = False) -> Path:
             failed = remembered(made)
             if failed and not retry:
                 raise BuildError(f"{failed}; python -m ops.build tries again")
-            home.mkdir(exist_ok=True)
+            home.mkdir(mode=0o755, exist_ok=True)
             return _compile(made, home, limit)
     except OSError as error:
         raise BuildError(
             f"cannot keep compiled kernels in {cache()} ({error.strerror or error}): set SADDLE_CACHE to a directory "
             "that can be written and has space"
         ) from error
+
+
+def _make_cache() -> None:
+    """Make the cache if it is missing. Raises BuildError if others may write it."""
+    folder = cache()
+    above = folder.parents[1]
+    above.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(mode=0o755, exist_ok=True)
+    folder.mkdir(mode=0o755, exist_ok=True)
+    check_owner(folder, above)
 
 
 @contextmanager
@@ -133,6 +151,7 @@ def _locked(made: Recipe, limit: float) -> Iterator[Path]:
             raise
         say(f"ops: the file system of {cache()} has no locks: compiling for this machine alone, in {own}")
         private.mkdir(mode=0o700, exist_ok=True)
+        check_owner(private)
         lock = _acquire(private / f"{own.name}.lock", limit)
         home = own
     try:
@@ -143,7 +162,7 @@ def _locked(made: Recipe, limit: float) -> Iterator[Path]:
 
 
 def _acquire(path: Path, limit: float) -> IO[str]:
-    file = path.open("a+")
+    file = open(path, "a+", opener=_open_no_link)  # noqa: SIM115 (returned while it is open)
     deadline = None
     try:
         while True:
@@ -165,12 +184,17 @@ def _acquire(path: Path, limit: float) -> IO[str]:
         raise
 
 
+def _open_no_link(path: str, flags: int) -> int:
+    """Open a lock, which is emptied and written: through a link that would be another file."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
+
+
 def _compile(made: Recipe, home: Path, limit: float) -> Path:
     """Compile and load in a child, in a directory of its own; move what is good into `home`, the manifest last."""
     for left in home.parent.glob(f"{home.name}.part-*"):  # by builders that were killed: we hold the lock
         shutil.rmtree(left, ignore_errors=True)
     work = home.with_name(f"{home.name}.part-{os.getpid()}")
-    work.mkdir()
+    work.mkdir(mode=0o755)
     say(f"ops: compiling the kernels, once: a minute or two; into {home}")
     try:
         with (home / LOG).open("wb") as output:
@@ -182,6 +206,7 @@ def _compile(made: Recipe, home: Path, limit: float) -> Path:
         if recipe(Path(made.sources[0]).parent, made.nvcc is not None).key != made.key:
             raise BuildError("the sources of the kernels changed while they were compiled: start again")
         checksum = hashlib.sha256((work / LIBRARY).read_bytes()).hexdigest()
+        close_to_others(work / LIBRARY)
         os.replace(work / LIBRARY, home / LIBRARY)
         (home / FAILURE).unlink(missing_ok=True)
         about = {"compiler": made.compiler.version, "flags": made.flags, "cuda_flags": made.cuda_flags}
@@ -258,6 +283,7 @@ def _reason(path: Path, ended: int | None, limit: float) -> str:
 def _write(path: Path, values: dict) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(values, indent=1))
+    close_to_others(part)
     os.replace(part, path)
 
 

@@ -96,7 +96,10 @@ def status(source: Path = CSRC) -> Status:
         made = recipe(source)
     except BuildError as error:
         return Status(wanted, "reference", "", "", str(error))
-    found = find(made)
+    try:
+        found = find(made)
+    except BuildError as error:
+        return Status(wanted, "reference", "", made.key, str(error))
     failed = "" if found else remembered(made)
     kernels = "reference" if wanted == "reference" or failed else "compiled"
     return Status(wanted, kernels, str(found or ""), made.key, failed or made.missing)

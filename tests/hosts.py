@@ -3,11 +3,12 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,25 @@ def ranks_of(pid: int) -> dict[int, int]:
         rank = [v.removeprefix(b"RANK=") for v in variables if v.startswith(b"RANK=")]
         if rank:
             found[int(rank[0])] = p
+    return found
+
+
+def listens(pids: list[int]) -> set[str]:
+    """The IP addresses at which these processes listen for TCP, each seen from its own network namespace."""
+    found = set()
+    for pid in pids:
+        sockets = set()
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):  # closed meanwhile
+                sockets.add(os.readlink(descriptor))
+        for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+            with suppress(OSError):
+                for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+                    fields = row.split()
+                    if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:  # 0A: listening
+                        words = bytes.fromhex(fields[1].partition(":")[0])
+                        groups = [words[i : i + 4][::-1] for i in range(0, len(words), 4)]
+                        found.add(socket.inet_ntop(family, b"".join(groups)))
     return found
 
 

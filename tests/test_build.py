@@ -6,16 +6,19 @@ The sources here are tiny. The wrapper around the compiler writes down every cal
 import ctypes
 import errno
 import fcntl
+import grp
 import hashlib
 import json
 import logging
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +31,7 @@ import ops.registry
 from ops import toolchain
 from ops.build import CSRC, FAILURE, LIBRARY, LOG, MANIFEST, build, find, remembered
 from ops.choice import choose, status
-from ops.toolchain import BuildError, Nvcc, architectures, gencode, recipe
+from ops.toolchain import BuildError, Nvcc, Recipe, architectures, gencode, recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shutil.which("c++")
@@ -75,10 +78,10 @@ def calls() -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def start(code: str, **env: str) -> subprocess.Popen:
+def start(code: str, before: Sequence[str] = (), **env: str) -> subprocess.Popen:
     """A Python of its own, in this environment and another folder."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), **env}
-    command = [sys.executable, "-W", "error", "-c", code]
+    command = [*before, sys.executable, "-W", "error", "-c", code]
     return subprocess.Popen(
         command, env=environment, cwd="/", text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -202,6 +205,154 @@ def test_stale_locks_and_files_of_killed_builds_stop_no_build(source):
     assert not list(home.parent.glob("*.part-*"))
 
 
+# ---- a cache that others may write
+
+needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to be two users")
+OTHER = 12345
+
+
+def plant(source) -> Recipe:
+    """Put a library with a right manifest into the cache, as another user could. -> its recipe."""
+    made = recipe(source)
+    home = ops.build.cache() / made.key
+    home.mkdir(parents=True)
+    (home / LIBRARY).write_bytes(b"a library")
+    (home / MANIFEST).write_text(json.dumps({"sha256": hashlib.sha256(b"a library").hexdigest()}))
+    return made
+
+
+@pytest.fixture
+def planted(source):
+    """A recipe whose library is found until somebody else may have made it."""
+    made = plant(source)
+    assert find(made)
+    yield made
+    assert not calls(), "nothing was compiled into it either"
+
+
+def refused(made) -> str:
+    """The one reason for which the cache is refused, by whoever looks for a library or wants to make one."""
+    said = set()
+    for ask in (find, build):
+        with pytest.raises(BuildError) as error:
+            ask(made)
+        said.add(str(error.value))
+    (reason,) = said
+    assert "\n" not in reason and "set SADDLE_CACHE to a folder of your own" in reason
+    return reason
+
+
+@pytest.mark.parametrize("part", ["base", "saddlepoint", "ops", "key", LIBRARY, MANIFEST])
+def test_a_cache_that_others_may_write_is_refused(planted, part, tmp_path):
+    home = ops.build.cache() / planted.key
+    paths = {"base": tmp_path / "a cache", "saddlepoint": home.parents[1], "ops": home.parent, "key": home}
+    path = paths.get(part, home / part)
+    path.chmod(path.stat().st_mode | 0o002)
+    assert refused(planted).startswith(f"others may write {path}, and could put any code there")
+
+
+@needs_root
+@pytest.mark.parametrize("part", ["base", "saddlepoint", "ops", "key", LIBRARY, MANIFEST])
+def test_a_cache_of_another_user_is_refused(planted, part, tmp_path):
+    home = ops.build.cache() / planted.key
+    paths = {"base": tmp_path / "a cache", "saddlepoint": home.parents[1], "ops": home.parent, "key": home}
+    path = paths.get(part, home / part)
+    os.chown(path, OTHER, OTHER)
+    assert refused(planted).startswith(f"{path} belongs to user {OTHER}, who could put any code there")
+
+
+def test_a_cache_that_is_a_link_to_elsewhere_is_refused(planted):
+    home = ops.build.cache() / planted.key
+    home.rename(home.with_name("elsewhere"))
+    home.symlink_to(home.with_name("elsewhere"))
+    assert refused(planted).startswith(f"{home} is a link")
+
+
+def test_a_cache_in_a_folder_like_tmp_and_behind_a_link_of_the_user_is_used(source, tmp_path, monkeypatch):
+    """Nobody else can remove or rename what this user makes there. Many link ~/.cache to another disk."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (tmp_path / "link").symlink_to(shared)
+    monkeypatch.setenv("SADDLE_CACHE", str(tmp_path / "link"))
+    assert find(plant(source))
+
+
+def test_what_a_user_makes_who_lets_all_write_is_closed_to_others(source, tmp_path):
+    (tmp_path / "a cache").mkdir()
+    before = os.umask(0)
+    try:
+        made = recipe(source)
+        assert build(made) == find(made)
+    finally:
+        os.umask(before)
+
+
+def test_a_group_may_write_only_if_it_is_the_users_own(source, monkeypatch, tmp_path):
+    made = plant(source)
+    folder = ops.build.cache()
+    folder.chmod(0o775)
+    user = pwd.struct_passwd(("me", "x", os.getuid(), folder.stat().st_gid, "", "/", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: user)
+    for name, members, fine in (("me", [], True), ("me", ["me"], True), ("me", ["you"], False), ("lab", [], False)):
+        entry = grp.struct_group((name, "x", user.pw_gid, members))
+        monkeypatch.setattr(grp, "getgrgid", lambda _, entry=entry: entry)
+        assert fine == (not _raises(lambda: find(made)))
+
+
+def _raises(call) -> bool:
+    try:
+        call()
+    except BuildError:
+        return True
+    return False
+
+
+def test_a_lock_that_is_a_link_is_not_followed(source, tmp_path):
+    made = recipe(source)
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    ops.build.cache().mkdir(parents=True)
+    (ops.build.cache() / f"{made.key}.lock").symlink_to(precious)
+    with pytest.raises(BuildError, match="cannot keep compiled kernels"):
+        build(made)
+    assert precious.read_text() == "precious"
+
+
+@needs_root
+@pytest.mark.parametrize("how", ["another user's", "open to all", "a link"])
+def test_a_folder_for_locks_that_others_may_write_is_refused(source, monkeypatch, how, tmp_path):
+    def no_flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(ops.build.fcntl, "flock", no_flock)
+    monkeypatch.setattr(ops.build.tempfile, "gettempdir", lambda: str(tmp_path))
+    private = tmp_path / f"saddlepoint-{os.getuid()}"
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    if how == "a link":
+        private.symlink_to(precious)
+    else:
+        private.mkdir()
+        private.chmod(0o777 if how == "open to all" else 0o755)
+        os.chown(private, OTHER if how == "another user's" else 0, 0)
+    with pytest.raises(BuildError, match=f"{private}"):
+        build(recipe(source))
+    assert not list(precious.iterdir()) and not calls()
+
+
+def test_the_doctor_and_the_choice_say_why_a_cache_is_refused(source, monkeypatch, caplog):
+    plant(source)
+    ops.build.cache().chmod(0o777)
+    now = status(source)
+    assert (now.kernels, now.library) == ("reference", "") and "others may write" in now.missing
+    assert choose(source) == "reference"
+    assert "using the reference kernels, which are slower: others may write" in caplog.text
+    monkeypatch.setenv("SADDLE_OPS", "compiled")
+    with pytest.raises(BuildError, match="SADDLE_OPS=compiled: others may write"):
+        choose(source)
+
+
 # ---- many processes
 
 BUILD = "import sys; from pathlib import Path; from ops.toolchain import recipe; from ops.build import load;"
@@ -212,6 +363,34 @@ def test_processes_that_start_together_compile_once(source):
     paths = {finish(process)[0].strip() for process in together}
     assert paths == {str(find(recipe(source)))}
     assert len(calls()) == 1
+
+
+NO_LOCKS = """
+import errno, ops.build
+flock = ops.build.fcntl.flock
+def only_elsewhere(file, operation):
+    if str(getattr(file, "name", "")).startswith(str(ops.build.cache())):
+        raise OSError(errno.ENOLCK, "No locks available")
+    return flock(file, operation)
+ops.build.fcntl.flock = only_elsewhere
+"""
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, for another host's name")
+@pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without"])
+def test_two_hosts_that_share_a_cache_both_get_sound_kernels(source, locks):
+    """Without locks on the file that they share, each compiles its own, into a folder with its name."""
+    code = f"{BUILD}\n{'' if locks else NO_LOCKS}print(load(recipe(Path({str(source)!r}))))"
+    together = [
+        start(code, before=("unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh")) for name in "ab"
+    ]
+    paths = {finish(process)[0].strip() for process in together}
+    key = recipe(source).key
+    assert {Path(path).parent.name for path in paths} == ({key} if locks else {f"{key}-a", f"{key}-b"})
+    assert len(calls()) == len(paths)
+    for path in paths:
+        ctypes.CDLL(path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

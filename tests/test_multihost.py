@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosts import ROOT, kill, ranks_of, two_hosts, wait_until, why_not
+from hosts import NETWORK, ROOT, family, kill, listens, ranks_of, two_hosts, wait_until, why_not
 from safetensors.torch import load_file
 
 from data.prepare import prepare
@@ -203,8 +203,11 @@ def test_a_link_that_stays_down_ends_the_job_and_it_can_be_submitted_again(hosts
 
 
 def test_a_signal_to_one_launcher_stops_all_hosts_with_75(hosts, digits, undisturbed):
+    """And until then each host listens at the address at which it reaches the other, and nowhere else."""
     job = Job(hosts, digits)
     job.until(320)
+    for number, launcher in enumerate(job.launchers, 1):
+        assert listens(family(launcher.pid)) == {f"{NETWORK}.{number}"}
     ranks_and_launchers = [ranks_of(p.pid) for p in job.launchers]
     assert sorted(rank for ranks in ranks_and_launchers for rank in ranks) == [0, 1, 2, 3]
     job.launchers[1].send_signal(signal.SIGUSR1)

@@ -131,9 +131,9 @@ def handle_all() -> None:
 class Run:
     """`saddle train` or launch/single_node.sh on a new run, trained for a while."""
 
-    def __init__(self, digits: Path, folder: Path, ranks: int, script: bool = False):
+    def __init__(self, digits: Path, folder: Path, ranks: int, script: bool = False, restarts: int = 0):
         self.outdir, flags = folder / "runs", [f"--data={digits}", f"--outdir={folder / 'runs'}", *FLAGS]
-        env = environment(2) | {"PYTHON": sys.executable, "RANKS": str(ranks), "RESTARTS": "0"}
+        env = environment(2) | {"PYTHON": sys.executable, "RANKS": str(ranks), "RESTARTS": str(restarts)}
         script_path = str(Path(__file__).parent.parent / "launch" / "single_node.sh")
         self.command = [script_path, *flags] if script else [*TRAIN, *flags, f"--gpus={ranks}"]
         self.env = env
@@ -189,17 +189,35 @@ def test_stopped_with_75_and_resumed_bit_equal(digits, tmp_path, undisturbed, ra
 
 @linux
 @pytest.mark.slow
-def test_a_second_signal_stops_at_once_and_what_was_saved_is_intact(digits, tmp_path, undisturbed):
+def test_a_rank_that_is_killed_is_started_again_with_the_others(digits, tmp_path, undisturbed):
+    """Under launch/single_node.sh: from the newest state, and so to the same weights."""
+    run = Run(digits, tmp_path, 2, script=True, restarts=1)
+    try:
+        wait_until(lambda: list(run.outdir.glob("*/training-state-*")), 60, "a state")
+        before = ranks_of(run.process.pid)
+        kill([before[1]])
+        assert run.process.wait(timeout=120) == 0
+    finally:
+        run.end()
+    run_directory = only(run.outdir)
+    assert json.loads((run_directory / "exit.json").read_text())["code"] == 0
+    assert equal(load_file(run_directory / "training-state-0000001600" / "tensors.safetensors"), undisturbed[2])
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_at_once_and_what_was_saved_is_intact(digits, tmp_path, undisturbed, number):
     """One rank hangs, so that the step that the first signal waits for never ends."""
     run = Run(digits, tmp_path, 2)
     try:
         wait_until(lambda: list(run.outdir.glob("*/training-state-*")), 60, "a state")
         whole = family(run.process.pid)
         os.kill(ranks_of(run.process.pid)[1], signal.SIGSTOP)
-        run.process.terminate()
+        run.process.send_signal(number)
         time.sleep(TOGETHER + 1)
         assert run.process.poll() is None
-        run.process.terminate()
+        run.process.send_signal(number)
         assert run.process.wait(timeout=30) not in (0, 75)
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in whole), 30, "the end of all processes")
     finally:

@@ -16,7 +16,7 @@ from hosts import family, kill
 from data.prepare import prepare
 from gan.errors import EverywhereError, PeerError, UserError
 from gan.ranks import selftest
-from launch.ranks import addresses, check_port, check_reach, endpoint, environment, leave
+from launch.ranks import addresses, check_reach, endpoint, environment, hold_store, leave
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["single_node.sh", "multi_node.sh", "slurm.sbatch"]
@@ -99,8 +99,7 @@ def test_meeting_points_that_cannot_be_are_refused_with_the_remedy():
     assert addresses(["--nproc-per-node=2"]) == ["--nproc-per-node=2"]
     said = r"cannot be used .* choose another port"
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=said):
-        check_port("127.0.0.1", taken.getsockname()[1])
-    check_port("127.0.0.1", 0)
+        hold_store("127.0.0.1", taken.getsockname()[1])
     with socket.create_server(("127.0.0.1", 0)) as there:
         port = there.getsockname()[1]
         check_reach("127.0.0.1", port, 5.0)
@@ -110,10 +109,10 @@ def test_meeting_points_that_cannot_be_are_refused_with_the_remedy():
 
 def test_ranks_of_one_host_meet_at_the_loopback_address(monkeypatch):
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(variable, "eth0")  # as a cluster's profile may do, for ranks on several hosts
     flags = addresses(["--standalone", "--nproc-per-node=2", "-m", "x"])
     assert flags[-3:] == ["--nproc-per-node=2", "-m", "x"] and "--standalone" not in flags
-    assert {"--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"} < set(flags)
+    assert {"--rdzv-backend=memory", "--local-addr=127.0.0.1"} < set(flags)
     assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "lo"
 
 

@@ -1,6 +1,8 @@
 """`torch.distributed` under `torchrun`: joining the group, each rank's share, and what must be equal on all ranks."""
 
 import os
+import re
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -51,7 +53,9 @@ def start(timeout: float = 300.0, check: Callable[[Any, int, int], Any] | None =
     if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
         os.environ["MASTER_ADDR"] = LOOPBACK  # torchrun sets this host's name, which may not resolve
         use_loopback()
+    listening = listen_as_first_rank()  # kept until `rendezvous` has made the store that uses it
     store, rank, world = next(rendezvous("env://", timeout=MEETING))
+    del listening
     if check:
         check(store, rank, world)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -62,14 +66,46 @@ def start(timeout: float = 300.0, check: Callable[[Any, int, int], Any] | None =
 
 
 def use_loopback() -> None:
-    """Let gloo and NCCL use the loopback interface, unless the user has chosen another: for ranks on one host only.
-    Otherwise gloo looks up the host's name. Raises UserError if the loopback interface is down."""
+    """Let gloo and NCCL listen at the loopback interface only, for ranks that are all on this host: their sockets ask
+    nobody for a password. Raises UserError if the loopback interface is down."""
     name = interface(LOOPBACK)
     if name:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+        os.environ["NCCL_SOCKET_IFNAME"] = name
     elif sys.platform == "linux":  # elsewhere `interface` finds none
         raise UserError(f"no network interface has the address {LOOPBACK}, where ranks meet: run ip link set lo up")
+
+
+def listen(address: str, port: int) -> dist.TCPStore:
+    """The server of a store, which listens at one IPv4 address of this host. Raises OSError if that is not possible.
+
+    TCPStore itself listens at all addresses of a host. A TCPStore that this process makes for the same port with
+    `multi_tenant` uses this server while it exists, and then keeps it; torchrun and `rendezvous` make such stores.
+    """
+    server = socket.create_server((address, port))
+    port = server.getsockname()[1]
+    return dist.TCPStore(
+        address, port, is_master=True, wait_for_workers=False, multi_tenant=True, master_listen_fd=server.detach()
+    )
+
+
+def listen_as_first_rank() -> dist.TCPStore | None:
+    """On rank 0, if it holds the store of the ranks: `listen` at the address that our launcher gives. Else None, as
+    under a torchrun that was started without us: it gives a name, which need not be that of an address of this host.
+
+    Raises UserError if rank 0 cannot listen there.
+    """
+    address = os.environ["MASTER_ADDR"]
+    held_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if os.environ["RANK"] != "0" or held_by_torchrun or not re.fullmatch(r"[\d.]+", address):
+        return None
+    try:
+        return listen(address, int(os.environ["MASTER_PORT"]))
+    except OSError as error:
+        raise UserError(
+            f"ranks cannot meet at {address}:{os.environ['MASTER_PORT']} ({error.strerror}): start the same command "
+            "again, or give another --local-addr"
+        ) from error
 
 
 def stop() -> None:

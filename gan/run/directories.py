@@ -3,8 +3,10 @@ process that uses them."""
 
 import json
 import re
+import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from gan.errors import UserError
 from gan.files import replacing, write_json
 from gan.ranks.distributed import Ranks
 from gan.run.plan import RunPlan, differences
+from gan.run.writer import check_space
 from gan.state import build_networks
 from gan.tensor_files import Kinds, parse_fields
 
@@ -26,6 +29,7 @@ LOCK = ".lock"
 
 def open_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path:
     """The directory of the run to resume, or of a new run in `outdir`. Nothing is created for a run that cannot start.
+    Of processes that start at the same moment, one creates the run and the others find it.
 
     resume: latest (the newest run with the same trajectory), none (a new run), or the directory of a run.
     Raises UserError as `find_run` does, for unsuitable initial weights, and if `outdir` cannot be written.
@@ -36,7 +40,11 @@ def open_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path:
     family = plan.task(Ranks()).family
     if plan.config.init_from:
         initial_weights(plan.config.init_from, build_networks(family, plan.config, plan.images))
-    return create(outdir, plan.name, plan.options)
+    with writing(f"outdir={outdir}"):
+        check_space(next(path for path in (outdir, *outdir.absolute().parents) if path.exists()))
+        outdir.mkdir(parents=True, exist_ok=True)
+    with hold(outdir, patience=60.0):
+        return find_run(plan, outdir, resume) or create(outdir, plan.name, plan.options)
 
 
 def find_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path | None:
@@ -89,15 +97,44 @@ def refuse_if_nearly(plan: RunPlan, run: Path, options: dict[str, Any]) -> None:
 
 
 def create(outdir: Path, name: str, options: dict[str, Any]) -> Path:
-    """Make `outdir/<next number>-<name>/` with its options file, and return its path. Raises UserError if that is not
-    possible."""
-    try:
-        outdir.mkdir(parents=True, exist_ok=True)
+    """Make `outdir/<next number>-<name>/` with its options file, and return its path. Raises UserError, and leaves
+    nothing, if that is not possible."""
+    with writing(f"outdir={outdir}"):
         run = _new_directory(outdir, name)
-        write_json(run / OPTIONS, options)
-    except OSError as error:
-        raise UserError(f"outdir={outdir} cannot be written: {error.strerror}; choose another") from error
+        try:
+            write_json(run / OPTIONS, options)
+        except OSError:
+            shutil.rmtree(run, ignore_errors=True)
+            raise
     return run
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Within the block, an error of the system becomes a UserError which says that `what` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror or error}; choose another outdir") from error
+
+
+def write_exit(run: Path, code: int, reason: str, images_seen: int) -> None:
+    """Write to exit.json how a run ended. If that is not possible, as on a full disk, say so on standard error."""
+    try:
+        write_json(run / EXIT, {"code": code, "reason": reason, "images_seen": images_seen})
+    except OSError as error:
+        with suppress(OSError):  # the reader of standard error may be gone
+            print(f"{run / EXIT} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def check_exists(run: Path) -> None:
+    """Raises UserError if somebody has removed the directory of a run that trains."""
+    try:
+        run.stat()
+    except FileNotFoundError:
+        raise UserError(f"{run} was removed during training: nothing can be saved; choose another outdir") from None
+    except OSError:
+        return  # as of a distant file system that does not answer for a while
 
 
 def _new_directory(outdir: Path, name: str) -> Path:
@@ -123,7 +160,7 @@ def hold(run: Path, patience: float = 0.0) -> AbstractContextManager[Any]:
     except Timeout:
         raise UserError(f"{run} is in use by another run; wait for it, stop it, or choose another outdir") from None
     except OSError as error:
-        raise UserError(f"{run} cannot be written: {error.strerror}; choose another outdir") from error
+        raise UserError(f"{run} cannot be written: {error.strerror or error}; choose another outdir") from error
 
 
 def _runs_with_options(outdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

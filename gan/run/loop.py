@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from itertools import tee
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from gan.checkpoint import POSTHOC, SNAPSHOT, save_snapshot, save_state
-from gan.files import write_json
-from gan.ranks.distributed import find_strangers, fingerprint, from_first
+from gan.ranks.distributed import find_strangers, fingerprint, from_first, on_first
 from gan.ranks.signals import PREEMPTED, StopRequest, listening
 from gan.ranks.statistics import Statistics
 from gan.ranks.watchdog import Watchdog, naming
-from gan.run.directories import EXIT
+from gan.run.directories import check_exists, write_exit
 from gan.run.likeness import Likeness
 from gan.run.pictures import fake_grid, real_grid, save_image
 from gan.run.report import Report
@@ -67,8 +66,7 @@ def train(
         if report and scorer:
             scoring = stack.enter_context(closing(start_scoring(scorer, task, run, state.images_seen, report.say)))
         if report and state.images_seen == 0:
-            save_image(run / "reals.png", real_grid(task, feed))
-            save_image(run / "fakes_init.png", fake_grid(state, task, stage=task.schedule.last, alpha=1.0))
+            save_first_pictures(state, task, feed, run, report)
         batches = stack.enter_context(closing(feed(requests)))
         stop_requests = CopyToHost(state.stop)
         stepper = Stepper(state, task, stats, report.say if report else lambda line: None)
@@ -97,6 +95,7 @@ def train(
                 for line in likeness.warnings(alike, now):
                     report.say(line)
             waited = 0.0
+            on_first(task.ranks, partial(check_exists, run))
             if failure:
                 code, reason = failure
                 if report:
@@ -210,8 +209,17 @@ def finish(task: Task, run: Path, state: TrainState, code: int, reason: str) -> 
     """Write to exit.json how the run ended, and return `code`. Scripts need the file, as torchrun exits with 1 for
     every non-zero code of a rank."""
     if task.ranks.first:
-        write_json(run / EXIT, {"code": code, "reason": reason, "images_seen": state.images_seen})
+        write_exit(run, code, reason, state.images_seen)
     return code
+
+
+def save_first_pictures(state: TrainState, task: Task, feed: Feed, run: Path, report: Report) -> None:
+    """Save grids of reals and of the untrained generator's images. The run goes on without them if that fails."""
+    try:
+        save_image(run / "reals.png", real_grid(task, feed))
+        save_image(run / "fakes_init.png", fake_grid(state, task, stage=task.schedule.last, alpha=1.0))
+    except OSError as error:
+        report.say(f"note: no pictures of the start: {error}")
 
 
 def first_nonfinite_gradient(state: TrainState) -> str:

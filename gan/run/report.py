@@ -23,7 +23,7 @@ class Report:
 
     def __init__(self, task: Task, run: Path, images_seen: int):
         self.task = task
-        self.start = time.time()
+        self.start = time.monotonic()
         self.images_start = images_seen
         self.last = self.start
         self.last_images = images_seen
@@ -46,7 +46,7 @@ class Report:
         self, tick: int, now: Moment, images_seen: int, means: dict[str, float], waited: float, skipped: int
     ) -> None:
         """One status line and one line of stats.jsonl."""
-        clock = time.time()
+        clock = time.monotonic()
         seconds = clock - self.last - self.maintenance
         images = images_seen - self.last_images
         left = (self.task.schedule.total - images_seen) * (clock - self.start) / (images_seen - self.images_start)
@@ -78,13 +78,20 @@ class Report:
         )
         for warning in self.drift.tick(now.stage, 1000 * seconds / images, resident_memory()):
             self.say(f"note: {warning}")
-        append(self.jsonl, json.dumps({"images_seen": images_seen, "timestamp": clock, **values}))
-        if self.board:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, images_seen)
+        append(self.jsonl, json.dumps({"images_seen": images_seen, "timestamp": time.time(), **values}))
+        self.plot(values, images_seen)
         self.last = clock
         self.last_images = images_seen
         self.maintenance = 0.0
+
+    def plot(self, values: dict[str, float], images_seen: int) -> None:
+        """Write values for TensorBoard, until that fails once, as on a full disk."""
+        try:
+            for name, value in values.items() if self.board else ():
+                self.board.add_scalar(name, value, images_seen)
+        except OSError as error:
+            self.board = None
+            self.say(f"note: events for TensorBoard cannot be written ({error.strerror}); the run goes on without them")
 
     def close(self) -> None:
         """Close the files."""
@@ -94,7 +101,7 @@ class Report:
 
     def saved(self) -> None:
         """Count the time since the last tick as maintenance."""
-        self.maintenance = time.time() - self.last
+        self.maintenance = time.monotonic() - self.last
 
 
 def tell(line: str) -> bool:

@@ -15,7 +15,7 @@ from gan.errors import UserError
 from gan.files import write_json
 from gan.ranks.distributed import Ranks, on_first, same_on_all, set_precision, set_threads
 from gan.rehearsal import Rehearsal
-from gan.run.directories import EXIT, OPTIONS
+from gan.run.directories import EXIT, OPTIONS, write_exit, writing
 from gan.run.loop import REFUSED, finish, train
 from gan.run.plan import RunPlan
 from gan.run.room import is_out_of_memory, out_of_memory, settle_micro
@@ -60,9 +60,8 @@ def train_run(
         state.load_tensors(tensors, saved["images_seen"])
     elif plan.config.init_from:
         initial_weights(plan.config.init_from, state.networks)
+    on_first(ranks, lambda: begin(plan, run))
     if ranks.first:
-        (run / EXIT).unlink(missing_ok=True)
-        write_json(run / OPTIONS, plan.options)
         for line in announcement(plan, run, now, saved, path, passed_over):
             say(line)
     try:
@@ -75,13 +74,20 @@ def train_run(
         raise UserError(f"{message}; the same command resumes from the newest state") from error
 
 
+def begin(plan: RunPlan, run: Path) -> None:
+    """Write the options of the run, which has not ended. Raises UserError if that is not possible."""
+    with writing(str(run)):
+        (run / EXIT).unlink(missing_ok=True)
+        write_json(run / OPTIONS, plan.options)
+
+
 def finished(
     plan: RunPlan, run: Path, images_seen: int, ranks: Ranks, say: Callable[[str], object], scorer: Scorer | None
 ) -> int:
     """Say that the run is finished already, and score its last snapshot if that is not done yet. -> exit code 0."""
     if ranks.first:
         say(f"{run} is finished ({images_seen / 1000:g} kimg); resume=none trains a new run")
-        write_json(run / EXIT, {"code": 0, "reason": "finished", "images_seen": images_seen})
+        write_exit(run, 0, "finished", images_seen)
     if scorer:
         with ExitStack() as stack:
             scoring = None

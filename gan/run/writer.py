@@ -45,7 +45,7 @@ class Writer:
         return None
 
 
-def check_space(folder: Path, tensors: Iterable[Tensor]) -> None:
+def check_space(folder: Path, tensors: Iterable[Tensor] = ()) -> None:
     """Raises UserError if the disk has no room for the tensors. Called before anything is written."""
     needed = SLACK + sum(t.nbytes for t in tensors)
     free = shutil.disk_usage(folder).free
