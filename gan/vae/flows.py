@@ -5,6 +5,7 @@ Jacobian, [k, N]. Layers that can be inverted have `inverse`, which returns the 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,7 @@ class Coupling(nn.Module):
         return old, -log_det
 
 
-def _zuko():  # type: ignore[no-untyped-def]
+def _zuko() -> Any:
     try:
         import zuko
     except ImportError as error:

@@ -1,9 +1,9 @@
 """Approximate posteriors q(z | x): how latents are drawn for an image, and how dense they lie.
 
-Each is a module that is called with standard normal noise [k, N, m], m its `noise`, features h of the images [N, F], and
-the model's log p(x, z) as a function of z. It returns latents z [k, N, d] and log q [k, N], so that log p(x, z) - log q
-is a log weight (`gan.vae.bounds`). Where the posterior has variables besides z, what they add is part of log q, and the
-weights' mean is p(x) all the same.
+Each is a module that is called with standard normal noise [k, N, m], m its `noise`, features h of the images [N, F],
+and the model's log p(x, z) as a function of z. It returns latents z [k, N, d] and log q [k, N], so that
+log p(x, z) - log q is a log weight (`gan.vae.bounds`). Where the posterior has variables besides z, what they add is
+part of log q, and the weights' mean is p(x) all the same.
 """
 
 import math
@@ -72,7 +72,7 @@ class Flowed(nn.Module):
         """log q(z | x) of latents [k, N, d] -> [k, N]."""
         total = torch.zeros_like(z[..., 0])
         for layer in reversed(self.layers):
-            z, log_det = layer.inverse(z, h)
+            z, log_det = layer.inverse(z, h)  # type: ignore[operator]
             total = total - log_det
         return total + normal_log_density(z, *self.moments(h).chunk(2, -1))
 
@@ -94,9 +94,9 @@ def leapfrog(
 class Hamiltonian(nn.Module):
     """A Gaussian whose draws then move along log p(x, z), by Hamiltonian dynamics with a random momentum.
 
-    Salimans et al. 2015, section 3. The momentum at the end is modeled as it was drawn, by N(0, mass). So the log weight
-    is log p(x, z) + log N(momentum at the end) - log q(first z) - log N(momentum at the start), as volume is kept. Mass
-    and step size of each coordinate are learned.
+    Salimans et al. 2015, section 3. The momentum at the end is modeled as it was drawn, by N(0, mass). So the log
+    weight is log p(x, z) + log N(momentum at the end) - log q(first z) - log N(momentum at the start), as volume is
+    kept. Mass and step size of each coordinate are learned.
     """
 
     has_density = False
