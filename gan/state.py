@@ -56,6 +56,7 @@ class Family:
     generator: str  # the network that makes images: it is averaged, and a snapshot holds the average
     optimizers: Mapping[str, tuple[str, str]]  # name -> (the network it trains, its learning rate's key)
     step: Step
+    numbers: Callable[["Task", Moment], dict[str, float]]  # of its schedules, beside those that all families have
     kind: Callable[["Task", Moment], Hashable]  # steps of one kind differ in their inputs alone
     check: Callable[[TrainConfig], object]  # raises UserError for settings that do not go together
     remarks: Callable[[TrainConfig], Iterable[str]]  # a line on each setting that is allowed but probably a mistake

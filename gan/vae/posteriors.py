@@ -53,6 +53,10 @@ class Flowed(nn.Module):
         """Can its density be told of any latents, not only of those that it drew?"""
         return all(hasattr(layer, "inverse") for layer in self.layers)
 
+    def divergence(self, h: Tensor) -> Tensor | None:
+        """KL(q || N(0, I)) [N]; None where it is known by draws only."""
+        return None if self.layers else normal_divergence(*self.moments(h).chunk(2, -1))
+
     def forward(
         self, z: Tensor, h: Tensor, joint: Joint | None = None, density: bool = False
     ) -> tuple[Tensor, Tensor] | Tensor:
@@ -180,7 +184,8 @@ class Implicit(nn.Module):
 
     def forward(self, noise: Tensor, h: Tensor, joint: Joint | None = None) -> tuple[Tensor, Tensor]:
         z, whitened, log_r = self.contrast(noise, h)
-        return z, self.adversary(whitened, h.detach()) + log_r
+        constants = {name: p.detach() for name, p in self.adversary.named_parameters()}  # it has a loss of its own
+        return z, functional_call(self.adversary, constants, (whitened, h.detach())) + log_r
 
     def contrast(self, noise: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [k, N, d], the same in units of the Gaussian, and their log density under it [k, N]."""
