@@ -137,9 +137,7 @@ def check(config: TrainConfig) -> None:
         raise UserError("growth.mode=progressive: a VAE is trained at its final resolution; give growth.mode=none")
     options = config.vae
     if find_likelihood(options.likelihood).binary and not options.binarize:
-        raise UserError(
-            f"vae.likelihood={options.likelihood} is of black and white pixels; give vae.binarize=1, or another likelihood"
-        )
+        raise UserError(f"vae.likelihood={options.likelihood} is of black and white pixels; give vae.binarize=1 too")
     if options.binarize and not find_likelihood(options.likelihood).binary:
         raise UserError(f"vae.binarize=1 leaves nothing for vae.likelihood={options.likelihood} to tell; leave it out")
     if options.gradient == "doubly" and not (options.bound == "iwae" and row.has_density):
