@@ -166,6 +166,8 @@ class DataConfig:
     mirror: bool = setting(False, flag="--mirror", help="Flip images left-right at random.")
     # records per block: the shuffle moves blocks of neighboring records, for disks that are slow at random reads
     block: int = setting(1, low=1, high=WHOLE)
+    # every coupling group (distributed.group) has images of one class, which is what vae.posterior=grouped needs
+    grouped: bool = False
     aug: str = setting(
         "none",
         choices=("none", "diff", "ada"),  # rows of gan.methods.augment.AUGMENTATIONS
@@ -358,6 +360,10 @@ def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     yield (
         not c.distributed.exact or alone,
         "distributed.exact works neither with distributed.compress nor with distributed.micro; leave them out",
+    )
+    yield (
+        not c.data.grouped or c.data.block == 1,
+        "data.grouped orders the data by classes and data.block by place; leave one out",
     )
     yield not (c.growth.shares and c.growth.kimg), "growth.shares and growth.kimg were both given; leave one out"
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from data.cache import cached
 from data.dataset import ImageDataset
 from data.errors import DataError
 from data.loader import Check, load, pageable, unchecked
+from data.sampler import ClassGroups
 from gan.config import TrainConfig, flatten
 from gan.errors import EverywhereError, PeerError, UserError
 from launch.cli import run as run_command
@@ -124,6 +126,7 @@ def make_job(flags: Mapping[str, Any]) -> Job:
             f"{flags['data']} holds {len(dataset)} image{'s' * (len(dataset) != 1)}, fewer than one batch of "
             f"{config.batch}; {remedy}"
         )
+    class_groups(dataset, config)
     data = Path(flags["data"])
     plan = plan_run(config, images, data.stem, flags["preset"], str(data.absolute()))
     world = int(os.environ.get("WORLD_SIZE", flags["gpus"]))
@@ -310,6 +313,23 @@ def work(job: Job, ranks: "Ranks", patience: float = 0.0) -> int:
         return train_run(job.plan, run, feed, ranks, lambda line: tell(as_flags(line)), job.scorer)
 
 
+def class_groups(dataset: ImageDataset, config: TrainConfig) -> ClassGroups | None:
+    """The groups of one class each that the data is read in, with data.grouped. Raises UserError for a dataset without
+    classes, and for a class that is smaller than a group."""
+    if not config.data.grouped:
+        return None
+    size = config.distributed.group
+    if dataset.labels is None or not dataset.manifest.classes:
+        raise UserError(f"data.grouped=1 needs class labels and {dataset.path} has none; prepare a folder per class")
+    for name, count in zip(dataset.manifest.classes, np.bincount(dataset.labels).tolist(), strict=False):
+        if 0 < count < size:
+            raise UserError(
+                f"data.grouped=1: class {name} of {dataset.path} has {count} images, fewer than a group of {size}; "
+                "lower distributed.group, or add images"
+            )
+    return ClassGroups.of(dataset.labels, size)
+
+
 def make_feed(job: Job, ranks: "Ranks") -> "Feed":
     """A function that reads the batches for requests, into memory that is page-locked if a GPU copies from it."""
     import torch
@@ -332,6 +352,7 @@ def make_feed(job: Job, ranks: "Ranks") -> "Feed":
         job.dataset,
         seed=config.seed,
         block=config.data.block,
+        groups=class_groups(job.dataset, config),
         workers=config.run.workers,
         check=checks[config.data.check],
         allocate=pinned if ranks.device.type == "cuda" else pageable,

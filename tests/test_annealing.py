@@ -7,7 +7,7 @@ import torch
 
 from gan.vae.annealing import annealed_log_weights
 from gan.vae.bounds import iwae
-from gan.vae.posteriors import normal_log_density
+from gan.vae.gaussians import normal_log_density
 
 # z ~ N(0, I), x | z ~ N(W z + b, I / 4)
 W = torch.tensor([[1.0, 0.5], [-0.3, 0.8], [0.2, -0.6]], dtype=torch.float64)

@@ -10,7 +10,7 @@ from tiny import one_thread  # noqa: F401 - a fixture
 from gan.errors import UserError
 from gan.state import initial_state
 from gan.vae.estimates import Scene, bits_per_number, find_estimator
-from gan.vae.posteriors import normal_log_density
+from gan.vae.gaussians import normal_log_density
 
 SMALL = {"network.z_dim": 2, "vae.hidden": [8, 8], "network.widths": [8], "precision.dtype": "float64"}
 KINDS = {

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from gan.run import loop
 from gan.sampling import generate
 from gan.state import initial_state
 from gan.vae.posteriors import POSTERIORS
+from launch.train import class_groups
 
 VAE = {
     "model": "vae", "growth.mode": "none", "growth.shares": [], "regularizer.every": 1, "optimizer.d_lr": 0.002,
@@ -25,7 +27,9 @@ VAE = {
 }  # fmt: skip
 SMALL = {"planar": ":layers=2", "householder": ":layers=2", "iaf": ":layers=2", "coupling": ":layers=2"}
 SMALL |= {"hamiltonian": ":steps=2", "auxiliary": ":size=3", "implicit": ":size=3"}
+SMALL |= {"grouped": ":content=3"}
 CASES = {name: {"vae.posterior": name + SMALL.get(name, "")} for name in POSTERIORS}
+CASES["grouped"]["data.grouped"] = True
 CASES["iwae"] = {"vae.bound": "iwae", "vae.samples": 5, "vae.warmup_kimg": 0.5}
 CASES["dense"] = {"vae.hidden": [10, 12], "vae.likelihood": "bernoulli", "vae.binarize": True, "data.cond": True}
 CASES["logistic"] = {"vae.likelihood": "logistic", "data.mirror": True, "data.cond": True}
@@ -167,6 +171,7 @@ REFUSED = {
         "vae.gradient": "doubly", "vae.bound": "iwae", "vae.posterior": "planar"
     },
     "vae.free_bits is of the divergence": {"vae.free_bits": 1.0, "vae.bound": "iwae"},
+    "give data.grouped=1 and vae.bound=elbo": {"vae.posterior": "grouped:content=3"},
     "vae.samples=0 must be at least 1": {"vae.samples": 0},
     "has no half": {"vae.posterior": "coupling", "network.z_dim": 1},
     "vae.posterior=planr is unknown; did you mean planar": {"vae.posterior": "planr"},
@@ -182,3 +187,23 @@ def test_settings_that_cannot_be_are_refused(message):
 def test_a_gan_refuses_what_is_of_a_vae():
     with pytest.raises(UserError, match=r"vae.samples=5 does nothing with model=gan; leave it out"):
         tiny_task(tiny_config({"vae.samples": 5}))
+
+
+class Labeled:
+    """What the order of groups asks of a dataset."""
+
+    path = "x.lmdb"
+
+    def __init__(self, labels, classes=("a", "b", "c")):
+        self.labels = labels
+        self.manifest = SimpleNamespace(classes=classes)
+
+
+def test_groups_need_classes_that_fill_them():
+    config = tiny_config({"data.grouped": True})
+    groups = class_groups(Labeled(np.repeat([0, 1], 5)), config)
+    assert len(groups) == 8 and class_groups(Labeled(None), tiny_config()) is None
+    with pytest.raises(UserError, match=r"class b of x.lmdb has 3 images, fewer than a group of 4"):
+        class_groups(Labeled(np.repeat([0, 1], [5, 3])), config)
+    with pytest.raises(UserError, match=r"data.grouped=1 needs class labels and x.lmdb has none"):
+        class_groups(Labeled(None, None), config)

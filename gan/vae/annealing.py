@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gan.vae.posteriors import normal_log_density
+from gan.vae.gaussians import normal_log_density
 
 GOAL = 0.65  # share of proposals that Hamiltonian dynamics should have accepted (Neal 2011, section 4.4)
 FASTER, SLOWER = 1.02, 0.98

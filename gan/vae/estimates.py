@@ -11,6 +11,7 @@ from gan.errors import UserError
 from gan.methods.rows import Entry, look_up
 from gan.vae.annealing import annealed_log_weights
 from gan.vae.bounds import elbo, iwae, jackknife
+from gan.vae.groups import Grouped
 from gan.vae.model import VAE
 from gan.vae.posteriors import Implicit, at_least_one
 
@@ -53,9 +54,10 @@ def _of_weights(draws: int, estimate: Callable[[Tensor], Tensor]) -> Estimator:
     draws = at_least_one("draws", draws)
 
     def estimator(scene: Scene) -> Tensor:
-        if isinstance(scene.G.posterior, Implicit):
+        if isinstance(scene.G.posterior, Implicit | Grouped):
             raise UserError(
-                "the density of an implicit posterior is an adversary's guess, which bounds nothing; ask for ais"
+                "an implicit posterior's density is its adversary's guess, and a grouped one's is of no single image: "
+                "they bound nothing; ask for ais"
             )
         return estimate(scene.log_weights(draws))
 

@@ -34,25 +34,22 @@ def gaussian_log_density(outputs: Tensor, x: Tensor, log_scale: Tensor) -> Tenso
 def gaussian_log_mass(outputs: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
     """The log probability that N(outputs, scale²) falls within half a level of x; the lowest and the highest level have
     all beyond: [N]."""
-
-    def log_below(edge: Tensor) -> Tensor:
-        return torch.special.log_ndtr((edge - outputs) * torch.exp(-log_scale))
-
-    return per_image(
-        _log_mass(x, log_below, lambda edge: torch.special.log_ndtr((outputs - edge) * torch.exp(-log_scale)))
-    )
+    return per_image(log_mass(x, outputs, torch.exp(-log_scale), torch.special.log_ndtr))
 
 
-def _log_mass(x: Tensor, log_below: Callable[[Tensor], Tensor], log_above: Callable[[Tensor], Tensor]) -> Tensor:
-    """log P(level x) of a distribution whose log P(below an edge) and log P(above an edge) are given.
+def log_mass(x: Tensor, mean: Tensor, sharpness: Tensor, log_cdf: Callable[[Tensor], Tensor]) -> Tensor:
+    """log P(level x) under a symmetric distribution with this mean and 1 / scale, `log_cdf` being that of mean 0 and
+    scale 1.
 
-    The difference of the two edges is taken in the tail in which x lies, where both are small and keep their digits.
+    The difference of the distribution function at both edges is taken in its lower tail, where it keeps its digits.
     """
-    low, high = x - HALF_LEVEL, x + HALF_LEVEL
-    below = log_below(high) + log1mexp(log_below(low) - log_below(high))
-    above = log_above(low) + log1mexp(log_above(high) - log_above(low))
-    middle = torch.where(log_below(x) < log_above(x), below, above)
-    return torch.where(x < -1 + HALF_LEVEL, log_below(high), torch.where(x > 1 - HALF_LEVEL, log_above(low), middle))
+    distance = (x - mean).abs()
+    near = log_cdf((HALF_LEVEL - distance) * sharpness)
+    far = log_cdf((-HALF_LEVEL - distance) * sharpness)
+    inside = near + log1mexp(far - near)
+    lowest = log_cdf((x + HALF_LEVEL - mean) * sharpness)
+    highest = log_cdf((mean - x + HALF_LEVEL) * sharpness)
+    return torch.where(x < -1 + HALF_LEVEL, lowest, torch.where(x > 1 - HALF_LEVEL, highest, inside))
 
 
 def log1mexp(a: Tensor) -> Tensor:
@@ -105,13 +102,8 @@ def mixture_log_prob(outputs: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
     mixture = Mixture.of(outputs, x.shape[1])
     x = x.unsqueeze(1)
     means = mixture.moved(x)
-    sharpness = torch.exp(-mixture.log_scales)
-    log_mass = _log_mass(
-        x.expand_as(means),
-        lambda edge: F.logsigmoid((edge - means) * sharpness),
-        lambda edge: F.logsigmoid((means - edge) * sharpness),
-    )
-    return per_image((mixture.log_weights + log_mass.sum(2, keepdim=True)).logsumexp(1))
+    values = log_mass(x.expand_as(means), means, torch.exp(-mixture.log_scales), F.logsigmoid)
+    return per_image((mixture.log_weights + values.sum(2, keepdim=True)).logsumexp(1))
 
 
 def mixture_mean(outputs: Tensor, channels: int) -> Tensor:

@@ -27,8 +27,9 @@ from gan.networks import (
     network_widths,
 )
 from gan.precision import compute_dtype
+from gan.vae.gaussians import normal_log_density
 from gan.vae.likelihoods import Likelihood, find_likelihood
-from gan.vae.posteriors import POSTERIORS, normal_log_density, stopped_log_density
+from gan.vae.posteriors import POSTERIORS, stopped_log_density
 from ops import setup_filter
 
 FIRST_SCALE = 0.5  # of pixels in [-1, 1], before one is learned
@@ -284,7 +285,9 @@ def build_vae(config: TrainConfig, images: ImageFormat) -> VAE:
             z_dim, widths, outputs, images.base, classes, filter, config.network.class_gain, normalize=False
         )
     features = encoder.features + (z_dim if classes else 0)
-    posterior = look_up("vae.posterior", options.posterior, POSTERIORS, features=features, d=z_dim)
+    posterior = look_up(
+        "vae.posterior", options.posterior, POSTERIORS, features=features, d=z_dim, group=config.distributed.group
+    )
     scale = FIRST_SCALE if isinstance(options.scale, str) else options.scale
     G = VAE(encoder, posterior, decoder, likelihood, images.channels, images.last, math.log(scale))
     G.compute = compute_dtype(config)

@@ -17,20 +17,10 @@ from gan.errors import UserError
 from gan.layers import Linear
 from gan.methods.rows import Entry
 from gan.vae.flows import FLOWS
+from gan.vae.gaussians import normal_divergence, normal_log_density
+from gan.vae.groups import Grouped
 
 Joint = Callable[[Tensor], Tensor]  # z [k, N, d] -> log p(x, z) [k, N]
-LOG_2PI = math.log(2 * math.pi)
-
-
-def normal_log_density(z: Tensor, mean: Tensor | float = 0.0, log_variance: Tensor | float = 0.0) -> Tensor:
-    """log N(z; mean, exp(log_variance)) of independent coordinates: [..., d] -> [...]."""
-    log_variance = torch.as_tensor(log_variance, dtype=z.dtype, device=z.device)
-    return -0.5 * (LOG_2PI + log_variance + (z - mean).square() * torch.exp(-log_variance)).sum(-1)
-
-
-def normal_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, diag exp(log_variance)) || N(0, I)): [..., d] -> [...] (Kingma & Welling 2014, appendix B)."""
-    return 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance).sum(-1)
 
 
 def stopped_log_density(posterior: nn.Module, z: Tensor, h: Tensor) -> Tensor:
@@ -216,13 +206,6 @@ class Adversary(nn.Module):
         return joined(self.network, z, h).squeeze(-1)
 
 
-def _flow(summary: str, flow: str, layers: int) -> Entry[nn.Module]:
-    def make(features: int, d: int, layers: int) -> nn.Module:
-        return Flowed(features, d, flow, at_least_one("layers", layers))
-
-    return Entry(summary, make, {"layers": layers})
-
-
 def at_least_one(name: str, value: int) -> int:
     """The value. Raises UserError below 1."""
     if value < 1:
@@ -230,25 +213,41 @@ def at_least_one(name: str, value: int) -> int:
     return value
 
 
-POSTERIORS: dict[str, Entry[nn.Module]] = {  # made for (features of the images, numbers in a latent)
-    "diagonal": Entry("a Gaussian with independent coordinates (Kingma & Welling 2014, eq. 9)", Flowed),
+def _flow(summary: str, flow: str, layers: int) -> Entry[nn.Module]:
+    def make(features: int, d: int, group: int, layers: int) -> nn.Module:
+        return Flowed(features, d, flow, at_least_one("layers", layers))
+
+    return Entry(summary, make, {"layers": layers})
+
+
+# Made for (features of the images, numbers in a latent, images in a coupling group).
+POSTERIORS: dict[str, Entry[nn.Module]] = {
+    "diagonal": Entry(
+        "a Gaussian with independent coordinates (Kingma & Welling 2014, eq. 9)",
+        lambda features, d, group: Flowed(features, d),
+    ),
     "planar": _flow("that, bent along directions (Rezende & Mohamed 2015, eq. 10)", "planar", 8),
     "householder": _flow("that, reflected: any Gaussian (Tomczak & Welling 2016, eq. 8)", "householder", 8),
     "iaf": _flow("that, through autoregressive gates (Kingma et al. 2016, eq. 10)", "iaf", 4),
     "coupling": _flow("that, each half moved by the other (Dinh et al. 2015, eq. 11)", "coupling", 4),
     "hamiltonian": Entry(
         "that, moved along log p(x, z) (Salimans et al. 2015, section 3)",
-        lambda features, d, steps: Hamiltonian(features, d, at_least_one("steps", steps)),
+        lambda features, d, group, steps: Hamiltonian(features, d, at_least_one("steps", steps)),
         {"steps": 4},
     ),
     "auxiliary": Entry(
         "a mixture of Gaussians, by a variable that is drawn first (Maaløe et al. 2016, eq. 3)",
-        lambda features, d, size: Auxiliary(features, d, at_least_one("size", size)),
+        lambda features, d, group, size: Auxiliary(features, d, at_least_one("size", size)),
         {"size": 16},
     ),
     "implicit": Entry(
         "draws of a network, their density judged by an adversary (Mescheder et al. 2017, section 3)",
-        lambda features, d, size: Implicit(features, d, at_least_one("size", size)),
+        lambda features, d, group, size: Implicit(features, d, at_least_one("size", size)),
         {"size": 16},
+    ),
+    "grouped": Entry(
+        "the first numbers are the same for all images of a class in a coupling group (Bouchacourt et al. 2018, eq. 4)",
+        lambda features, d, group, content: Grouped(features, d, content, group),
+        {"content": 8},
     ),
 }

@@ -18,6 +18,7 @@ from gan.schedules import Moment
 from gan.state import Family, StepInputs, Task, TrainState
 from gan.undo import undo_step
 from gan.vae.bounds import doubly_reparameterized, iwae
+from gan.vae.groups import Grouped
 from gan.vae.likelihoods import find_likelihood
 from gan.vae.model import VAE, Evidence, build_vae
 from gan.vae.posteriors import POSTERIORS, Implicit
@@ -130,7 +131,8 @@ def statistics(evidence: Evidence, loss: Tensor) -> dict[str, Tensor]:
 def check(config: TrainConfig) -> None:
     """Raises UserError for settings of other models, and for some that do not go together."""
     refuse_others(config, FOREIGN)
-    row = look_up("vae.posterior", config.vae.posterior, POSTERIORS, features=8, d=config.network.z_dim)
+    size = config.distributed.group
+    row = look_up("vae.posterior", config.vae.posterior, POSTERIORS, features=8, d=config.network.z_dim, group=size)
     implicit = isinstance(row, Implicit)
     refuse_others(config, WITHOUT_TURNS if implicit else OF_ADVERSARIES)
     if config.growth.mode != "none":
@@ -140,6 +142,11 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"vae.likelihood={options.likelihood} is of black and white pixels; give vae.binarize=1 too")
     if options.binarize and not find_likelihood(options.likelihood).binary:
         raise UserError(f"vae.binarize=1 leaves nothing for vae.likelihood={options.likelihood} to tell; leave it out")
+    if isinstance(row, Grouped) and not (config.data.grouped and options.bound == "elbo"):
+        raise UserError(
+            f"vae.posterior={options.posterior} shares latents in groups of one class, and bounds them together: give "
+            "data.grouped=1 and vae.bound=elbo"
+        )
     if options.gradient == "doubly" and not (options.bound == "iwae" and row.has_density):
         raise UserError(
             "vae.gradient=doubly is a gradient of vae.bound=iwae, for posteriors whose density is known everywhere "
