@@ -22,7 +22,8 @@ from gan.config import TrainConfig, from_dict
 from gan.errors import UserError
 from gan.families import find_family
 from gan.files import replacing, sync
-from gan.networks import ImageFormat, ResNetGenerator
+from gan.networks import ImageFormat
+from gan.sampling import Generator
 
 STATE = "training-state-"
 SNAPSHOT = "network-snapshot-"
@@ -33,7 +34,7 @@ POSTHOC = "posthoc-"  # snapshots too, of averages of other lengths (gan/posthoc
 class Snapshot:
     """An averaged generator, ready to use, and where it comes from."""
 
-    G: ResNetGenerator
+    G: Generator
     config: TrainConfig
     images: ImageFormat  # of the dataset that it was trained on
     stage: int
@@ -43,7 +44,7 @@ class Snapshot:
 
 def save_snapshot(
     path: Path,
-    G: ResNetGenerator,
+    G: Generator,
     config: dict[str, Any],
     images: ImageFormat,
     stage: int,

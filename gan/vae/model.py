@@ -216,6 +216,16 @@ class VAE(nn.Module):
         h = self.encoder(images)
         return h if self.embedding is None else torch.cat([h, self.embedding(labels)], 1)
 
+    @torch.no_grad()
+    def encode(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The codes [N, d] of images [N, C, H, W]: the latents that a noise of 0 makes."""
+
+        def joint(z: Tensor) -> Tensor:
+            return normal_log_density(z) + self.log_likelihood(z, images, labels)
+
+        noise = images.new_zeros(1, len(images), self.posterior.noise)
+        return self.posterior(noise, self.features(images, labels), joint=joint)[0][0]
+
     def outputs(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """What the likelihood takes, for latents [n, d]."""
         return self.decoder.synthesize(self.decoder.first_layer(z, labels), self.stage)
