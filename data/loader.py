@@ -9,11 +9,13 @@ from itertools import cycle
 
 import numpy as np
 
-from data.dataset import ImageDataset
+from data.dataset import Dataset, ImageDataset
 from data.sampler import ClassGroups, grouped_indices, sample_indices
 
 Request = tuple[int, int, int]  # (first global sample, how many, level): growth stage k trains on level k
-Batch = tuple[np.ndarray, np.ndarray | None]  # images uint8 [n, H, W, C], labels [n] or [n, d] as they are stored
+Batch = tuple[
+    np.ndarray, np.ndarray | None
+]  # images uint8 [n, H, W, C] (vectors float32), labels [n] or [n, d] as they are stored
 Allocate = Callable[[int], np.ndarray]  # bytes -> uint8 [bytes]
 Order = Callable[[int, int], np.ndarray]  # (first global sample, how many) -> indices
 Check = Callable[[int, int], bool]  # (first global sample, level) of a request -> verify its records' checksums?
@@ -32,7 +34,7 @@ def unchecked(first: int, level: int) -> bool:
 
 
 def load(
-    dataset: ImageDataset,
+    dataset: Dataset,
     requests: Iterator[Request],
     seed: int,
     *,
@@ -98,8 +100,8 @@ def _find(requests: Iterator[Request], order: Order, check: Check) -> Iterator[t
         yield run[first - start : first - start + count], level, check(first, level)
 
 
-def _fetch(dataset: ImageDataset, indices: np.ndarray, level: int, check: bool, buffer: Buffer) -> Batch:
+def _fetch(dataset: Dataset, indices: np.ndarray, level: int, check: bool, buffer: Buffer) -> Batch:
     labels = dataset.labels
-    out = buffer.shaped(len(indices), *dataset.shape(level))
+    out = buffer.shaped(len(indices), *dataset.shape(level)) if isinstance(dataset, ImageDataset) else None
     images = dataset.read(indices, level, check, out)
     return images, None if labels is None else labels[indices]

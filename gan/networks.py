@@ -49,6 +49,11 @@ class ImageFormat:
         """(height, width) of the images of a stage."""
         return size_at(self.base, stage)
 
+    @property
+    def pictures(self) -> bool:
+        """Are they images that one can look at? Vectors are images of one row."""
+        return self.size(self.last)[0] > 1
+
     def size_name(self, stage: int) -> str:
         """The same for people: "16x16"."""
         return "{}x{}".format(*self.size(stage))

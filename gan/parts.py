@@ -76,12 +76,14 @@ def split_by_turn(parts: Sequence[Part], turns: PenaltyTurns, step: int, images_
 
 
 def prepare_reals(images: Tensor, mirror: Draws | None, alpha: Alpha, G: Any) -> Tensor:
-    """uint8 [n, H, W, C] -> [n, C, H, W] in [-1, 1], channels_last in memory.
+    """uint8 [n, H, W, C] -> [n, C, H, W] in [-1, 1], channels_last in memory; float32 numbers of vectors are kept.
 
     They are flipped at random if `mirror` is given, and blended with their lower resolution while the stage fades in,
     as the generator's images are.
     """
-    real = images.permute(0, 3, 1, 2).to(G.filter.dtype) / 127.5 - 1
+    real = images.permute(0, 3, 1, 2).to(G.filter.dtype)
+    if not images.is_floating_point():
+        real = real / 127.5 - 1
     if mirror is not None:
         flipped = mirror.coins("mirror").to(real.device).view(-1, 1, 1, 1)
         real = torch.where(flipped, real.flip(3), real)

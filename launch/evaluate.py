@@ -128,11 +128,11 @@ def divergences(flags: Mapping[str, Any]) -> int:
 
 def likelihoods(flags: Mapping[str, Any]) -> int:
     """Estimate what was asked for of log p(x)."""
-    from data.dataset import ImageDataset
+    from data.dataset import open_dataset
     from launch.likelihood_estimates import estimate_likelihoods
 
     paths = {network: find_snapshot(network) for network in flags["networks"]}
-    dataset = ImageDataset(flags["data"])
+    dataset = open_dataset(flags["data"])
     estimate_likelihoods(flags["likelihood"], paths, dataset, flags["samples"], flags["seed"], flags["json_path"])
     return 0
 

@@ -14,14 +14,14 @@ from launch.tables import save_rows, text_table
 if TYPE_CHECKING:
     import torch
 
-    from data.dataset import ImageDataset
+    from data.dataset import Dataset
     from gan.vae.model import VAE
 
 BATCH = 100  # images at a time
 
 
 def estimate_likelihoods(
-    names: str, paths: Mapping[str, Path], dataset: "ImageDataset", samples: int, seed: int, json_path: Path | None
+    names: str, paths: Mapping[str, Path], dataset: "Dataset", samples: int, seed: int, json_path: Path | None
 ) -> None:
     """Print a table with a row for each network and estimator, of `samples` random images of the dataset.
 
@@ -57,7 +57,7 @@ def estimate_likelihoods(
     save_rows(json_path, rows)
 
 
-def _values(estimator: Any, snapshot: Any, dataset: "ImageDataset", indices: np.ndarray, level: int, seed: int) -> Any:
+def _values(estimator: Any, snapshot: Any, dataset: "Dataset", indices: np.ndarray, level: int, seed: int) -> Any:
     """log p(x) of the images, batch by batch."""
     import torch
 
@@ -75,11 +75,12 @@ def _values(estimator: Any, snapshot: Any, dataset: "ImageDataset", indices: np.
         if G.classes:
             assert dataset.labels is not None
             labels = torch.from_numpy(dataset.labels[chosen]).to(device)
-        yield estimator(Scene(G, images, labels, generator)).cpu().numpy()
+        yield estimator(Scene(G, images, labels, generator, snapshot.images.pictures)).cpu().numpy()
 
 
 def as_images(pixels: np.ndarray, device: "torch.device") -> "torch.Tensor":
-    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [-1, 1]."""
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [-1, 1]; vectors, which are float32, keep their values."""
     import torch
 
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+    return images if images.is_floating_point() else images.float() / 127.5 - 1

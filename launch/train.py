@@ -18,10 +18,11 @@ import click
 import numpy as np
 
 from data.cache import cached
-from data.dataset import ImageDataset
+from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.loader import Check, load, pageable, unchecked
 from data.sampler import ClassGroups
+from data.vectors import VectorDataset
 from gan.config import TrainConfig, flatten
 from gan.errors import EverywhereError, PeerError, UserError
 from launch.cli import run as run_command
@@ -102,7 +103,7 @@ class Job:
     """A checked command: errors in flags, preset or dataset are found before the first rank starts."""
 
     plan: "RunPlan"
-    dataset: ImageDataset
+    dataset: Dataset
     outdir: Path
     resume: str
     scorer: "Scorer | None"
@@ -118,6 +119,11 @@ def make_job(flags: Mapping[str, Any]) -> Job:
     config = read_config(flags)
     find_family(config).check(config)
     dataset = find_dataset(flags, config)
+    if isinstance(dataset, VectorDataset) and not (config.vae.hidden and config.run.metrics == "none"):
+        raise UserError(
+            f"{dataset.path} has vectors, of which no pictures are made: train a VAE of fully connected layers "
+            "(model=vae, vae.hidden), without run.metrics"
+        )
     images = image_format(dataset, config)
     if config.batch > len(dataset):
         smallest = math.lcm(config.distributed.group, find_family(config).coupled(config))
@@ -138,12 +144,12 @@ def make_job(flags: Mapping[str, Any]) -> Job:
     return Job(plan, dataset, Path(flags["outdir"]), flags["resume"], find_scorer(dataset, config.run))
 
 
-def find_dataset(flags: Mapping[str, Any], config: TrainConfig) -> ImageDataset:
+def find_dataset(flags: Mapping[str, Any], config: TrainConfig) -> Dataset:
     """Open the dataset, or with --cache its copy on this node, made now if it is missing; a dry run makes no copy."""
     path = Path(flags["data"])
     if config.run.cache and not flags["dry_run"]:
         path = cached(path, config.run.cache, announce=partial(click.echo, err=True))
-    return ImageDataset(path, config.run.pages)
+    return open_dataset(path, config.run.pages)
 
 
 def dry_run(job: Job, ranks: int) -> int:
@@ -313,7 +319,7 @@ def work(job: Job, ranks: "Ranks", patience: float = 0.0) -> int:
         return train_run(job.plan, run, feed, ranks, lambda line: tell(as_flags(line)), job.scorer)
 
 
-def class_groups(dataset: ImageDataset, config: TrainConfig) -> ClassGroups | None:
+def class_groups(dataset: Dataset, config: TrainConfig) -> ClassGroups | None:
     """The groups of one class each that the data is read in, with data.grouped. Raises UserError for a dataset without
     classes, and for a class that is smaller than a group."""
     if not config.data.grouped:

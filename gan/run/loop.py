@@ -66,13 +66,13 @@ def train(
             remove_parts(run)
         if report and scorer:
             scoring = stack.enter_context(closing(start_scoring(scorer, task, run, state.images_seen, report.say)))
-        if report and state.images_seen == 0:
+        if report and state.images_seen == 0 and task.images.pictures:
             save_image(run / "reals.png", real_grid(task, feed))
             save_image(run / "fakes_init.png", fake_grid(state, task, stage=task.schedule.last, alpha=1.0))
         batches = stack.enter_context(closing(feed(requests)))
         stop_requests = CopyToHost(state.stop)
         stepper = Stepper(state, task, stats, report.say if report else lambda line: None)
-        likeness = Likeness(task, feed)
+        likeness = Likeness(task, feed) if task.images.pictures else None
         for now in moments:
             begin = time.perf_counter()
             images, labels = to_device(next(batches), task)
@@ -91,10 +91,10 @@ def train(
             skipped, in_a_row = (int(n) for n in state.skipped.tolist())
             means["Progress/augmentation"] = state.augmentation[0].item()
             failure = find_failure(state, task, in_a_row)
-            alike = {} if failure else likeness.tick(state, now)
+            alike = likeness.tick(state, now) if likeness and not failure else {}
             if report:
                 report.tick(tick, now, state.images_seen, means | alike, waited, skipped)
-                for line in likeness.warnings(alike, now):
+                for line in likeness.warnings(alike, now) if likeness else ():
                     report.say(line)
             waited = 0.0
             if failure:
@@ -242,13 +242,14 @@ def save(
     files = {snapshot: task.family.average}
     files |= {run / f"{POSTHOC}{seen:010d}-{length:g}.safetensors": name for name, length in task.posthoc.items()}
     averages = {path: copy.deepcopy(state.networks[name]).cpu() for path, name in files.items()}
-    grid = fake_grid(state, task, now.stage, now.alpha)
+    grid = fake_grid(state, task, now.stage, now.alpha) if task.images.pictures else None
 
     def write() -> None:
         check_space(run, [*tensors.values(), *(p for G in averages.values() for p in G.state_dict().values())])
         for path, G in averages.items():
             save_snapshot(path, G, asdict(config), task.images, now.stage, now.alpha, seen)
-        save_image(run / f"fakes{seen:010d}.png", grid)
+        if grid is not None:
+            save_image(run / f"fakes{seen:010d}.png", grid)
         # The state is written last: a run that is killed here resumes from the state before, and saves all again.
         save_state(run, seen, tensors, about, config.run.keep, round(1000 * config.run.milestone))
         if scoring and now.alpha == 1:

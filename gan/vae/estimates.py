@@ -26,9 +26,10 @@ class Scene:
     images: Tensor
     labels: Tensor | None
     generator: torch.Generator
+    levels: bool = True  # are numbers levels, which have probabilities? Vectors have densities
 
     def log_weights(self, draws: int) -> Tensor:
-        """[draws, N], float64. Images of levels have probabilities and no densities."""
+        """[draws, N], float64."""
         channels = self.images.shape[1]
         numbers = self.images.numel() // channels * self.G.likelihood.outputs(channels)
         step = max(AT_A_TIME // numbers, 1)
@@ -37,7 +38,7 @@ class Scene:
     @torch.no_grad()
     def _some_log_weights(self, draws: int) -> Tensor:
         noise = self.normal(draws, self.G.posterior.noise)
-        evidence = self.G.evidence(self.images, noise, self.labels, masses=True)
+        evidence = self.G.evidence(self.images, noise, self.labels, masses=self.levels)
         return evidence.log_weights.double()
 
     def normal(self, draws: int, size: int) -> Tensor:
@@ -76,7 +77,7 @@ def _annealed(steps: int, chains: int) -> Estimator:
 
     def estimator(scene: Scene) -> Tensor:
         def log_likelihood(z: Tensor) -> Tensor:
-            return scene.G.log_likelihood(z, scene.images, scene.labels, masses=True)
+            return scene.G.log_likelihood(z, scene.images, scene.labels, masses=scene.levels)
 
         start = scene.normal(chains, scene.G.z_dim)
         return iwae(annealed_log_weights(log_likelihood, start, steps, scene.generator).double())
