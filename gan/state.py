@@ -56,13 +56,16 @@ class Family:
     generator: str  # the network that makes images: it is averaged, and a snapshot holds the average
     optimizers: Mapping[str, tuple[str, str]]  # name -> (the network it trains, its learning rate's key)
     step: Step
-    numbers: Callable[["Task", Moment], dict[str, float]]  # of its schedules, beside those that all families have
     kind: Callable[["Task", Moment], Hashable]  # steps of one kind differ in their inputs alone
     check: Callable[[TrainConfig], object]  # raises UserError for settings that do not go together
     remarks: Callable[[TrainConfig], Iterable[str]]  # a line on each setting that is allowed but probably a mistake
     coupled: Callable[[TrainConfig], int]  # how many consecutive samples its losses couple
     named_by: Callable[[TrainConfig], Iterable[str]]  # words for the name of a run's directory, beside dataset and size
     status: Mapping[str, str]  # name in the status line -> name of the statistic
+    # numbers of its schedules, by name, beside those that all families have
+    numbers: Callable[["Task", Moment], dict[str, float]] = lambda task, now: {}
+    remedy: str = "lower the learning rates (optimizer.*_lr)"  # what to do if values are no longer finite
+    collapses: bool = False  # can it come to make images that are all alike? Then a run watches for that
 
     @property
     def average(self) -> str:

@@ -138,4 +138,6 @@ GAN = Family(
     coupled=coupled_samples,
     named_by=method_names,
     status={"loss/D": "Loss/D/loss", "loss/G": "Loss/G/loss"},
+    remedy="lower the learning rates (optimizer.*_lr), or raise regularizer.gamma",
+    collapses=True,
 )

@@ -46,6 +46,7 @@ class Train(click.Command):
         from gan.methods.objectives import OBJECTIVES
         from gan.methods.regularizers import REGULARIZERS
         from gan.methods.rows import help_lines
+        from gan.vae.posteriors import POSTERIORS
 
         plain = {name: entry for name, entry in OBJECTIVES.items() if not name.startswith("f:")}
         family = {name: entry for name, entry in OBJECTIVES.items() if name not in plain}
@@ -53,6 +54,7 @@ class Train(click.Command):
             ("Objectives [with the parameters they take]", plain),
             ("f-GANs: form is paper or log_ratio, saturating=1 makes G descend the divergence itself", family),
             ("Regularizers", REGULARIZERS),
+            ("Posteriors (vae.posterior)", POSTERIORS),
         ):
             with formatter.section(title):
                 formatter.write_dl(help_lines(table), col_max=24)

@@ -150,9 +150,8 @@ def find_failure(state: TrainState, task: Task, in_a_row: int) -> tuple[int, str
     in_a_row: how many of the last steps were void because of non-finite values.
     """
     if in_a_row >= task.config.run.max_skipped:
-        remedy = "lower the learning rates (optimizer.*_lr), or raise regularizer.gamma"
-        where = first_nonfinite_gradient(state)
-        return NOT_FINITE, f"the gradients of {in_a_row} steps in a row were not finite, in {where}; {remedy}"
+        where = f"in {first_nonfinite_gradient(state)}; {task.family.remedy}"
+        return NOT_FINITE, f"the gradients of {in_a_row} steps in a row were not finite, {where}"
     tensors = state.tensors()
     if strangers := find_strangers(fingerprint(tensors.values()), task.ranks):
         who = f"rank{'s' * (len(strangers) > 1)} {', '.join(map(str, strangers))}"

@@ -128,7 +128,7 @@ def _zuko() -> Any:
     try:
         import zuko
     except ImportError as error:
-        raise UserError("this flow is made of zuko's networks, which are missing: pip install zuko") from error
+        raise UserError("its networks are zuko's, which is missing: pip install 'zuko>=1.6,<2'") from error
     return zuko
 
 
