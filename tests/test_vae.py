@@ -15,6 +15,7 @@ from gan.checkpoint import load_snapshot, load_state, newest_state, save_snapsho
 from gan.errors import UserError
 from gan.inputs import step_inputs
 from gan.ranks.statistics import Statistics
+from gan.rehearsal import Rehearsal
 from gan.run import loop
 from gan.sampling import generate
 from gan.state import initial_state
@@ -173,7 +174,7 @@ REFUSED = {
     "vae.free_bits is of the divergence": {"vae.free_bits": 1.0, "vae.bound": "iwae"},
     "give data.grouped=1 and vae.bound=elbo": {"vae.posterior": "grouped:content=3"},
     "vae.samples=0 must be at least 1": {"vae.samples": 0},
-    "has no half": {"vae.posterior": "coupling", "network.z_dim": 1},
+    "no half": {"vae.posterior": "coupling", "network.z_dim": 1},
     "vae.posterior=planr is unknown; did you mean planar": {"vae.posterior": "planr"},
 }  # fmt: skip
 
@@ -207,3 +208,12 @@ def test_groups_need_classes_that_fill_them():
         class_groups(Labeled(np.repeat([0, 1], [5, 3])), config)
     with pytest.raises(UserError, match=r"data.grouped=1 needs class labels and x.lmdb has none"):
         class_groups(Labeled(None, None), config)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_run_needs_is_found_without_numbers(name):
+    task = vae_task(CASES[name])
+    rehearsal = Rehearsal(task.config, task.images)
+    expected = {name: tuple(t.shape) for name, t in initial_state(task).tensors().items()}
+    assert {name: tuple(t.shape) for name, t in rehearsal.state.tensors().items()} == expected
+    assert rehearsal.cost(2, 32).flops > 0

@@ -15,6 +15,7 @@ from gan.errors import UserError
 from gan.layers import Linear
 
 OPEN_GATE = 1.5  # the bias of a gate: z passes nearly unchanged at first (Kingma et al. 2016, section 4)
+MOST_SCALING = 2.0  # bound of the logarithm of a factor in a coupling layer
 HIDDEN = (64, 64)  # units of the networks inside of autoregressive and coupling layers
 
 
@@ -80,9 +81,10 @@ class InverseAutoregressive(nn.Module):
 
     def __init__(self, features: int, d: int):
         super().__init__()
-        earlier = torch.ones(d, d, dtype=torch.bool).tril(-1)
-        sees = torch.cat([earlier, torch.ones(d, features, dtype=torch.bool)], 1)
-        self.network = _zuko().nn.MaskedMLP(sees.repeat(2, 1), HIDDEN, activation=nn.ELU)
+        with torch.device("cpu"):  # also where sizes alone are asked for: the masks are worked out
+            earlier = torch.ones(d, d, dtype=torch.bool).tril(-1)
+            sees = torch.cat([earlier, torch.ones(d, features, dtype=torch.bool)], 1)
+            self.network = _zuko().nn.MaskedMLP(sees.repeat(2, 1), HIDDEN, activation=nn.ELU)
 
     def _mean_and_gate(self, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         mean, gate = self.network(torch.cat([z, h.expand(*z.shape[:-1], -1)], -1)).chunk(2, -1)
@@ -103,25 +105,33 @@ class InverseAutoregressive(nn.Module):
 
 
 class Coupling(nn.Module):
-    """Every second coordinate is scaled and moved by a network of the others (Dinh et al. 2015 and 2017).
+    """The second half of the coordinates is scaled and moved by a network of the first (Dinh et al. 2017, eq. 7 and 8);
+    then the order of coordinates is reversed. Both directions are one pass.
 
-    Then the order of coordinates is reversed. Both directions are one pass.
+    zuko's own transform asks for the places of its mask at each pass, which no CUDA graph can hold.
     """
 
     def __init__(self, features: int, d: int):
         super().__init__()
         if d < 2:
-            raise UserError(f"vae.posterior=coupling moves one half of the latent by the other; {d} number has no half")
-        zuko = _zuko()
-        self.transform = zuko.flows.coupling.GeneralCouplingTransform(d, features, hidden_features=HIDDEN)
+            raise UserError(f"it moves one half of the latent by the other, and {d} number has no half")
+        self.sizes = [d // 2, d - d // 2]
+        with torch.device("cpu"):
+            self.network = _zuko().nn.MLP(self.sizes[0] + features, 2 * self.sizes[1], HIDDEN, activation=nn.ELU)
+
+    def _move_and_scale(self, first: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        move, log_scale = self.network(torch.cat([first, h.expand(*first.shape[:-1], -1)], -1)).chunk(2, -1)
+        return move, log_scale.tanh() * MOST_SCALING
 
     def forward(self, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det = self.transform(h.expand(*z.shape[:-1], -1)).call_and_ladj(z)
-        return z.flip(-1), log_det
+        first, second = z.split(self.sizes, -1)
+        move, log_scale = self._move_and_scale(first, h)
+        return torch.cat([first, second * log_scale.exp() + move], -1).flip(-1), log_scale.sum(-1)
 
     def inverse(self, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        old, log_det = self.transform(h.expand(*z.shape[:-1], -1)).inv.call_and_ladj(z.flip(-1))
-        return old, -log_det
+        first, second = z.flip(-1).split(self.sizes, -1)
+        move, log_scale = self._move_and_scale(first, h)
+        return torch.cat([first, (second - move) * (-log_scale).exp()], -1), log_scale.sum(-1)
 
 
 def _zuko() -> Any:
