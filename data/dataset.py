@@ -3,12 +3,15 @@
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 
 from data.errors import DataError
 from data.store import Reader, expected_entries, open_reader
+from data.vectors import SUFFIX, VectorDataset
+
+Dataset = Union["ImageDataset", VectorDataset]
 
 PAGES = ("keep", "drop")
 DROP_BYTES = 64 << 20  # pages that may be resident, about, before they are dropped
@@ -96,3 +99,8 @@ class ImageDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "pages": self.pages, "manifest": self.manifest, "_opened": None, "_touched": 0}
+
+
+def open_dataset(path: str | os.PathLike[str], pages: str = "keep") -> Dataset:
+    """A dataset of images, or of vectors if the file is an .npz. DataError as their classes say."""
+    return VectorDataset(path) if Path(path).suffix == SUFFIX else ImageDataset(path, pages)

@@ -4,16 +4,20 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import cycle
 
 import numpy as np
 
-from data.dataset import ImageDataset
-from data.sampler import sample_indices
+from data.dataset import Dataset, ImageDataset
+from data.sampler import ClassGroups, grouped_indices, sample_indices
 
 Request = tuple[int, int, int]  # (first global sample, how many, level): growth stage k trains on level k
-Batch = tuple[np.ndarray, np.ndarray | None]  # images uint8 [n, H, W, C], labels [n] or [n, d] as they are stored
+Batch = tuple[
+    np.ndarray, np.ndarray | None
+]  # images uint8 [n, H, W, C] (vectors float32), labels [n] or [n, d] as they are stored
 Allocate = Callable[[int], np.ndarray]  # bytes -> uint8 [bytes]
+Order = Callable[[int, int], np.ndarray]  # (first global sample, how many) -> indices
 Check = Callable[[int, int], bool]  # (first global sample, level) of a request -> verify its records' checksums?
 
 RUN = 2048  # indices that are computed at once, which costs each of them a tenth of what a batch's few would
@@ -30,11 +34,12 @@ def unchecked(first: int, level: int) -> bool:
 
 
 def load(
-    dataset: ImageDataset,
+    dataset: Dataset,
     requests: Iterator[Request],
     seed: int,
     *,
     block: int = 1,
+    groups: ClassGroups | None = None,
     workers: int = 1,
     check: Check = unchecked,
     allocate: Allocate = pageable,
@@ -42,10 +47,14 @@ def load(
     """The batch of every request, in order, `workers` + 1 of them read ahead by so many threads (0: by the caller).
 
     A batch is valid until the next one is asked for: then its memory, of which `allocate` makes `workers` + 2 pieces,
-    is written again. One thread is enough for raw images; encoded ones are decoded by as many as there are. The caller
-    advances `requests`. What a thread raises is raised here in place of its batch; closing the generator joins them.
+    is written again. With `groups` each group has one label. One thread is enough for raw images; encoded ones are
+    decoded by as many as there are. The caller advances `requests`. What a thread raises is raised here in place of its
+    batch; closing the generator joins them.
     """
-    wanted = _find(requests, len(dataset), seed, block, check)
+    order: Order = partial(sample_indices, length=len(dataset), seed=seed, block=block)
+    if groups:
+        order = partial(grouped_indices, groups=groups, seed=seed)
+    wanted = _find(requests, order, check)
     if not workers:
         buffer = Buffer(allocate)
         yield from (_fetch(dataset, *one, buffer) for one in wanted)
@@ -80,21 +89,19 @@ class Buffer:
         return self.memory[:size].reshape(shape)
 
 
-def _find(
-    requests: Iterator[Request], length: int, seed: int, block: int, check: Check
-) -> Iterator[tuple[np.ndarray, int, bool]]:
+def _find(requests: Iterator[Request], order: Order, check: Check) -> Iterator[tuple[np.ndarray, int, bool]]:
     """(indices, level, verify them?) of every request."""
     start = 0
     run = np.empty(0, np.int64)
     for first, count, level in requests:
         if not start <= first <= first + count <= start + len(run):
             start = first
-            run = sample_indices(first, max(count, RUN), length, seed, block)
+            run = order(first, max(count, RUN))
         yield run[first - start : first - start + count], level, check(first, level)
 
 
-def _fetch(dataset: ImageDataset, indices: np.ndarray, level: int, check: bool, buffer: Buffer) -> Batch:
+def _fetch(dataset: Dataset, indices: np.ndarray, level: int, check: bool, buffer: Buffer) -> Batch:
     labels = dataset.labels
-    out = buffer.shaped(len(indices), *dataset.shape(level))
+    out = buffer.shaped(len(indices), *dataset.shape(level)) if isinstance(dataset, ImageDataset) else None
     images = dataset.read(indices, level, check, out)
     return images, None if labels is None else labels[indices]

@@ -3,9 +3,13 @@
 A balanced Feistel network (Luby and Rackoff 1988) permutes the smallest [0, 4**k) that covers the dataset. An output
 beyond the dataset is fed back until it falls inside (cycle walking, Black and Rogaway 2002): again a permutation.
 
+Grouped by class, it permutes the records of each class, cuts each class into groups, and permutes all groups.
+
 With blocks of more than one record, for disks that read neighbors much faster, it permutes the blocks of consecutive
 records, and another one the records of each block. What is left over is a shorter block, put anywhere among them.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,6 +36,49 @@ def sample_indices(first: int, count: int, length: int, seed: int, block: int = 
     if block == 1:
         return _permute(positions, keys, length).astype(np.int64)
     return _permute_blocks(positions, keys, length, min(block, length)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ClassGroups:
+    """How many groups of `size` records of one class each class has, and where its records are."""
+
+    size: int
+    order: np.ndarray  # int64: the records, class by class
+    starts: np.ndarray  # int64 [classes]: of each class in `order`
+    counts: np.ndarray  # int64 [classes]: records of each
+    ends: np.ndarray  # int64 [classes]: groups of a class and those before it
+
+    @staticmethod
+    def of(labels: np.ndarray, size: int) -> "ClassGroups":
+        """Of records with these labels, int [N]. Raises ValueError if no class has `size` records."""
+        counts = np.bincount(labels)
+        ends = np.cumsum(counts // size)
+        if not len(ends) or ends[-1] == 0:
+            raise ValueError(f"no class has {size} records")
+        order = np.argsort(labels, kind="stable")
+        return ClassGroups(size, order, np.cumsum(counts) - counts, counts, ends)
+
+    def __len__(self) -> int:
+        """Samples in an epoch: a class that is no whole number of groups leaves some of its records out, other ones
+        each time."""
+        return int(self.ends[-1]) * self.size
+
+
+def grouped_indices(first: int, count: int, groups: ClassGroups, seed: int) -> np.ndarray:
+    """int64 [count]: as `sample_indices`, where every `size` samples from a multiple of `size` on have one label."""
+    samples = np.arange(first, first + count, dtype=np.uint64)
+    epochs, positions = np.divmod(samples, np.uint64(len(groups)))
+    keys = _mix(_mix(np.full(count, seed % 2**64, np.uint64)) + epochs * GOLDEN)
+    slots, places = np.divmod(positions, np.uint64(groups.size))
+    chosen = _permute(slots, keys, int(groups.ends[-1])).astype(np.int64)
+    classes = np.searchsorted(groups.ends, chosen, side="right")
+    within = chosen - (groups.ends - groups.counts // groups.size)[classes]  # the group's number in its class
+    ranks = (within * groups.size).astype(np.uint64) + places
+    inner = _mix(keys + INNER ^ _mix(classes.astype(np.uint64)))
+    for label in np.unique(classes):
+        mine = classes == label
+        ranks[mine] = _permute(ranks[mine], inner[mine], int(groups.counts[label]))
+    return groups.order[groups.starts[classes] + ranks.astype(np.int64)]
 
 
 def _permute_blocks(positions: np.ndarray, keys: np.ndarray, length: int, block: int) -> np.ndarray:

@@ -23,7 +23,8 @@ from gan.config import MOST_THREADS, WHOLE, TrainConfig, from_dict
 from gan.errors import UserError
 from gan.families import find_family
 from gan.files import replacing, sync
-from gan.networks import ImageFormat, ResNetGenerator
+from gan.networks import ImageFormat
+from gan.sampling import Generator
 from gan.tensor_files import (
     Kinds,
     Layout,
@@ -65,7 +66,7 @@ FIELDS: Kinds = {
 class Snapshot:
     """An averaged generator, ready to use, and where it comes from."""
 
-    G: ResNetGenerator
+    G: Generator
     config: TrainConfig
     images: ImageFormat  # of the dataset that it was trained on
     stage: int
@@ -76,7 +77,7 @@ class Snapshot:
 
 def save_snapshot(
     path: Path,
-    G: ResNetGenerator,
+    G: Generator,
     config: dict[str, Any],
     images: ImageFormat,
     stage: int,
@@ -134,7 +135,7 @@ def load_snapshot(path: str | Path) -> Snapshot:
     return Snapshot(G, config, images, about["stage"], about["alpha"], about["images_seen"], wanted is not None)
 
 
-def _snapshot_tensors(G: ResNetGenerator) -> dict[str, Tensor]:
+def _snapshot_tensors(G: Generator) -> dict[str, Tensor]:
     return {**G.state_dict(), "latent_mean": G.latent_mean}
 
 

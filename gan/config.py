@@ -127,6 +127,26 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    # a row of gan.vae.likelihoods.LIKELIHOODS; of pixels, given a latent
+    likelihood: str = setting("gaussian", choices=("gaussian", "bernoulli", "logistic"))
+    # standard deviation of a gaussian likelihood, pixels being in [-1, 1]: a number; learned: by gradients; auto: the
+    # root mean square error of recent batches, which is the best one for them (Rybkin et al. 2021)
+    scale: float | str = setting("auto", low=TINY, high=HUGE, choices=("auto", "learned"))
+    posterior: str = "diagonal"  # a row of gan.vae.posteriors.POSTERIORS; parameters follow a colon
+    bound: str = setting("elbo", choices=("elbo", "iwae"))  # what is maximized
+    samples: int = setting(1, low=1, high=4096)  # latents per image
+    # of iwae: reparameterized, or doubly: less noise where the posterior's density is known everywhere; auto: doubly
+    # where that is so
+    gradient: str = setting("auto", choices=("auto", "reparameterized", "doubly"))
+    warmup_kimg: float = setting(0.0, low=0, high=1e9)  # the divergence's weight rises from 0 to 1 in so many kimg
+    free_bits: float = setting(0.0, low=0, high=HUGE)  # of an image's divergence, that cost nothing
+    # units per layer of fully connected networks, in place of convolutions; empty: convolutions
+    hidden: tuple[int, ...] = setting((), low=1, high=65536)
+    binarize: bool = False  # pixels become black or white at random, anew each time, white as often as they are bright
+
+
+@dataclass(frozen=True, kw_only=True)
 class EMAConfig:
     kimg: float = setting(10.0, low=0, high=1e9)  # half-life of the generator's average, in thousands of images
     # bounds the half-life by this share of the images seen since the parameter's stage began; 0: no such bound
@@ -149,6 +169,8 @@ class DataConfig:
     mirror: bool = setting(False, flag="--mirror", help="Flip images left-right at random.")
     # records per block: the shuffle moves blocks of neighboring records, for disks that are slow at random reads
     block: int = setting(1, low=1, high=WHOLE)
+    # every coupling group (distributed.group) has images of one class, which is what vae.posterior=grouped needs
+    grouped: bool = False
     aug: str = setting(
         "none",
         choices=("none", "diff", "ada"),  # rows of gan.methods.augment.AUGMENTATIONS
@@ -253,6 +275,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     data: DataConfig = field(default_factory=DataConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
@@ -284,6 +307,14 @@ class Setting:
 def settings() -> dict[str, Setting]:
     """Every key that can be set, by its dotted name."""
     return dict(_settings(TrainConfig, ""))
+
+
+def refuse_others(config: TrainConfig, foreign: tuple[str, ...]) -> None:
+    """Raises UserError if a setting that does nothing for this kind of model has been changed. foreign: the beginnings
+    of their keys."""
+    for key, known in settings().items():
+        if key.startswith(foreign) and value_of(config, key) != known.default:
+            raise UserError(f"{key}={value_of(config, key)} does nothing with model={config.model}; leave it out")
 
 
 def _settings(section: Any, prefix: str) -> Iterator[tuple[str, Setting]]:
@@ -332,6 +363,10 @@ def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     yield (
         not c.distributed.exact or alone,
         "distributed.exact works neither with distributed.compress nor with distributed.micro; leave them out",
+    )
+    yield (
+        not c.data.grouped or c.data.block == 1,
+        "data.grouped orders the data by classes and data.block by place; leave one out",
     )
     yield not (c.growth.shares and c.growth.kimg), "growth.shares and growth.kimg were both given; leave one out"
 

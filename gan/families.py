@@ -7,8 +7,9 @@ from gan.ranks.distributed import Ranks
 from gan.schedules import Schedule
 from gan.state import Family, Task
 from gan.trainer import GAN
+from gan.vae.trainer import VAE_FAMILY
 
-FAMILIES: dict[str, Family] = {"gan": GAN}
+FAMILIES: dict[str, Family] = {"gan": GAN, "vae": VAE_FAMILY}
 
 
 def find_family(config: TrainConfig) -> Family:

@@ -22,8 +22,8 @@ def step_inputs(task: Task, now: Moment, images: Tensor, labels: Tensor | None, 
 
 
 def step_numbers(task: Task, now: Moment, stopping: float) -> dict[str, float]:
-    """By name: alpha, gamma, stopping, the learning rate of each optimizer, and the share of the generator's weights
-    that its averages take, for each stage that trains (`G_ema/0`, ...)."""
+    """By name: alpha, stopping, the learning rate of each optimizer, the share of the generator's weights that its
+    averages take, for each stage that trains (`G_ema/0`, ...), and what the family adds."""
     rates = {name: task.rate(name) * now.lr_scale for name in task.family.optimizers}
     shares = average_weights(task, now)
-    return {"alpha": now.alpha, "gamma": task.gamma(now), "stopping": stopping, **rates, **shares}
+    return {"alpha": now.alpha, "stopping": stopping, **task.family.numbers(task, now), **rates, **shares}

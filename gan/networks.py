@@ -49,6 +49,11 @@ class ImageFormat:
         """(height, width) of the images of a stage."""
         return size_at(self.base, stage)
 
+    @property
+    def pictures(self) -> bool:
+        """Are they images that one can look at? Vectors are images of one row."""
+        return self.size(self.last)[0] > 1
+
     def size_name(self, stage: int) -> str:
         """The same for people: "16x16"."""
         return "{}x{}".format(*self.size(stage))
@@ -166,9 +171,11 @@ class ResNetGenerator(nn.Module):
         classes: int = 0,
         filter: Sequence[float] = (1, 3, 3, 1),
         class_gain: float = 1.0,
+        normalize: bool = True,
     ):
         super().__init__()
         self.z_dim = z_dim
+        self.normalize = pixel_norm if normalize else nn.Identity()  # what is done to latents first
         self.channels = channels
         self.base = base
         self.classes = classes
@@ -185,11 +192,11 @@ class ResNetGenerator(nn.Module):
 
     def first_layer(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z: [N, z_dim], labels: int64 [N] if the network has classes -> [N, F]. Truncation moves this output."""
-        return self._first(pixel_norm(z.to(self.first.weight.dtype)), labels)
+        return self._first(self.normalize(z.to(self.first.weight.dtype)), labels)
 
     def mean_first_layer(self, labels: Tensor | None = None) -> Tensor:
         """Mean of `first_layer` over all latents, for each label: [N, F], or [1, F] without labels. The layer is
-        linear, so this is its output for the mean normalized latent, which is 0, as z and -z are equally likely."""
+        linear, so this is its output for the mean latent, which is 0, as z and -z are equally likely."""
         return self._first(self.first.weight.new_zeros(1 if labels is None else len(labels), self.z_dim), labels)
 
     def _first(self, z: Tensor, labels: Tensor | None) -> Tensor:
@@ -292,7 +299,7 @@ def build_generator(config: TrainConfig, images: ImageFormat) -> ResNetGenerator
         network_widths(config, images),
         images.channels,
         images.base,
-        classes=_classes(config, images),
+        classes=image_classes(config, images),
         filter=config.network.filter,
         class_gain=config.network.class_gain,
     )
@@ -307,7 +314,7 @@ def build_discriminator(config: TrainConfig, images: ImageFormat, outputs: int =
         network_widths(config, images),
         images.channels,
         images.base,
-        classes=_classes(config, images),
+        classes=image_classes(config, images),
         filter=config.network.filter,
         stddev_group=config.distributed.group if config.network.minibatch_stddev else 0,
         outputs=outputs,
@@ -317,5 +324,6 @@ def build_discriminator(config: TrainConfig, images: ImageFormat, outputs: int =
     return D
 
 
-def _classes(config: TrainConfig, images: ImageFormat) -> int:
+def image_classes(config: TrainConfig, images: ImageFormat) -> int:
+    """How many classes the networks are told of: none unless the run is conditional."""
     return len(images.class_names) if config.data.cond else 0

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gan.draws import Draws
-from gan.networks import Alpha, ResNetGenerator, fade
+from gan.networks import Alpha, fade
 from gan.schedules import Moment, PenaltyTurns
 from gan.state import StepInputs, Task
 from ops import downsample2d, upsample2d
@@ -44,7 +45,7 @@ def fade_weight(now: Moment, inputs: StepInputs) -> Alpha:
     return inputs.numbers["alpha"] if now.fading else 1.0
 
 
-def cut_batch(inputs: StepInputs, task: Task, alpha: Alpha, G: ResNetGenerator) -> list[Part]:
+def cut_batch(inputs: StepInputs, task: Task, alpha: Alpha, G: Any) -> list[Part]:
     """Cut this rank's share of a batch into parts."""
     parts = []
     size = task.config.distributed.group
@@ -74,13 +75,15 @@ def split_by_turn(parts: Sequence[Part], turns: PenaltyTurns, step: int, images_
     return split
 
 
-def prepare_reals(images: Tensor, mirror: Draws | None, alpha: Alpha, G: ResNetGenerator) -> Tensor:
-    """uint8 [n, H, W, C] -> [n, C, H, W] in [-1, 1], channels_last in memory.
+def prepare_reals(images: Tensor, mirror: Draws | None, alpha: Alpha, G: Any) -> Tensor:
+    """uint8 [n, H, W, C] -> [n, C, H, W] in [-1, 1], channels_last in memory; float32 numbers of vectors are kept.
 
     They are flipped at random if `mirror` is given, and blended with their lower resolution while the stage fades in,
     as the generator's images are.
     """
-    real = images.permute(0, 3, 1, 2).to(G.filter.dtype) / 127.5 - 1
+    real = images.permute(0, 3, 1, 2).to(G.filter.dtype)
+    if not images.is_floating_point():
+        real = real / 127.5 - 1
     if mirror is not None:
         flipped = mirror.coins("mirror").to(real.device).view(-1, 1, 1, 1)
         real = torch.where(flipped, real.flip(3), real)

@@ -3,13 +3,16 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gan.errors import UserError
-from gan.networks import ResNetGenerator, size_at
+from gan.networks import size_at
+
+Generator = Any  # a ResNetGenerator, or what looks like one: a VAE
 
 MOST_SEEDS = 1_000_000  # more in one list must be a typing error
 SEED_LIMIT = 2**32  # numpy's RandomState takes seeds below this
@@ -39,13 +42,13 @@ def seed_latents(seeds: Sequence[int], z_dim: int) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty((0, z_dim)), *rows]).astype(np.float32))
 
 
-def batch_size(G: ResNetGenerator, stage: int) -> int:
+def batch_size(G: Generator, stage: int) -> int:
     """Images to make at a time: 256 small ones, 4 of 1024x1024. A layer's output then takes at most about 256 MB."""
     height, width = size_at(G.base, stage)
     return max(1, min(256, 2**22 // (height * width)))
 
 
-def truncated(G: ResNetGenerator, w: Tensor, labels: Tensor | None, trunc: float) -> Tensor:
+def truncated(G: Generator, w: Tensor, labels: Tensor | None, trunc: float) -> Tensor:
     """w [N, F] moved toward its class's mean: mean + trunc (w - mean). Scaling z instead would have no effect, since
     pixel norm comes after it."""
     return w if trunc == 1 else torch.lerp(G.mean_first_layer(labels), w, trunc)
@@ -53,7 +56,7 @@ def truncated(G: ResNetGenerator, w: Tensor, labels: Tensor | None, trunc: float
 
 @torch.no_grad()
 def generate_batches(
-    G: ResNetGenerator,
+    G: Generator,
     z: Tensor,
     labels: Tensor | None = None,
     *,
@@ -81,7 +84,7 @@ def generate_batches(
 
 
 def generate(
-    G: ResNetGenerator,
+    G: Generator,
     z: Tensor,
     labels: Tensor | None = None,
     *,

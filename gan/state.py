@@ -62,6 +62,10 @@ class Family:
     coupled: Callable[[TrainConfig], int]  # how many consecutive samples its losses couple
     named_by: Callable[[TrainConfig], Iterable[str]]  # words for the name of a run's directory, beside dataset and size
     status: Mapping[str, str]  # name in the status line -> name of the statistic
+    # numbers of its schedules, by name, beside those that all families have
+    numbers: Callable[["Task", Moment], dict[str, float]] = lambda task, now: {}
+    remedy: str = "lower the learning rates (optimizer.*_lr)"  # what to do if values are no longer finite
+    collapses: bool = False  # can it come to make images that are all alike? Then a run watches for that
 
     @property
     def average(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gan.average import update_averages
-from gan.config import TrainConfig
+from gan.config import TrainConfig, refuse_others
 from gan.methods.augment import AUGMENTATIONS, adapt
 from gan.methods.critic import Critic, no_critic, with_labels
 from gan.methods.pairs import (
@@ -85,6 +85,12 @@ def train_step(state: TrainState, task: Task, now: Moment, inputs: StepInputs, s
     state.finish_step(now.images_seen + config.batch, void)
 
 
+def check(config: TrainConfig) -> None:
+    """Raises UserError for settings of another kind of model, and for methods that do not go together."""
+    refuse_others(config, ("vae.",))
+    configured(config)
+
+
 def kind_of_step(task: Task, now: Moment) -> Hashable:
     """What decides which operations a step has: its stage, whether it fades, which penalties and updates are due."""
     config = task.config
@@ -125,10 +131,13 @@ GAN = Family(
     generator="G",
     optimizers={"g_optimizer": ("G", "g_lr"), "d_optimizer": ("D", "d_lr")},
     step=train_step,
+    numbers=lambda task, now: {"gamma": task.gamma(now)},
     kind=kind_of_step,
-    check=configured,
+    check=check,
     remarks=remarks,
     coupled=coupled_samples,
     named_by=method_names,
     status={"loss/D": "Loss/D/loss", "loss/G": "Loss/G/loss"},
+    remedy="lower the learning rates (optimizer.*_lr), or raise regularizer.gamma",
+    collapses=True,
 )

@@ -33,10 +33,14 @@ class Evaluate(click.Command):
     """The click command. Its help lists all metrics."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from gan.methods.rows import help_lines
         from gan.metrics.score import METRICS
+        from gan.vae.estimates import ESTIMATORS
 
         with formatter.section("Metrics"):
             formatter.write_dl([(name, metric.summary) for name, metric in METRICS.items()])
+        with formatter.section("Estimators of --likelihood"):
+            formatter.write_dl(help_lines(ESTIMATORS))
 
 
 @click.command(cls=Evaluate, context_settings={"max_content_width": 120})
@@ -48,6 +52,11 @@ class Evaluate(click.Command):
     "divergences",
     metavar="NAME,...",
     help="Instead of scores, estimate these divergences D(data||against), for example kl,js,jsw:pi=0.3.",
+)
+@click.option(
+    "--likelihood",
+    metavar="NAME,...",
+    help="Instead of scores, estimate log p(x) of images of --data under VAEs, by some of those listed below.",
 )
 @click.option(
     "--against",
@@ -65,7 +74,8 @@ class Evaluate(click.Command):
     type=click.IntRange(1),
     default=10_000,
     show_default=True,
-    help="Samples of each network; with --divergence, at most so many of each set.",
+    help="Samples of each network; with --divergence, at most so many of each set; with --likelihood, at most so many "
+    "images.",
 )
 @click.option(
     "--gpus", type=click.IntRange(1), default=1, help="Processes on this host, each on a GPU if there are GPUs."
@@ -91,6 +101,8 @@ def main(**flags: Any) -> int:
         return divergences(flags)
     if not flags["networks"]:
         raise UserError("give --network to score, or --divergence and --against to compare two sets")
+    if flags["likelihood"] is not None:
+        return likelihoods(flags)
     if "WORLD_SIZE" in os.environ:
         as_rank(flags)
     job = make_job(flags)
@@ -111,6 +123,17 @@ def divergences(flags: Mapping[str, Any]) -> int:
     samples, seed = flags["samples"], flags["seed"]
     features = flags["features"] or PIXELS
     estimate_divergences(flags["divergences"], flags["data"], others[0], samples, seed, features, flags["json_path"])
+    return 0
+
+
+def likelihoods(flags: Mapping[str, Any]) -> int:
+    """Estimate what was asked for of log p(x)."""
+    from data.dataset import open_dataset
+    from launch.likelihood_estimates import estimate_likelihoods
+
+    paths = {network: find_snapshot(network) for network in flags["networks"]}
+    dataset = open_dataset(flags["data"])
+    estimate_likelihoods(flags["likelihood"], paths, dataset, flags["samples"], flags["seed"], flags["json_path"])
     return 0
 
 

@@ -179,6 +179,65 @@ def video(
     )
 
 
+def data_options(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of what needs an encoder."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            scale_option,
+            click.option(
+                "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Which images."
+            ),
+            click.option("--images", "count", type=click.IntRange(1, 1000), default=count, show_default=True),
+            click.option("--data", required=True, help="The dataset whose images are encoded."),
+            click.option("--network", required=True, help="A snapshot or run of a VAE."),
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
+@main.command()
+@data_options(32)
+@output_option("reconstructions.png")
+def reconstructions(network: str, data: str, count: int, seed: int, output: Path, scale: int | None) -> None:
+    """Real images, each with what a VAE makes of its code to the right."""
+    from launch.latent_pictures import Encoded, save_table
+    from launch.latent_pictures import reconstructions as pictures
+
+    width, height = save_table(pictures(Encoded(network, data, count, seed)), 8, output, scale)
+    click.echo(f"wrote {output}: {count} images and their reconstructions, {width}x{height} pixels")
+
+
+@main.command()
+@data_options(16)
+@click.option("--steps", type=click.IntRange(2, 100), default=8, show_default=True, help="Images on the way.")
+@output_option("interpolations.png")
+def interpolations(network: str, data: str, count: int, seed: int, steps: int, output: Path, scale: int | None) -> None:
+    """A row from one real image to another for each pair, through the codes of a VAE."""
+    from launch.latent_pictures import Encoded, save_table
+    from launch.latent_pictures import interpolations as pictures
+
+    if count % 2:
+        raise click.UsageError(f"--images={count} are no pairs")
+    made = pictures(Encoded(network, data, count, seed), steps)
+    width, height = save_table(made, steps + 2, output, scale)
+    click.echo(f"wrote {output}: {count // 2} rows, {width}x{height} pixels")
+
+
+@main.command()
+@data_options(8)
+@output_option("swaps.png")
+def swaps(network: str, data: str, count: int, seed: int, output: Path, scale: int | None) -> None:
+    """A table of a VAE with grouped latents: each row has one group's content, each column one image's style."""
+    from launch.latent_pictures import Encoded, save_table
+    from launch.latent_pictures import swaps as pictures
+
+    width, height = save_table(pictures(Encoded(network, data, count, seed, grouped=True)), count + 1, output, scale)
+    click.echo(f"wrote {output}: {count}x{count} images, {width}x{height} pixels")
+
+
 def class_index(snapshot: "Snapshot", name: str | None) -> int | None:
     """The index of a class that is given by name or index; None for none. Raises click.UsageError if the network does
     not have that class."""

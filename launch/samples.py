@@ -12,7 +12,7 @@ from gan.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from data.dataset import ImageDataset
+    from data.dataset import Dataset
     from gan.checkpoint import Snapshot
     from gan.metrics.sample import Source
 
@@ -47,7 +47,7 @@ def load_network(network: str | Path) -> "Snapshot":
     return snapshot
 
 
-def check_match(path: Path, snapshot: "Snapshot", dataset: "ImageDataset") -> int:
+def check_match(path: Path, snapshot: "Snapshot", dataset: "Dataset") -> int:
     """The dataset's level with the size of a network's images. Raises UserError if its images or classes differ from
     the dataset's."""
     manifest = dataset.manifest
@@ -102,7 +102,7 @@ def network_source(
     return Source(samples, (*snapshot.images.size(level), G.channels), batch_size(G, snapshot.stage), read)
 
 
-def read_reals(dataset: "ImageDataset", most: int, level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def read_reals(dataset: "Dataset", most: int, level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """At most `most` images of a level, uint8 [n, H, W, C] in the size that the classifier takes, and their indices
     [n]."""
     from gan.metrics.classifier import shrink

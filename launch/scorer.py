@@ -19,7 +19,7 @@ from launch.samples import load_network
 from launch.scores import build_reference, check_scores, features_name
 
 if TYPE_CHECKING:
-    from data.dataset import ImageDataset
+    from data.dataset import Dataset
     from gan.checkpoint import Snapshot
     from gan.config import RunConfig
     from gan.run.scoring import Scorer
@@ -29,7 +29,7 @@ NICE = 10
 SEED = 0  # the default of `saddle evaluate`, which then gives the same scores
 
 
-def find_scorer(dataset: "ImageDataset", config: "RunConfig") -> "Scorer | None":
+def find_scorer(dataset: "Dataset", config: "RunConfig") -> "Scorer | None":
     """How the snapshots of a run are scored; None if no metrics are asked for.
 
     Raises UserError as `check_scores` does.

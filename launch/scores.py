@@ -14,7 +14,7 @@ from launch.samples import classes_in_turn, network_source, read_reals
 from launch.tables import aligned
 
 if TYPE_CHECKING:
-    from data.dataset import ImageDataset
+    from data.dataset import Dataset, ImageDataset
     from gan.checkpoint import Snapshot
     from gan.metrics.classifier import Classifier
     from gan.metrics.features import FeatureNetwork
@@ -148,7 +148,7 @@ def classifier_line(classifier: "Classifier", size: tuple[int, int]) -> str:
 
 
 def check_scores(
-    dataset: "ImageDataset", metrics: str, features: str, samples: int, where: str = "cpu"
+    dataset: "Dataset", metrics: str, features: str, samples: int, where: str = "cpu"
 ) -> "tuple[dict[str, Metric], FeatureNetwork | None]":
     """The metrics, and the network of features on a device; None for a classifier, which is trained later.
 
@@ -178,7 +178,7 @@ def features_name(features: str) -> str:
     return Path(features.rpartition(":")[0]).stem if ":" in features else features
 
 
-def class_labels(dataset: "ImageDataset") -> tuple[np.ndarray, int]:
+def class_labels(dataset: "Dataset") -> tuple[np.ndarray, int]:
     """(labels int64 [N], number of classes). Raises UserError for a dataset without classes."""
     labels, classes = dataset.labels, dataset.manifest.classes
     if labels is None or classes is None:

@@ -13,7 +13,7 @@ from gan.config import NO_SUCH_KEY, Setting, TrainConfig, choice, flatten, overr
 from gan.errors import UserError
 
 if TYPE_CHECKING:
-    from data.dataset import ImageDataset
+    from data.dataset import Dataset
     from gan.networks import ImageFormat
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -100,7 +100,7 @@ def as_flags(message: str) -> str:
     return message
 
 
-def image_format(dataset: "ImageDataset", config: TrainConfig) -> "ImageFormat":
+def image_format(dataset: "Dataset", config: TrainConfig) -> "ImageFormat":
     """What the networks must know about the dataset. Raises UserError for a resolution or labels that it lacks."""
     from gan.networks import ImageFormat
 

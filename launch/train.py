@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from data.cache import cached
-from data.dataset import ImageDataset
+from data.dataset import Dataset, open_dataset
 from data.errors import DataError
 from data.loader import Check, load, pageable, unchecked
+from data.sampler import ClassGroups
+from data.vectors import VectorDataset
 from gan.config import TrainConfig, flatten
 from gan.errors import EverywhereError, PeerError, UserError
 from launch.cli import of_system
@@ -44,6 +47,7 @@ class Train(click.Command):
         from gan.methods.objectives import OBJECTIVES
         from gan.methods.regularizers import REGULARIZERS
         from gan.methods.rows import help_lines
+        from gan.vae.posteriors import POSTERIORS
 
         plain = {name: entry for name, entry in OBJECTIVES.items() if not name.startswith("f:")}
         family = {name: entry for name, entry in OBJECTIVES.items() if name not in plain}
@@ -51,6 +55,7 @@ class Train(click.Command):
             ("Objectives [with the parameters they take]", plain),
             ("f-GANs: form is paper or log_ratio, saturating=1 makes G descend the divergence itself", family),
             ("Regularizers", REGULARIZERS),
+            ("Posteriors (vae.posterior)", POSTERIORS),
         ):
             with formatter.section(title):
                 formatter.write_dl(help_lines(table), col_max=24)
@@ -101,7 +106,7 @@ class Job:
     """A checked command: errors in flags, preset or dataset are found before the first rank starts."""
 
     plan: "RunPlan"
-    dataset: ImageDataset
+    dataset: Dataset
     outdir: Path
     resume: str
     scorer: "Scorer | None"
@@ -117,6 +122,11 @@ def make_job(flags: Mapping[str, Any]) -> Job:
     config = read_config(flags)
     find_family(config).check(config)
     dataset = find_dataset(flags, config)
+    if isinstance(dataset, VectorDataset) and not (config.vae.hidden and config.run.metrics == "none"):
+        raise UserError(
+            f"{dataset.path} has vectors, of which no pictures are made: train a VAE of fully connected layers "
+            "(model=vae, vae.hidden), without run.metrics"
+        )
     images = image_format(dataset, config)
     if config.batch > len(dataset):
         smallest = math.lcm(config.distributed.group, find_family(config).coupled(config))
@@ -125,6 +135,7 @@ def make_job(flags: Mapping[str, Any]) -> Job:
             f"{flags['data']} holds {len(dataset)} image{'s' * (len(dataset) != 1)}, fewer than one batch of "
             f"{config.batch}; {remedy}"
         )
+    class_groups(dataset, config)
     data = Path(flags["data"])
     plan = plan_run(config, images, data.stem, flags["preset"], str(data.absolute()))
     world = int(os.environ.get("WORLD_SIZE", flags["gpus"]))
@@ -136,12 +147,12 @@ def make_job(flags: Mapping[str, Any]) -> Job:
     return Job(plan, dataset, Path(flags["outdir"]), flags["resume"], find_scorer(dataset, config.run))
 
 
-def find_dataset(flags: Mapping[str, Any], config: TrainConfig) -> ImageDataset:
+def find_dataset(flags: Mapping[str, Any], config: TrainConfig) -> Dataset:
     """Open the dataset, or with --cache its copy on this node, made now if it is missing; a dry run makes no copy."""
     path = Path(flags["data"])
     if config.run.cache and not flags["dry_run"]:
         path = cached(path, config.run.cache, announce=partial(click.echo, err=True))
-    return ImageDataset(path, config.run.pages)
+    return open_dataset(path, config.run.pages)
 
 
 def dry_run(job: Job, ranks: int) -> int:
@@ -314,6 +325,23 @@ def work(job: Job, ranks: "Ranks", patience: float = 0.0) -> int:
         return train_run(job.plan, run, feed, ranks, lambda line: tell(as_flags(line)), job.scorer)
 
 
+def class_groups(dataset: Dataset, config: TrainConfig) -> ClassGroups | None:
+    """The groups of one class each that the data is read in, with data.grouped. Raises UserError for a dataset without
+    classes, and for a class that is smaller than a group."""
+    if not config.data.grouped:
+        return None
+    size = config.distributed.group
+    if dataset.labels is None or not dataset.manifest.classes:
+        raise UserError(f"data.grouped=1 needs class labels and {dataset.path} has none; prepare a folder per class")
+    for name, count in zip(dataset.manifest.classes, np.bincount(dataset.labels).tolist(), strict=False):
+        if 0 < count < size:
+            raise UserError(
+                f"data.grouped=1: class {name} of {dataset.path} has {count} images, fewer than a group of {size}; "
+                "lower distributed.group, or add images"
+            )
+    return ClassGroups.of(dataset.labels, size)
+
+
 def make_feed(job: Job, ranks: "Ranks") -> "Feed":
     """A function that reads the batches for requests, into memory that is page-locked if a GPU copies from it."""
     import torch
@@ -336,6 +364,7 @@ def make_feed(job: Job, ranks: "Ranks") -> "Feed":
         job.dataset,
         seed=config.seed,
         block=config.data.block,
+        groups=class_groups(job.dataset, config),
         workers=config.run.workers,
         check=checks[config.data.check],
         allocate=pinned if ranks.device.type == "cuda" else pageable,

@@ -22,7 +22,6 @@ from gan.ranks.statistics import Statistics
 from gan.run.likeness import Likeness
 from gan.run.loop import steps, to_device
 from gan.state import initial_state
-from gan.trainer import train_step
 
 
 def train_case(count: int, assignments: list[str], ranks: distributed.Ranks) -> dict:
@@ -41,14 +40,14 @@ def train_case(count: int, assignments: list[str], ranks: distributed.Ranks) -> 
         stats = Statistics()
         now_broken = now.step == mishaps.get("poison.G")
         with broken_generator_loss() if now_broken else nullcontext():
-            train_step(state, task, now, step_inputs(task, now, images, labels, stopping), stats)
+            task.family.step(state, task, now, step_inputs(task, now, images, labels, stopping), stats)
         losses.append(stats.take())
         skipped.append(state.skipped.tolist())
         stops.append(state.stop.item())
         if not gradients:
             gradients = {
                 net: {n: p.grad.clone() for n, p in state.networks[net].named_parameters() if p.grad is not None}
-                for net in ("G", "D")
+                for net in task.family.networks
             }
     weights = state.tensors() if count > 1 else {}
     distributed.same_on_all("weights", digest(weights))

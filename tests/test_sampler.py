@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from data.sampler import sample_indices
+from data.sampler import ClassGroups, grouped_indices, sample_indices
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 16, 17, 63, 64, 65, 255, 256, 257, 1000, 1797, 4097, 50_000])
@@ -145,3 +145,31 @@ def test_each_block_and_each_epoch_has_an_order_of_its_own():
 # Frozen, as above.
 def test_the_order_of_blocks_is_frozen():
     assert sample_indices(8, 12, 50, 1, block=8).tolist() == [7, 2, 1, 4, 6, 0, 3, 5, 44, 45, 41, 42]
+
+
+LABELS = np.random.default_rng(3).permutation(np.repeat([0, 1, 2, 4], [13, 8, 3, 30]))  # none of class 3
+
+
+def test_groups_have_one_label_and_an_epoch_has_each_record_at_most_once():
+    groups = ClassGroups.of(LABELS, 4)
+    assert len(groups) == 4 * (3 + 2 + 0 + 7)
+    for epoch in range(3):
+        indices = grouped_indices(epoch * len(groups), len(groups), groups, seed=5)
+        labels = LABELS[indices].reshape(-1, 4)
+        assert (labels == labels[:, :1]).all() and len(set(indices)) == len(groups)
+        assert np.bincount(labels[:, 0]).tolist() == [3, 2, 0, 0, 7]
+    assert len(set(grouped_indices(0, 40 * len(groups), groups, seed=5))) == 51  # all but those of the class of three
+
+
+def test_a_grouped_order_is_a_function_of_seed_and_place_alone():
+    groups = ClassGroups.of(LABELS, 4)
+    whole = grouped_indices(0, 200, groups, seed=1)
+    assert np.array_equal(np.concatenate([grouped_indices(i, 10, groups, seed=1) for i in range(0, 200, 10)]), whole)
+    assert not np.array_equal(whole, grouped_indices(0, 200, groups, seed=2))
+    labels = LABELS[whole].reshape(-1, 4)[:, 0]
+    assert len(set(labels[:8])) > 1  # classes are mixed
+
+
+def test_classes_smaller_than_a_group_are_refused():
+    with pytest.raises(ValueError, match="no class has 40 records"):
+        ClassGroups.of(LABELS, 40)

@@ -47,7 +47,7 @@ class Likeness:
     def warnings(self, found: dict[str, float], now: Moment) -> Iterator[str]:
         """What to say of a tick's figures, if there are any: usually nothing. Nothing while a stage fades in, when the
         average of its parameters is young."""
-        if not found or now.fading:
+        if not found or now.fading or not self.task.family.collapses:
             return
         coherence, real_coherence, spread, real_spread = found.values()
         alike = coherence > MOST_COHERENCE * real_coherence or spread < LEAST_SPREAD * real_spread

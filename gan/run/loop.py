@@ -65,12 +65,12 @@ def train(
             remove_parts(run)
         if report and scorer:
             scoring = stack.enter_context(closing(start_scoring(scorer, task, run, state.images_seen, report.say)))
-        if report and state.images_seen == 0:
+        if report and state.images_seen == 0 and task.images.pictures:
             save_first_pictures(state, task, feed, run, report)
         batches = stack.enter_context(closing(feed(requests)))
         stop_requests = CopyToHost(state.stop)
         stepper = Stepper(state, task, stats, report.say if report else lambda line: None)
-        likeness = Likeness(task, feed)
+        likeness = Likeness(task, feed) if task.images.pictures else None
         for now in moments:
             begin = time.perf_counter()
             images, labels = to_device(next(batches), task)
@@ -89,10 +89,10 @@ def train(
             skipped, in_a_row = (int(n) for n in state.skipped.tolist())
             means["Progress/augmentation"] = state.augmentation[0].item()
             failure = find_failure(state, task, in_a_row)
-            alike = {} if failure else likeness.tick(state, now)
+            alike = likeness.tick(state, now) if likeness and not failure else {}
             if report:
                 report.tick(tick, now, state.images_seen, means | alike, waited, skipped)
-                for line in likeness.warnings(alike, now):
+                for line in likeness.warnings(alike, now) if likeness else ():
                     report.say(line)
             waited = 0.0
             on_first(task.ranks, partial(check_exists, run))
@@ -149,9 +149,8 @@ def find_failure(state: TrainState, task: Task, in_a_row: int) -> tuple[int, str
     in_a_row: how many of the last steps were void because of non-finite values.
     """
     if in_a_row >= task.config.run.max_skipped:
-        remedy = "lower the learning rates (optimizer.*_lr), or raise regularizer.gamma"
-        where = first_nonfinite_gradient(state)
-        return NOT_FINITE, f"the gradients of {in_a_row} steps in a row were not finite, in {where}; {remedy}"
+        where = f"in {first_nonfinite_gradient(state)}; {task.family.remedy}"
+        return NOT_FINITE, f"the gradients of {in_a_row} steps in a row were not finite, {where}"
     tensors = state.tensors()
     if strangers := find_strangers(fingerprint(tensors.values()), task.ranks):
         who = f"rank{'s' * (len(strangers) > 1)} {', '.join(map(str, strangers))}"
@@ -250,13 +249,14 @@ def save(
     files = {snapshot: task.family.average}
     files |= {run / f"{POSTHOC}{seen:010d}-{length:g}.safetensors": name for name, length in task.posthoc.items()}
     averages = {path: copy.deepcopy(state.networks[name]).cpu() for path, name in files.items()}
-    grid = fake_grid(state, task, now.stage, now.alpha)
+    grid = fake_grid(state, task, now.stage, now.alpha) if task.images.pictures else None
 
     def write() -> None:
         check_space(run, [*tensors.values(), *(p for G in averages.values() for p in G.state_dict().values())])
         for path, G in averages.items():
             save_snapshot(path, G, asdict(config), task.images, now.stage, now.alpha, seen)
-        save_image(run / f"fakes{seen:010d}.png", grid)
+        if grid is not None:
+            save_image(run / f"fakes{seen:010d}.png", grid)
         # The state is written last: a run that is killed here resumes from the state before, and saves all again.
         save_state(run, seen, tensors, about, config.run.keep, round(1000 * config.run.milestone))
         if scoring and now.alpha == 1:

@@ -1,0 +1,1 @@
+"""Variational autoencoders: the likelihood models that GANs are compared with."""

@@ -1,0 +1,75 @@
+"""Annealed importance sampling: log p(x) without an approximate posterior (Neal 2001; Wu et al. 2017, section 3)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gan.vae.gaussians import normal_log_density
+
+GOAL = 0.65  # share of proposals that Hamiltonian dynamics should have accepted (Neal 2011, section 4.4)
+FASTER, SLOWER = 1.02, 0.98
+LEAPS = 10
+
+
+def annealed_log_weights(
+    log_likelihood: Callable[[Tensor], Tensor],
+    start: Tensor,
+    steps: int,
+    generator: torch.Generator,
+    step_size: float = 0.1,
+) -> Tensor:
+    """Log weights [k, N] whose `iwae` is a lower bound on log p(x) on average, tighter with more steps and chains.
+
+    log_likelihood: latents [k, N, d] -> log p(x | z) [k, N]. start: draws of the prior, [k, N, d], one per chain.
+    steps: densities p(z) p(x | z)^beta on the way from the prior to the posterior, beta going up as a sigmoid; at each
+    one there is a move by Hamiltonian dynamics. The step of each image follows the share of its accepted moves.
+    """
+    beta = torch.sigmoid(torch.linspace(-4, 4, steps + 1, dtype=torch.float64))
+    beta = (beta - beta[0]) / (beta[-1] - beta[0])
+    z = start
+    size = torch.full_like(start[:1, :, :1], step_size)
+    log_weights = torch.zeros_like(start[..., 0])
+    seen = log_likelihood(z).detach()
+    for before, now in zip(beta[:-1].tolist(), beta[1:].tolist(), strict=True):
+        log_weights += (now - before) * seen
+        z, seen, accepted = _move(log_likelihood, z, seen, now, size, generator)
+        goal = accepted.to(size).mean(0).view_as(size) > GOAL
+        size = size * torch.where(goal, FASTER, SLOWER)
+    return log_weights
+
+
+def _move(
+    log_likelihood: Callable[[Tensor], Tensor],
+    z: Tensor,
+    seen: Tensor,
+    beta: float,
+    size: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One move that keeps p(z) p(x | z)^beta: Hamiltonian dynamics, accepted or not (Neal 2011, section 3).
+
+    seen: log p(x | z). -> (latents, their log p(x | z), which moves were accepted).
+    """
+
+    def slope(z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            value = log_likelihood(z)
+            (gradient,) = torch.autograd.grad((normal_log_density(z) + beta * value).sum(), z)
+        return gradient, value.detach()
+
+    momentum = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+    energy = normal_log_density(z) + beta * seen + normal_log_density(momentum)
+    gradient, _ = slope(z)
+    moved = z
+    value = seen
+    end = momentum + size / 2 * gradient
+    for leap in range(LEAPS):
+        moved = moved + size * end
+        gradient, value = slope(moved)
+        end = end + size * (1 if leap < LEAPS - 1 else 0.5) * gradient
+    change = normal_log_density(moved) + beta * value + normal_log_density(end) - energy
+    chance = torch.rand(change.shape, generator=generator, dtype=z.dtype, device=z.device).log()
+    accepted = chance < change
+    return torch.where(accepted.unsqueeze(-1), moved, z), torch.where(accepted, value, seen), accepted

@@ -1,0 +1,86 @@
+"""`saddle evaluate --likelihood`: log p(x) of a dataset's images under trained VAEs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from gan.errors import UserError
+from launch.samples import check_match, load_network
+from launch.tables import save_rows, text_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from data.dataset import Dataset
+    from gan.vae.model import VAE
+
+BATCH = 100  # images at a time
+
+
+def estimate_likelihoods(
+    names: str, paths: Mapping[str, Path], dataset: "Dataset", samples: int, seed: int, json_path: Path | None
+) -> None:
+    """Print a table with a row for each network and estimator, of `samples` random images of the dataset.
+
+    Raises UserError for estimators that do not exist, and networks that are no likelihood models or do not fit.
+    """
+    from gan.methods.rows import split_names
+    from gan.metrics.intervals import mean
+    from gan.vae.estimates import bits_per_number, find_estimator
+    from gan.vae.model import VAE
+
+    estimators = {name: find_estimator(name) for name in split_names(names)}
+    indices = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:samples])
+    rows: list[dict[str, Any]] = []
+    for network, path in paths.items():
+        snapshot = load_network(path)
+        level = check_match(path, snapshot, dataset)
+        if not isinstance(snapshot.G, VAE):
+            raise UserError(f"{network} is a {snapshot.config.model}, which gives images no likelihood")
+        for name, estimator in estimators.items():
+            values = np.concatenate(list(_values(estimator, snapshot, dataset, indices, level, seed)))
+            found = mean(values)
+            rows.append(
+                {
+                    "network": network,
+                    "estimator": name,
+                    "images": len(values),
+                    "log p(x), nats": f"{found.value:.2f}",
+                    "±": f"{(found.high - found.low) / 2:.2f}",
+                    "bits per number": f"{bits_per_number(found.value, int(np.prod(dataset.shape(level)))):.4f}",
+                }
+            )
+            click.echo(text_table(rows[-1:]))
+    save_rows(json_path, rows)
+
+
+def _values(estimator: Any, snapshot: Any, dataset: "Dataset", indices: np.ndarray, level: int, seed: int) -> Any:
+    """log p(x) of the images, batch by batch."""
+    import torch
+
+    from gan.vae.estimates import Scene
+
+    G: VAE = snapshot.G
+    device = G.log_scale.device
+    generator = torch.Generator(device).manual_seed(seed)
+    for chosen in np.array_split(indices, -(-len(indices) // BATCH)):
+        images = as_images(dataset.read(chosen, level), device)
+        if snapshot.config.vae.binarize:
+            coins = torch.rand(images.shape, generator=generator, device=device)
+            images = torch.where(coins < (images + 1) / 2, 1.0, -1.0)
+        labels = None
+        if G.classes:
+            assert dataset.labels is not None
+            labels = torch.from_numpy(dataset.labels[chosen]).to(device)
+        yield estimator(Scene(G, images, labels, generator, snapshot.images.pictures)).cpu().numpy()
+
+
+def as_images(pixels: np.ndarray, device: "torch.device") -> "torch.Tensor":
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [-1, 1]; vectors, which are float32, keep their values."""
+    import torch
+
+    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+    return images if images.is_floating_point() else images.float() / 127.5 - 1

@@ -1,0 +1,68 @@
+"""Flows: their formulas against numbers worked out elsewhere, their determinants against autograd, their inverses."""
+
+import pytest
+import torch
+
+from gan.vae.flows import FLOWS, gated, householder, planar
+
+D, FEATURES = 5, 3
+
+
+def exact(*rows):
+    return torch.tensor(rows if len(rows) > 1 else rows[0], dtype=torch.float64)
+
+
+def test_planar_of_a_known_case():
+    z, log_det = planar(exact(0.4, -0.7), exact(1.2, -2.5), exact(0.8, 1.1), exact(0.3))
+    torch.testing.assert_close(z, exact(0.16053477841767547, -0.41139179013892685))
+    assert log_det.item() == pytest.approx(-1.753617918160744, abs=1e-12)
+
+
+def test_planar_without_a_direction_changes_nothing():
+    z, log_det = planar(exact(0.4, -0.7), exact(1.2, -2.5), exact(0.0, 0.0), exact(0.0))
+    assert z.tolist() == [0.4, -0.7] and log_det.item() == 0
+
+
+def test_householder_of_a_known_case():
+    z = householder(exact(0.5, -1.0, 2.0), exact(1.0, 2.0, -1.0))
+    torch.testing.assert_close(z, exact(1.6666666666666665, 1.3333333333333333, 0.8333333333333335))
+
+
+def test_gates_of_a_known_case():
+    z, log_det = gated(exact(0.3, 1.1), exact(0.2, -0.4), exact(1.0, 2.0))
+    torch.testing.assert_close(z, exact(0.2731058578630005, 0.9211956169668235))
+    assert log_det.item() == pytest.approx(-0.44018969856119544, abs=1e-12)
+
+
+@pytest.fixture(params=FLOWS)
+def flow(request):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = FLOWS[request.param](FEATURES, D).double()
+        for p in layer.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        return layer, torch.randn(2, 4, D, dtype=torch.float64), torch.randn(4, FEATURES, dtype=torch.float64)
+
+
+def test_the_determinant_is_that_of_the_jacobian(flow):
+    layer, z, h = flow
+    new, log_det = layer(z, h)
+    assert new.shape == z.shape and log_det.shape == z.shape[:2]
+    for k in range(2):
+        for n in range(4):
+            jacobian = torch.autograd.functional.jacobian(
+                lambda x, n=n: layer(x.view(1, 1, D), h[n : n + 1])[0], z[k, n]
+            )
+            expected = torch.linalg.slogdet(jacobian.view(D, D)).logabsdet
+            torch.testing.assert_close(log_det[k, n], expected, atol=1e-8, rtol=0)
+
+
+def test_the_inverse_undoes_it(flow):
+    layer, z, h = flow
+    if not hasattr(layer, "inverse"):
+        pytest.skip("has no inverse in closed form")
+    new, log_det = layer(z, h)
+    assert not torch.allclose(new, z, atol=0.01)
+    old, again = layer.inverse(new, h)
+    torch.testing.assert_close(old, z, atol=1e-8, rtol=0)
+    torch.testing.assert_close(again, log_det, atol=1e-8, rtol=0)
