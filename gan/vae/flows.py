@@ -85,6 +85,9 @@ class InverseAutoregressive(nn.Module):
             earlier = torch.ones(d, d, dtype=torch.bool).tril(-1)
             sees = torch.cat([earlier, torch.ones(d, features, dtype=torch.bool)], 1)
             self.network = _zuko().nn.MaskedMLP(sees.repeat(2, 1), HIDDEN, activation=nn.ELU)
+        for layer in self.network:  # masks are no part of what is saved: they follow from the sizes
+            if hasattr(layer, "mask"):
+                layer.register_buffer("mask", layer.mask, persistent=False)
 
     def _mean_and_gate(self, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         mean, gate = self.network(torch.cat([z, h.expand(*z.shape[:-1], -1)], -1)).chunk(2, -1)
