@@ -192,7 +192,7 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
         (["--data=nowhere.lmdb"], "nowhere.lmdb"),
         (["--resume=nowhere"], "is not the directory of a run"),
         (["--init-from=nowhere"], "nowhere"),
-        (["--set=network.widths=[8,8]"], "must be 3 positive numbers"),
+        (["--set=network.widths=[8,8]"], "network.widths was given twice"),
         (["--desc=a/b"], "leave out slashes"),
         (["--workers=-1"], "--workers=-1 must be at least 0"),
         (["--preset=PRESET"], "preset .*wrong.toml: run.kimgs: no such key; did you mean run.kimg"),
@@ -297,7 +297,7 @@ def test_a_damaged_state_is_passed_over(digits, tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         assert saddle(monkeypatch, *command) == 0
         out = capsys.readouterr().out
-        assert "SHA-256" in out and "going on from training-state-0000000720" in out
+        assert "damaged" in out and "going on from training-state-0000000720" in out
         assert newest.read_bytes() == whole  # trained again from the state before, bit for bit
         seen = [json.loads(line)["images_seen"] for line in (run / "stats.jsonl").read_text().splitlines()]
         assert seen == list(range(80, 801, 80))
