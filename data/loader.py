@@ -13,9 +13,8 @@ from data.dataset import Dataset, ImageDataset
 from data.sampler import ClassGroups, grouped_indices, sample_indices
 
 Request = tuple[int, int, int]  # (first global sample, how many, level): growth stage k trains on level k
-Batch = tuple[
-    np.ndarray, np.ndarray | None
-]  # images uint8 [n, H, W, C] (vectors float32), labels [n] or [n, d] as they are stored
+# Images uint8 [n, H, W, C], or vectors float32 [n, 1, K, 1]; labels [n] or [n, d] as they are stored.
+Batch = tuple[np.ndarray, np.ndarray | None]
 Allocate = Callable[[int], np.ndarray]  # bytes -> uint8 [bytes]
 Order = Callable[[int, int], np.ndarray]  # (first global sample, how many) -> indices
 Check = Callable[[int, int], bool]  # (first global sample, level) of a request -> verify its records' checksums?

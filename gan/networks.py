@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,7 @@ class Head(nn.Module):
         return self.conv.finish(torch.addcmul(y, deviation, share))
 
 
-def run_block(network: "ResNetGenerator | ResNetDiscriminator", index: int, x: Tensor) -> Tensor:
+def run_block(network: Any, index: int, x: Tensor) -> Tensor:
     """The block of a stage after the first; its activations are kept for the backward pass, or computed again there."""
     block = network.blocks[index]
     again = 0 < network.recompute <= index and torch.is_grad_enabled()

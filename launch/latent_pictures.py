@@ -26,6 +26,7 @@ class Encoded:
         import torch
 
         from data.dataset import ImageDataset
+        from gan.parts import prepare_reals
         from gan.vae.groups import Grouped
         from gan.vae.model import VAE
 
@@ -43,7 +44,7 @@ class Encoded:
         if len(indices) < (count * self.G.posterior.size if grouped else count):
             raise UserError(f"{data} has {len(dataset)} images, too few; lower --images")
         self.pixels = dataset.read(indices, level)
-        x = torch.from_numpy(self.pixels).to(self.G.log_scale.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = prepare_reals(torch.from_numpy(self.pixels).to(self.G.log_scale.device), None, 1.0, self.G)
         self.labels = None
         if self.G.classes and dataset.labels is not None:
             self.labels = torch.from_numpy(dataset.labels[indices]).to(x.device)

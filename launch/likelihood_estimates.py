@@ -1,5 +1,6 @@
 """`saddle evaluate --likelihood`: log p(x) of a dataset's images under trained VAEs."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,6 @@ from launch.samples import check_match, load_network
 from launch.tables import save_rows, text_table
 
 if TYPE_CHECKING:
-    import torch
-
     from data.dataset import Dataset
     from gan.vae.model import VAE
 
@@ -48,12 +47,12 @@ def estimate_likelihoods(
                     "network": network,
                     "estimator": name,
                     "images": len(values),
-                    "log p(x), nats": f"{found.value:.2f}",
-                    "±": f"{(found.high - found.low) / 2:.2f}",
-                    "bits per number": f"{bits_per_number(found.value, int(np.prod(dataset.shape(level)))):.4f}",
+                    "log p(x), nats": round(found.value, 2),
+                    "±": round((found.high - found.low) / 2, 2),
+                    "bits per number": round(bits_per_number(found.value, math.prod(dataset.shape(level))), 4),
                 }
             )
-            click.echo(text_table(rows[-1:]))
+    click.echo(text_table(rows))
     save_rows(json_path, rows)
 
 
@@ -61,26 +60,19 @@ def _values(estimator: Any, snapshot: Any, dataset: "Dataset", indices: np.ndarr
     """log p(x) of the images, batch by batch."""
     import torch
 
+    from gan.parts import prepare_reals
     from gan.vae.estimates import Scene
+    from gan.vae.likelihoods import binarized
 
     G: VAE = snapshot.G
     device = G.log_scale.device
     generator = torch.Generator(device).manual_seed(seed)
     for chosen in np.array_split(indices, -(-len(indices) // BATCH)):
-        images = as_images(dataset.read(chosen, level), device)
+        images = prepare_reals(torch.from_numpy(dataset.read(chosen, level)).to(device), None, 1.0, G)
         if snapshot.config.vae.binarize:
-            coins = torch.rand(images.shape, generator=generator, device=device)
-            images = torch.where(coins < (images + 1) / 2, 1.0, -1.0)
+            images = binarized(images, torch.rand(images.shape, generator=generator, device=device))
         labels = None
         if G.classes:
             assert dataset.labels is not None
             labels = torch.from_numpy(dataset.labels[chosen]).to(device)
         yield estimator(Scene(G, images, labels, generator, snapshot.images.pictures)).cpu().numpy()
-
-
-def as_images(pixels: np.ndarray, device: "torch.device") -> "torch.Tensor":
-    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [-1, 1]; vectors, which are float32, keep their values."""
-    import torch
-
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-    return images if images.is_floating_point() else images.float() / 127.5 - 1

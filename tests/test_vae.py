@@ -173,6 +173,10 @@ REFUSED = {
     },
     "vae.free_bits is of the divergence": {"vae.free_bits": 1.0, "vae.bound": "iwae"},
     "give data.grouped=1 and vae.bound=elbo": {"vae.posterior": "grouped:content=3"},
+    "regularizer.name=spectral_norm is no penalty on points": {
+        "vae.posterior": "implicit", "regularizer.name": "spectral_norm"
+    },
+    "vae.scale=learned does nothing": {"vae.scale": "learned", "vae.likelihood": "logistic"},
     "vae.samples=0 must be at least 1": {"vae.samples": 0},
     "no half": {"vae.posterior": "coupling", "network.z_dim": 1},
     "vae.posterior=planr is unknown; did you mean planar": {"vae.posterior": "planr"},

@@ -20,6 +20,12 @@ MIXTURES = 10  # logistic distributions that a pixel's colors are a mixture of (
 SHARPEST = -7.0  # lower bound of the logarithm of a logistic's scale (Salimans et al. 2017)
 
 
+def binarized(images: Tensor, coins: Tensor) -> Tensor:
+    """Images in [-1, 1] -> black and white, -1 and 1: white with a probability that is the brightness. coins: uniform
+    on [0, 1), of that shape."""
+    return torch.where(coins < (images + 1) / 2, 1.0, -1.0).to(images)
+
+
 def per_image(values: Tensor) -> Tensor:
     """The sum over all but the first axis."""
     return values.flatten(1).sum(1)

@@ -25,6 +25,7 @@ from gan.networks import (
     channels_last,
     image_classes,
     network_widths,
+    run_block,
 )
 from gan.precision import compute_dtype
 from gan.vae.gaussians import normal_log_density
@@ -45,6 +46,7 @@ class Evidence:
     log_q: Tensor  # log q(z | x), [k, N]
     divergence: Tensor  # KL(q || p) [N]: exact where that is known, else a mean over the k latents
     squared_error: Tensor  # of the likelihood's mean, per number of an image, mean over the latents: [N]
+    features: Tensor  # what the posterior knew of the images, [N, F]
     stopped: bool  # does log_q's gradient reach z only?
 
     @property
@@ -57,6 +59,7 @@ class ConvEncoder(nn.Module):
     """The discriminator's blocks: images [N, C, H, W] -> features [N, widths[0]]."""
 
     filter: Tensor
+    recompute = 0  # as of the discriminator
 
     def __init__(self, widths: Sequence[int], channels: int, base: tuple[int, int], filter: Sequence[float]):
         super().__init__()
@@ -69,8 +72,8 @@ class ConvEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.from_image(channels_last(images.to(self.compute or self.filter.dtype)))
-        for block in reversed(self.blocks[1:]):
-            x = block(x, self.filter)
+        for index in range(len(self.blocks) - 1, 0, -1):
+            x = run_block(self, index, x)
         return self.blocks[0](x).to(self.filter.dtype)
 
 
@@ -82,8 +85,12 @@ class CReLU(nn.Module):
         self.linear = Linear(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.linear(x)
-        return torch.cat([x, -x], 1).relu() * math.sqrt(2)
+        return both_parts(self.linear(x))
+
+
+def both_parts(x: Tensor) -> Tensor:
+    """[N, n] -> [N, 2 n]: positive and negative parts, with a gain that keeps the mean square."""
+    return torch.cat([x, -x], 1).relu() * math.sqrt(2)
 
 
 class DenseEncoder(nn.Module):
@@ -131,8 +138,7 @@ class DenseDecoder(nn.Module):
         return self.first_layer(self.filter.new_zeros(1 if labels is None else len(labels), self.z_dim), labels)
 
     def synthesize(self, w: Tensor, stage: int, alpha: Alpha = 1.0) -> Tensor:
-        x = torch.cat([w, -w], 1).relu() * math.sqrt(2)
-        return self.last(self.layers(x)).unflatten(1, self.shape)
+        return self.last(self.layers(both_parts(w))).unflatten(1, self.shape)
 
 
 class VAE(nn.Module):
@@ -269,6 +275,7 @@ class VAE(nn.Module):
             log_q=log_q,
             divergence=(log_q - log_prior).mean(0) if known is None else known,
             squared_error=error,
+            features=h,
             stopped=stopped,
         )
 
@@ -294,6 +301,7 @@ def build_vae(config: TrainConfig, images: ImageFormat) -> VAE:
         decoder = ResNetGenerator(
             z_dim, widths, outputs, images.base, classes, filter, config.network.class_gain, normalize=False
         )
+        encoder.recompute = decoder.recompute = config.network.recompute
     features = encoder.features + (z_dim if classes else 0)
     posterior = look_up(
         "vae.posterior", options.posterior, POSTERIORS, features=features, d=z_dim, group=config.distributed.group

@@ -10,7 +10,7 @@ from gan.average import update_averages
 from gan.config import TrainConfig, refuse_others
 from gan.errors import UserError
 from gan.methods.critic import Critic
-from gan.methods.pairs import critic_loss, find_pair
+from gan.methods.pairs import CriticLoss, critic_loss, find_pair
 from gan.methods.rows import look_up
 from gan.parts import Part, cut_batch
 from gan.ranks.statistics import Statistics
@@ -19,7 +19,7 @@ from gan.state import Family, StepInputs, Task, TrainState
 from gan.undo import undo_step
 from gan.vae.bounds import doubly_reparameterized, iwae
 from gan.vae.groups import Grouped
-from gan.vae.likelihoods import find_likelihood
+from gan.vae.likelihoods import binarized, find_likelihood
 from gan.vae.model import VAE, Evidence, build_vae
 from gan.vae.posteriors import POSTERIORS, Implicit
 
@@ -42,9 +42,9 @@ def train_step(state: TrainState, task: Task, now: Moment, inputs: StepInputs, s
         stats.add(statistics(evidence, loss))
         total = loss.sum()
         if isinstance(G.posterior, Implicit):
-            adversary_loss = judge_posterior(G, G.posterior, part, config, inputs.numbers["gamma"])
-            stats.add({"Loss/T/loss": adversary_loss})
-            total = total + adversary_loss.sum()
+            judged = judge_posterior(G.posterior, evidence, part, config)
+            stats.add({"Loss/T/loss": judged.loss})
+            total = total + judged.total(inputs.numbers["gamma"] / 2)
         gradients.add(total, evidence.squared_error.sum())
     void = gradients.step(
         state.optimizers["optimizer"], inputs.numbers["optimizer"], torch.zeros_like(state.skipped[0])
@@ -60,17 +60,12 @@ def find_evidence(G: VAE, part: Part, config: TrainConfig) -> Evidence:
     """The evidence of `vae.samples` latents for each image of a part."""
     images = part.real
     if config.vae.binarize:
-        images = binarized(images, part)
+        coins = part.draws.uniform("black or white", images[0].numel())
+        images = binarized(images, coins.to(images).view_as(images))
     k = config.vae.samples
     noise = part.latents("noise of the posterior", k * G.posterior.noise).to(images.dtype)
     noise = noise.unflatten(1, (k, -1)).movedim(1, 0)
     return G.evidence(images, noise, part.labels, stopped=is_doubly(config, G.posterior.has_density))
-
-
-def binarized(images: Tensor, part: Part) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1] -> black and white, -1 and 1: white with a probability that is the brightness."""
-    coins = part.draws.uniform("black or white", images[0].numel()).to(images).view_as(images)
-    return torch.where(coins < (images + 1) / 2, 1.0, -1.0).to(images)
 
 
 def is_doubly(config: TrainConfig, has_density: bool) -> bool:
@@ -88,25 +83,23 @@ def negative_bound(evidence: Evidence, config: TrainConfig, beta: Tensor | float
     return doubly_reparameterized(evidence.z, log_weights) if evidence.stopped else -iwae(log_weights)
 
 
-def judge_posterior(G: VAE, posterior: Implicit, part: Part, config: TrainConfig, gamma: Tensor) -> Tensor:
-    """The loss [N] of an implicit posterior's adversary: it tells latents, in units of their own mean and deviation,
+def judge_posterior(posterior: Implicit, evidence: Evidence, part: Part, config: TrainConfig) -> CriticLoss:
+    """The loss of an implicit posterior's adversary: it tells latents, in units of their own mean and deviation,
     from draws of N(0, I), by the configured objective and regularizer.
 
     At its best it is the logarithm of their ratio (Mescheder et al. 2017, proposition 1).
     """
     objective, regularizer = find_pair(config.objective.name, config.regularizer.name)
+    h = evidence.features.detach()
     with torch.no_grad():
-        h = G.features(part.real, part.labels)
         noise = part.latents("noise of the posterior for its adversary", posterior.noise).to(h).unsqueeze(0)
         z = posterior.contrast(noise, h)[1][0]
-        from_prior = part.latents("draws of the prior for the adversary", G.z_dim).to(h)
+        from_prior = part.latents("draws of the prior for the adversary", z.shape[1]).to(h)
 
     def judge(latents: Tensor) -> Tensor:
         return posterior.adversary(latents.unsqueeze(0), h)[0]
 
-    loss = critic_loss(objective, regularizer, Critic(judge, part.draws), z, from_prior)
-    penalty = sum(gamma / 2 * term for term in loss.penalties)
-    return loss.loss + penalty
+    return critic_loss(objective, regularizer, Critic(judge, part.draws), z, from_prior)
 
 
 @torch.no_grad()
@@ -135,6 +128,8 @@ def check(config: TrainConfig) -> None:
     row = look_up("vae.posterior", config.vae.posterior, POSTERIORS, features=8, d=config.network.z_dim, group=size)
     implicit = isinstance(row, Implicit)
     refuse_others(config, WITHOUT_TURNS if implicit else OF_ADVERSARIES)
+    if implicit:
+        check_adversary(config)
     if config.growth.mode != "none":
         raise UserError("growth.mode=progressive: a VAE is trained at its final resolution; give growth.mode=none")
     options = config.vae
@@ -142,6 +137,10 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"vae.likelihood={options.likelihood} is of black and white pixels; give vae.binarize=1 too")
     if options.binarize and not find_likelihood(options.likelihood).binary:
         raise UserError(f"vae.binarize=1 leaves nothing for vae.likelihood={options.likelihood} to tell; leave it out")
+    if options.scale != "auto" and not find_likelihood(options.likelihood).scale:
+        raise UserError(
+            f"vae.scale={options.scale} does nothing with vae.likelihood={options.likelihood}; leave it out"
+        )
     if isinstance(row, Grouped) and not (config.data.grouped and options.bound == "elbo"):
         raise UserError(
             f"vae.posterior={options.posterior} shares latents in groups of one class, and bounds them together: give "
@@ -154,6 +153,16 @@ def check(config: TrainConfig) -> None:
         )
     if options.bound == "iwae" and options.free_bits:
         raise UserError("vae.free_bits is of the divergence, which vae.bound=iwae has none of; leave it out")
+
+
+def check_adversary(config: TrainConfig) -> None:
+    """Raises UserError for a regularizer that an implicit posterior's adversary cannot have."""
+    _, regularizer = find_pair(config.objective.name, config.regularizer.name)
+    if not regularizer.is_penalty or regularizer.pictures:
+        raise UserError(
+            f"regularizer.name={config.regularizer.name} is no penalty on points, and an adversary judges latents; "
+            "give r1, another gradient penalty, or none"
+        )
 
 
 def remarks(config: TrainConfig) -> Iterator[str]:
