@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gan.metrics.classifier import Classifier
     from gan.metrics.features import FeatureNetwork
     from gan.metrics.intervals import Estimate
+    from gan.metrics.learned import ChannelClassifier
     from gan.metrics.provenance import Provenance
     from gan.metrics.sample import Sample
     from gan.metrics.score import Metric, Score
@@ -36,6 +37,10 @@ OF_FEATURES = {
     "recall-": ("recall", ".3f"),
     "density-": ("density", ".3f"),
     "coverage-": ("coverage", ".3f"),
+    "is-": (None, ".2f"),
+    "copies-": ("copies", ".3f"),
+    "copies-by-chance-": ("(by chance)", ".3f"),
+    "nearest-": ("nearest", ".3f"),
 }
 OTHERS = {
     "coherence": ("coherence", ".3f"),
@@ -46,6 +51,14 @@ OTHERS = {
     "mode-kl-by-chance": ("(by chance)", ".4f"),
     "confidence": ("confidence", ".3f"),
     "as-asked": ("as asked", ".3f"),
+    "modes": ("modes", ".0f"),
+    "modes-confident": ("(confident)", ".0f"),
+    "swd": ("SWD", ".4f"),
+    "ms-ssim": ("MS-SSIM", ".3f"),
+    "ms-ssim-in-classes": ("(in classes)", ".3f"),
+    "pixel-copies": ("copies", ".3f"),
+    "pixel-copies-by-chance": ("(by chance)", ".3f"),
+    "pixel-nearest": ("nearest", ".3f"),
 }
 
 
@@ -67,7 +80,7 @@ class Reference:
     ranks: "Ranks"
     metrics: "Mapping[str, Metric]"
     network: "FeatureNetwork"
-    classifier: "Classifier | None"
+    classifier: "Classifier | ChannelClassifier | None"
     indices: np.ndarray  # of the reals in the dataset, in random order
     reals: "Sample"  # in that order
 
@@ -95,14 +108,30 @@ class Reference:
                 dataclasses.replace(blurred, labels=None if labels is None else labels[:count])
             ),
             f"{FEW} reals{' per class' * (labels is not None)}, repeated": self.score(self.reals.pick(few)),
+            **self._junk(samples),
         }
 
+    def _junk(self, samples: int) -> "dict[str, Score]":
+        """Rows of images that are no good, and that some scores by these features take for good ones."""
+        from gan.metrics.learned import LEARNED
+        from gan.metrics.sample import Source
+
+        learned = LEARNED.get(self.network.name)
+        if learned is None:
+            return {}
+        sets = learned.junk(self._read, len(self.reals), self.seed)
+        shape = self.dataset.shape(self.level)
+        return {name: self.score(self.observe(Source(samples, shape, READ, read))) for name, read in sets.items()}
+
     def real_floors(self, samples: int) -> "dict[str, Score]":
-        """One random half of the reals against the other; of all reals, what needs no comparison."""
+        """One random half of the reals against the other; of as many reals as samples, what needs no comparison."""
         half = (len(self.reals) + 1) // 2
-        alone = {name: metric for name, metric in self.metrics.items() if not metric.of_features}
+        alone = {name: metric for name, metric in self.metrics.items() if metric.alone}
+        count = min(samples, len(self.reals))
         return {
-            "all reals": self.score(self.reals, metrics=alone),
+            "all reals" if count == len(self.reals) else "reals": self.score(
+                self.reals.pick(slice(count)), metrics=alone
+            ),
             "half of the reals": self.score(
                 self.reals.pick(slice(min(samples, half))), self.reals.pick(slice(half, None))
             ),
@@ -126,12 +155,14 @@ class Reference:
         """See a source's images, on all ranks."""
         from gan.metrics.sample import observe
 
-        sample = observe(source, self.network, self.ranks)
-        if self.classifier is None:
+        views = [metric.view for metric in self.metrics.values() if metric.view]
+        sample = observe(source, self.network, self.ranks, views)
+        classify = self.network.classify
+        if classify is None or not any(metric.classes or metric.probabilities for metric in self.metrics.values()):
             return sample
-        return dataclasses.replace(sample, probabilities=self.classifier.probabilities(sample.features))
+        return dataclasses.replace(sample, probabilities=classify(sample.features))
 
-    def _read(self, rows: slice) -> np.ndarray:
+    def _read(self, rows: slice | np.ndarray) -> np.ndarray:
         return self.dataset.read(self.indices[rows], self.level)
 
     def provenance(self, reals: int, samples: int, snapshot: str | None) -> "Provenance":
@@ -159,7 +190,7 @@ class Reference:
         return classifier_line(self.classifier, (height, width))
 
 
-def classifier_line(classifier: "Classifier", size: tuple[int, int]) -> str:
+def classifier_line(classifier: "Classifier | ChannelClassifier", size: tuple[int, int]) -> str:
     """One line about a classifier of images of (H, W): classes and accuracy."""
     return (
         f"classifier of {classifier.classes} classes at {size[0]}x{size[1]}: {classifier.accuracy:.1%} right on "
@@ -174,22 +205,28 @@ def check_scores(
 
     Raises UserError for what does not exist, does not fit together, or is too little: before anything takes long.
     """
-    from gan.metrics.classifier import FEATURES
     from gan.metrics.classifier import check as check_classifier
     from gan.metrics.features import load_features
-    from gan.metrics.score import check_enough, find_metrics
+    from gan.metrics.learned import LEARNED
+    from gan.metrics.score import check_enough, check_size, find_metrics
 
-    chosen = find_metrics(metrics, features == CLASSIFIER)
+    manifest = dataset.manifest
+    learned = LEARNED.get(features)
     network = None
-    if features == CLASSIFIER:
-        classes = class_labels(dataset)[1]
-        check_classifier(len(dataset), dataset.manifest.resolution, classes)
-    else:
+    if learned is None:
+        find_metrics(metrics, classifier=False, probabilities=True)  # fails before a network is loaded
         network = load_features(features, where)
-    width = network.width if network else FEATURES
+    chosen = find_metrics(metrics, learned is not None, network is not None and network.classify is not None)
+    if learned:
+        class_labels(dataset)
+        assert manifest.classes
+        check_classifier(len(dataset), manifest.resolution, learned.classes(manifest.classes, manifest.channels))
+    width = network.width if network else LEARNED[features].width
     check_enough(chosen, width, samples, "samples", "make more, or choose other metrics")
     reals = min(len(dataset), MOST_REALS)
-    check_enough(chosen, width, reals, f"images of {dataset.path}", "give a larger dataset, or choose other metrics")
+    remedy = "give a larger dataset, or choose other metrics"
+    check_enough(chosen, width, reals, f"images of {dataset.path}", remedy, reals=True)
+    check_size(chosen, manifest.resolution)
     return chosen, network
 
 
@@ -232,45 +269,56 @@ def build_reference(
     classifier first, as that takes a while. Raises UserError as `check_scores` does."""
     from gan.metrics.features import classifier_features
     from gan.metrics.sample import Source
+    from gan.metrics.score import check_size
     from gan.ranks.distributed import Ranks
 
     ranks = ranks or Ranks()
     chosen, network = check_scores(dataset, metrics, features, samples, device())
     classifier = None
     if network is None:
-        classifier = train_on_first(dataset, level, seed, ranks, say)
-        network = classifier_features(classifier)
+        classifier = train_on_first(dataset, level, seed, ranks, say, features)
+        network = classifier_features(classifier, features)
     indices = np.random.RandomState(seed).permutation(len(dataset))[:MOST_REALS]
     empty: Any = None
     reference = Reference(dataset, level, seed, ranks, chosen, network, classifier, indices, empty)
+    check_size(chosen, dataset.manifest.size(level))
     reals = reference.observe(Source(len(indices), dataset.shape(level), READ, reference._read))
     labels = dataset.labels[indices] if dataset.manifest.classes and dataset.labels is not None else None
     return dataclasses.replace(reference, reals=dataclasses.replace(reals, labels=labels))
 
 
 def train_on_first(
-    dataset: "ImageDataset", level: int, seed: int, ranks: "Ranks", say: Callable[[str], object]
-) -> "Classifier":
-    """A classifier of the dataset's classes, trained on rank 0 and sent to the others."""
+    dataset: "ImageDataset",
+    level: int,
+    seed: int,
+    ranks: "Ranks",
+    say: Callable[[str], object],
+    features: str = CLASSIFIER,
+) -> "Classifier | ChannelClassifier":
+    """A classifier of the dataset's classes, trained on rank 0 and sent to the others. features: its row of LEARNED."""
     from gan.metrics.classifier import Classifier, build_network, train_classifier
+    from gan.metrics.learned import LEARNED
     from gan.ranks.distributed import from_first
 
-    labels, classes = class_labels(dataset)
+    learned = LEARNED[features]
+    labels, _ = class_labels(dataset)
+    classes = learned.classes(dataset.manifest.classes or (), dataset.manifest.channels)
     if ranks.first:
         say(f"training a classifier on {dataset.path} ...")
         images, indices = read_reals(dataset, MOST_REALS, level, seed)
-        trained = train_classifier(images, labels[indices], classes, seed=seed, device=device())
+        shown, named = learned.split(images, labels[indices], classes)
+        trained = train_classifier(shown, named, classes, seed=seed, device=device())
     if ranks.world == 1:
-        return trained
+        return learned.wrap(trained)
     sent = None
     if ranks.first:
         weights = {name: tensor.cpu() for name, tensor in trained.network.state_dict().items()}
         sent = (weights, trained.accuracy, trained.held_out)
     weights, accuracy, held_out = from_first(sent)
-    network = build_network(dataset.manifest.channels, classes)
+    network = build_network(learned.channels(dataset.manifest.channels), classes)
     network.load_state_dict(weights)
     network.to(device()).eval().requires_grad_(False)
-    return Classifier(network, classes, accuracy, held_out)
+    return learned.wrap(Classifier(network, classes, accuracy, held_out))
 
 
 def score_table(rows: "Mapping[str, Score]") -> str:
@@ -288,7 +336,7 @@ def score_table(rows: "Mapping[str, Score]") -> str:
 
 def _table(rows: "Mapping[str, Score]", formats: Mapping[str, tuple[str | None, str]]) -> str:
     names = {name for row in rows.values() for name in row.figures}
-    starts = {start: name for name in names for start in formats if start in (name, name[: name.find("-") + 1])}
+    starts = {_start(name, formats): name for name in names}
     columns = [(starts[start], *formats[start]) for start in formats if start in starts]
     if not columns:
         return ""
@@ -299,6 +347,12 @@ def _table(rows: "Mapping[str, Score]", formats: Mapping[str, tuple[str | None, 
             lines.append([label, str(row.samples), *(_value(*cell) for cell in shown)])
             lines.append(["", "±", *(_reach(*cell) for cell in shown)])
     return "\n".join(aligned(lines))
+
+
+def _start(name: str, formats: Mapping[str, Any]) -> str:
+    """The longest key of `formats` that is the name, or its beginning up to a hyphen; "" if there is none."""
+    found = [start for start in formats if name == start or (start.endswith("-") and name.startswith(start))]
+    return max(found, key=len, default="")
 
 
 def _value(estimate: "Estimate | None", form: str) -> str:

@@ -302,7 +302,15 @@ def test_too_few_samples_are_refused_with_the_number_needed(metric, needed):
 
 def test_metrics_are_found_by_name():
     assert list(find_metrics("kid, fd,kid", classifier=False)) == ["kid", "fd"]
-    assert list(find_metrics("", classifier=False)) == [name for name in METRICS if name != "classes"]
+    usual = ["fd", "kid", "pr", "dc", "diversity"]
+    assert list(find_metrics("", classifier=False)) == usual
+    assert list(find_metrics("", classifier=True)) == [*usual, "classes"]
+    assert find_metrics("all", classifier=True) == METRICS
+    without = {name for name in METRICS if name not in find_metrics("all", classifier=False)}
+    assert without == {"classes", "modes", "is"}
+    assert "is" in find_metrics("all", classifier=False, probabilities=True)
+    with pytest.raises(UserError, match=r"give run\.features=classifier or"):
+        find_metrics("fd,is", classifier=False)
     with pytest.raises(UserError, match="needs a classifier"):
         find_metrics("fd,classes", classifier=False)
     with pytest.raises(UserError, match="did you mean fd"):
