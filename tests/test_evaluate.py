@@ -143,6 +143,11 @@ def test_data_networks_and_features_that_do_not_fit_are_refused_in_one_line(flat
         (grey, flat, [f"--features={means}", "--samples=5", "--metrics=dc"], "too few for dc, which needs 6"),
         (grey, flat, [f"--features={wrong_hash}"], "is another file"),
         (grey, flat, ["--features=inception"], "features are lite0, or PATH:SHA256"),
+        (grey, dataset, ["--features=channels"], "features=channels are of stacked images.*prepare stacked-digits"),
+        (grey, flat, ["--features=channels"], "has no labels"),
+        (grey, flat, [f"--features={means}", "--metrics=modes"], "run.metrics=modes needs a classifier"),
+        (grey, flat, [f"--features={means}", "--metrics=is"], "run.metrics=is needs features with classes"),
+        (grey, flat, [f"--features={means}", "--metrics=ms-ssim", "--samples=3"], "for ms-ssim, which needs 4"),
         (color, dataset, [], "with 3 channels"),
         (other, dataset, [], "other classes"),
     ):
@@ -160,6 +165,26 @@ def in_processes(command: list[str]) -> str:
     return done.stdout
 
 
+def test_all_metrics_and_their_alarms_by_the_command(dataset, tmp_path, monkeypatch):
+    """An untrained network, which makes one class: collapse is named, in the output and in the file."""
+    monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=60))
+    network = write_snapshot(tmp_path / "0.safetensors")
+    command = [f"--network={network}", f"--data={dataset}", "--samples=100", f"--json={tmp_path / 'rows.json'}"]
+    result = saddle_evaluate(*command, "--metrics=all")
+    assert result.exit_code == 0, (result.output, result.exception)
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert list(rows)[1] == "reals" and rows["reals"]["samples"] == 100  # of 150, as many as samples
+    named = [line.removeprefix(f"alarm: {network}: ") for line in result.output.splitlines() if "alarm" in line]
+    assert named == rows[str(network)]["alarms"] and all(line.startswith("collapse: ") for line in named)
+    assert any(line.startswith("collapse: recall-classifier") for line in named) and rows["reals"]["alarms"] == []
+    figures = {name: row["figures"] for name, row in rows.items()}
+    assert figures["10 reals per class, repeated"]["pixel-copies"]["value"] == 1
+    assert figures["half of the reals"]["swd"]["value"] < figures[str(network)]["swd"]["value"]
+    assert figures["reals"]["is-classifier"]["value"] > 2 > figures[str(network)]["is-classifier"]["value"]
+    assert figures["reals"]["modes"]["value"] == 3 and "swd" not in figures["reals"]
+    assert all(f["low"] <= f["value"] <= f["high"] for row in figures.values() for f in row.values())
+
+
 @pytest.mark.slow
 def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monkeypatch):
     """Odd numbers of samples, in two batches. A classifier is trained on rank 0 and sent to the others."""
@@ -167,7 +192,7 @@ def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monk
     monkeypatch.setattr("snapshots.NAMES", ("1", "ape", "bee"))
     network = write_snapshot(tmp_path / "a.safetensors", cond=True)
     out = tmp_path / "rows.json"
-    flags = [f"--network={network}", f"--data={dataset}", f"--json={out}", "--samples=301"]
+    flags = [f"--network={network}", f"--data={dataset}", f"--json={out}", "--samples=301", "--metrics=all"]
 
     def report() -> dict:
         rows = json.loads(out.read_text())
@@ -176,7 +201,7 @@ def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monk
 
     assert saddle_evaluate(*flags).exit_code == 0
     alone = report()
-    assert "as-asked" in alone["rows"][0]["figures"]
+    assert {"as-asked", "swd", "ms-ssim-in-classes", "pixel-copies"} <= set(alone["rows"][0]["figures"])
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     said = in_processes([*torchrun, "-m", "evaluate_worker", *flags])
     assert report() == alone and said.count("wrote") == 1
@@ -184,7 +209,7 @@ def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monk
     flags.append(f"--features={means}")
     assert saddle_evaluate(*flags).exit_code == 0
     alone = report()
-    said = in_processes(["launch.evaluate", *flags, "--gpus=3"])
+    said = in_processes(["launch.evaluate", *flags, "--gpus=4"])
     assert report() == alone and said.count("wrote") == 1
 
 
