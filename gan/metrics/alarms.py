@@ -41,4 +41,4 @@ def _alarms(figures: Mapping[str, Estimate], reals: Mapping[str, Estimate]) -> I
             other = f"{alarm.beside or alarm.figure}{name.removeprefix(alarm.figure)}"
             beside = figures.get(other) if alarm.beside else reals.get(other)
             if beside and alarm.rings(found, beside.value):
-                yield f"{alarm.tells}: {name} {found.value:.3g}, of reals {beside.value:.3g} (limit: {alarm.limit})"
+                yield f"{alarm.tells}: {name} {found.value:.4g}, of reals {beside.value:.4g} (limit: {alarm.limit})"
