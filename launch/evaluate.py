@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,20 +208,38 @@ def work(job: Job, flags: Mapping[str, Any], ranks: "Ranks") -> int:
         rows = {name: reference.score_network(load_network(path), samples) for name, path in job.paths.items()}
         rows |= reference.floors(samples)
     say(score_table(rows))
+    for name, lines in alarms_of(rows, job.paths).items():
+        for line in lines:
+            say(f"alarm: {name}: {line}")
     if ranks.first:
         save_rows(flags["json_path"], scores_as_json(reference, rows, job.paths))
     return 0
 
 
+def alarms_of(rows: Mapping[str, "Score"], networks: Iterable[str]) -> dict[str, list[str]]:
+    """What the scores of each network show, beside those of real images, of a collapse and of copies."""
+    from gan.metrics.alarms import alarms
+
+    reals = [figure for name in ("half of the reals", "reals", "all reals") if name in rows for figure in [rows[name]]]
+    beside = {name: figure for row in reals for name, figure in row.figures.items()}
+    return {name: alarms(rows[name].figures, beside) for name in networks}
+
+
 def scores_as_json(reference: "Reference", rows: Mapping[str, "Score"], paths: Mapping[str, Path]) -> dict[str, Any]:
     """The table as plain values for JSON; `network` is the scored snapshot's path, null in the rows of reals."""
     classifier = reference.classifier
-    about = reference.provenance()
+    dataset = str(reference.dataset.path)
+    found = alarms_of(rows, paths)
     return {
         "classifier": classifier
         and {"accuracy": classifier.accuracy, "held_out": classifier.held_out, "classes": classifier.classes},
         "rows": [
-            {"name": name, "network": str(paths[name]) if name in paths else None, **score_as_json(row), **about}
+            {
+                "name": name,
+                "network": str(paths[name]) if name in paths else None,
+                **score_as_json(row, dataset),
+                "alarms": found.get(name, []),
+            }
             for name, row in rows.items()
         ],
     }

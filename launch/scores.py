@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from gan.metrics.classifier import Classifier
     from gan.metrics.features import FeatureNetwork
     from gan.metrics.intervals import Estimate
+    from gan.metrics.learned import ChannelClassifier
+    from gan.metrics.provenance import Provenance
     from gan.metrics.sample import Sample
     from gan.metrics.score import Metric, Score
     from gan.ranks.distributed import Ranks
@@ -35,6 +37,10 @@ OF_FEATURES = {
     "recall-": ("recall", ".3f"),
     "density-": ("density", ".3f"),
     "coverage-": ("coverage", ".3f"),
+    "is-": (None, ".2f"),
+    "copies-": ("copies", ".3f"),
+    "copies-by-chance-": ("(by chance)", ".3f"),
+    "nearest-": ("nearest", ".3f"),
 }
 OTHERS = {
     "coherence": ("coherence", ".3f"),
@@ -45,6 +51,14 @@ OTHERS = {
     "mode-kl-by-chance": ("(by chance)", ".4f"),
     "confidence": ("confidence", ".3f"),
     "as-asked": ("as asked", ".3f"),
+    "modes": ("modes", ".0f"),
+    "modes-confident": ("(confident)", ".0f"),
+    "swd": ("SWD", ".4f"),
+    "ms-ssim": ("MS-SSIM", ".3f"),
+    "ms-ssim-in-classes": ("(in classes)", ".3f"),
+    "pixel-copies": ("copies", ".3f"),
+    "pixel-copies-by-chance": ("(by chance)", ".3f"),
+    "pixel-nearest": ("nearest", ".3f"),
 }
 
 
@@ -66,7 +80,7 @@ class Reference:
     ranks: "Ranks"
     metrics: "Mapping[str, Metric]"
     network: "FeatureNetwork"
-    classifier: "Classifier | None"
+    classifier: "Classifier | ChannelClassifier | None"
     indices: np.ndarray  # of the reals in the dataset, in random order
     reals: "Sample"  # in that order
 
@@ -74,61 +88,98 @@ class Reference:
         """Score samples of a network. A conditional one makes all classes in turn."""
         labels = classes_in_turn(snapshot, samples)
         sample = self.observe(network_source(snapshot, labels, self.level, samples, self.seed))
-        return self.score(dataclasses.replace(sample, labels=None if labels is None else labels.numpy()))
+        sample = dataclasses.replace(sample, labels=None if labels is None else labels.numpy())
+        return self.score(sample, snapshot=snapshot.sha256)
 
     def floors(self, samples: int) -> "dict[str, Score]":
-        """Rows to compare a score with, of as many images where the dataset has them: one random half of the reals
-        against the other; reals that are blurred; a few reals, repeated. Of all reals, what needs no comparison."""
+        """Rows to compare a score with, of as many images where the dataset has them: those of `real_floors`; blurred
+        reals; a few reals, repeated."""
         from gan.metrics.sample import Source
-        from gan.metrics.score import box_blur, few_repeated, score
+        from gan.metrics.score import box_blur, few_repeated
 
-        half = (len(self.reals) + 1) // 2
         count = min(samples, len(self.reals))
         shape = self.dataset.shape(self.level)
         blurred = self.observe(Source(count, shape, READ, lambda rows: box_blur(self._read(rows))))
         labels = self.reals.labels
-        alone = {name: metric for name, metric in self.metrics.items() if not metric.of_features}
         few = few_repeated(labels, FEW, samples)
         return {
-            "all reals": score(self.reals, self.reals, alone, self.network.name),
-            "half of the reals": self.score(
-                self.reals.pick(slice(min(samples, half))), self.reals.pick(slice(half, None))
-            ),
+            **self.real_floors(samples),
             "blurred reals": self.score(
                 dataclasses.replace(blurred, labels=None if labels is None else labels[:count])
             ),
             f"{FEW} reals{' per class' * (labels is not None)}, repeated": self.score(self.reals.pick(few)),
+            **self._junk(samples),
         }
 
-    def score(self, sample: "Sample", reals: "Sample | None" = None) -> "Score":
-        """Score a sample against all reals, or against some."""
+    def _junk(self, samples: int) -> "dict[str, Score]":
+        """Rows of images that are no good, and that some scores by these features take for good ones."""
+        from gan.metrics.learned import LEARNED
+        from gan.metrics.sample import Source
+
+        learned = LEARNED.get(self.network.name)
+        if learned is None:
+            return {}
+        sets = learned.junk(self._read, len(self.reals), self.seed)
+        shape = self.dataset.shape(self.level)
+        return {name: self.score(self.observe(Source(samples, shape, READ, read))) for name, read in sets.items()}
+
+    def real_floors(self, samples: int) -> "dict[str, Score]":
+        """One random half of the reals against the other; of as many reals as samples, what needs no comparison."""
+        half = (len(self.reals) + 1) // 2
+        alone = {name: metric for name, metric in self.metrics.items() if metric.alone}
+        count = min(samples, len(self.reals))
+        return {
+            "all reals" if count == len(self.reals) else "reals": self.score(
+                self.reals.pick(slice(count)), metrics=alone
+            ),
+            "half of the reals": self.score(
+                self.reals.pick(slice(min(samples, half))), self.reals.pick(slice(half, None))
+            ),
+        }
+
+    def score(
+        self,
+        sample: "Sample",
+        reals: "Sample | None" = None,
+        metrics: "Mapping[str, Metric] | None" = None,
+        snapshot: str | None = None,
+    ) -> "Score":
+        """Score a sample against all reals, or against some. snapshot: the SHA-256 sum of the network that made it."""
         from gan.metrics.score import score
 
-        return score(reals or self.reals, sample, self.metrics, self.network.name)
+        reals = reals or self.reals
+        found = score(reals, sample, metrics or self.metrics, self.network.name)
+        return dataclasses.replace(found, provenance=self.provenance(len(reals), len(sample), snapshot))
 
     def observe(self, source: Any) -> "Sample":
         """See a source's images, on all ranks."""
         from gan.metrics.sample import observe
 
-        sample = observe(source, self.network, self.ranks)
-        if self.classifier is None:
+        views = [metric.view for metric in self.metrics.values() if metric.view]
+        sample = observe(source, self.network, self.ranks, views)
+        classify = self.network.classify
+        if classify is None or not any(metric.classes or metric.probabilities for metric in self.metrics.values()):
             return sample
-        return dataclasses.replace(sample, probabilities=self.classifier.probabilities(sample.features))
+        return dataclasses.replace(sample, probabilities=classify(sample.features))
 
-    def _read(self, rows: slice) -> np.ndarray:
+    def _read(self, rows: slice | np.ndarray) -> np.ndarray:
         return self.dataset.read(self.indices[rows], self.level)
 
-    def provenance(self) -> dict[str, Any]:
-        """What scores depend on beside the samples, as plain values: compare only scores that agree in it."""
+    def provenance(self, reals: int, samples: int, snapshot: str | None) -> "Provenance":
+        """Where a score of so many images of each kind comes from."""
+        from gan.metrics.provenance import Features, Provenance, versions
+
         network = self.network
-        return {
-            "features": {key: getattr(network, key) for key in ("name", "sha256", "side", "resize")},
-            "dataset": str(self.dataset.path),
-            "dataset_hash": self.dataset.manifest.content_hash,
-            "size": list(self.dataset.manifest.size(self.level)),
-            "reals": len(self.reals),
-            "seed": self.seed,
-        }
+        return Provenance(
+            Features(network.name, network.sha256, network.side, network.resize),
+            self.dataset.manifest.content_hash,
+            tuple(self.dataset.manifest.size(self.level)),
+            reals,
+            samples,
+            self.seed,
+            snapshot,
+            versions(device()),
+        )
 
     def summary(self) -> str:
         """One line about the features."""
@@ -139,7 +190,7 @@ class Reference:
         return classifier_line(self.classifier, (height, width))
 
 
-def classifier_line(classifier: "Classifier", size: tuple[int, int]) -> str:
+def classifier_line(classifier: "Classifier | ChannelClassifier", size: tuple[int, int]) -> str:
     """One line about a classifier of images of (H, W): classes and accuracy."""
     return (
         f"classifier of {classifier.classes} classes at {size[0]}x{size[1]}: {classifier.accuracy:.1%} right on "
@@ -154,22 +205,28 @@ def check_scores(
 
     Raises UserError for what does not exist, does not fit together, or is too little: before anything takes long.
     """
-    from gan.metrics.classifier import FEATURES
     from gan.metrics.classifier import check as check_classifier
     from gan.metrics.features import load_features
-    from gan.metrics.score import check_enough, find_metrics
+    from gan.metrics.learned import LEARNED
+    from gan.metrics.score import check_enough, check_size, find_metrics
 
-    chosen = find_metrics(metrics, features == CLASSIFIER)
+    manifest = dataset.manifest
+    learned = LEARNED.get(features)
     network = None
-    if features == CLASSIFIER:
-        classes = class_labels(dataset)[1]
-        check_classifier(len(dataset), dataset.manifest.resolution, classes)
-    else:
+    if learned is None:
+        find_metrics(metrics, classifier=False, probabilities=True)  # fails before a network is loaded
         network = load_features(features, where)
-    width = network.width if network else FEATURES
+    chosen = find_metrics(metrics, learned is not None, network is not None and network.classify is not None)
+    if learned:
+        class_labels(dataset)
+        assert manifest.classes
+        check_classifier(len(dataset), manifest.resolution, learned.classes(manifest.classes, manifest.channels))
+    width = network.width if network else LEARNED[features].width
     check_enough(chosen, width, samples, "samples", "make more, or choose other metrics")
     reals = min(len(dataset), MOST_REALS)
-    check_enough(chosen, width, reals, f"images of {dataset.path}", "give a larger dataset, or choose other metrics")
+    remedy = "give a larger dataset, or choose other metrics"
+    check_enough(chosen, width, reals, f"images of {dataset.path}", remedy, reals=True)
+    check_size(chosen, manifest.resolution)
     return chosen, network
 
 
@@ -212,57 +269,74 @@ def build_reference(
     classifier first, as that takes a while. Raises UserError as `check_scores` does."""
     from gan.metrics.features import classifier_features
     from gan.metrics.sample import Source
+    from gan.metrics.score import check_size
     from gan.ranks.distributed import Ranks
 
     ranks = ranks or Ranks()
     chosen, network = check_scores(dataset, metrics, features, samples, device())
     classifier = None
     if network is None:
-        classifier = train_on_first(dataset, level, seed, ranks, say)
-        network = classifier_features(classifier)
+        classifier = train_on_first(dataset, level, seed, ranks, say, features)
+        network = classifier_features(classifier, features)
     indices = np.random.RandomState(seed).permutation(len(dataset))[:MOST_REALS]
     empty: Any = None
     reference = Reference(dataset, level, seed, ranks, chosen, network, classifier, indices, empty)
+    check_size(chosen, dataset.manifest.size(level))
     reals = reference.observe(Source(len(indices), dataset.shape(level), READ, reference._read))
     labels = dataset.labels[indices] if dataset.manifest.classes and dataset.labels is not None else None
     return dataclasses.replace(reference, reals=dataclasses.replace(reals, labels=labels))
 
 
 def train_on_first(
-    dataset: "ImageDataset", level: int, seed: int, ranks: "Ranks", say: Callable[[str], object]
-) -> "Classifier":
-    """A classifier of the dataset's classes, trained on rank 0 and sent to the others."""
+    dataset: "ImageDataset",
+    level: int,
+    seed: int,
+    ranks: "Ranks",
+    say: Callable[[str], object],
+    features: str = CLASSIFIER,
+) -> "Classifier | ChannelClassifier":
+    """A classifier of the dataset's classes, trained on rank 0 and sent to the others. features: its row of LEARNED."""
     from gan.metrics.classifier import Classifier, build_network, train_classifier
+    from gan.metrics.learned import LEARNED
     from gan.ranks.distributed import from_first
 
-    labels, classes = class_labels(dataset)
+    learned = LEARNED[features]
+    labels, _ = class_labels(dataset)
+    classes = learned.classes(dataset.manifest.classes or (), dataset.manifest.channels)
     if ranks.first:
         say(f"training a classifier on {dataset.path} ...")
         images, indices = read_reals(dataset, MOST_REALS, level, seed)
-        trained = train_classifier(images, labels[indices], classes, seed=seed, device=device())
+        shown, named = learned.split(images, labels[indices], classes)
+        trained = train_classifier(shown, named, classes, seed=seed, device=device())
     if ranks.world == 1:
-        return trained
+        return learned.wrap(trained)
     sent = None
     if ranks.first:
         weights = {name: tensor.cpu() for name, tensor in trained.network.state_dict().items()}
         sent = (weights, trained.accuracy, trained.held_out)
     weights, accuracy, held_out = from_first(sent)
-    network = build_network(dataset.manifest.channels, classes)
+    network = build_network(learned.channels(dataset.manifest.channels), classes)
     network.load_state_dict(weights)
     network.to(device()).eval().requires_grad_(False)
-    return Classifier(network, classes, accuracy, held_out)
+    return learned.wrap(Classifier(network, classes, accuracy, held_out))
 
 
 def score_table(rows: "Mapping[str, Score]") -> str:
     """Scores by name in two tables, so that lines stay short: of figures that depend on features, and of others. The
-    line under a score has half the width of its 95 % intervals. Figures that no row has are left out."""
+    line under a score has half the width of its 95 % intervals. Figures that no row has are left out.
+
+    Raises UserError for scores that are not comparable.
+    """
+    from gan.metrics.provenance import check_comparable
+
+    check_comparable({name: row.provenance for name, row in rows.items() if row.provenance})
     tables = [_table(rows, formats) for formats in (OF_FEATURES, OTHERS)]
     return "\n\n".join(filter(None, tables))
 
 
 def _table(rows: "Mapping[str, Score]", formats: Mapping[str, tuple[str | None, str]]) -> str:
     names = {name for row in rows.values() for name in row.figures}
-    starts = {start: name for name in names for start in formats if start in (name, name[: name.find("-") + 1])}
+    starts = {_start(name, formats): name for name in names}
     columns = [(starts[start], *formats[start]) for start in formats if start in starts]
     if not columns:
         return ""
@@ -275,6 +349,12 @@ def _table(rows: "Mapping[str, Score]", formats: Mapping[str, tuple[str | None, 
     return "\n".join(aligned(lines))
 
 
+def _start(name: str, formats: Mapping[str, Any]) -> str:
+    """The longest key of `formats` that is the name, or its beginning up to a hyphen; "" if there is none."""
+    found = [start for start in formats if name == start or (start.endswith("-") and name.startswith(start))]
+    return max(found, key=len, default="")
+
+
 def _value(estimate: "Estimate | None", form: str) -> str:
     return format(estimate.value, form) if estimate else "-"
 
@@ -283,6 +363,10 @@ def _reach(estimate: "Estimate | None", form: str) -> str:
     return format((estimate.high - estimate.low) / 2, form) if estimate and estimate.low < estimate.high else ""
 
 
-def score_as_json(score: "Score") -> dict[str, Any]:
-    """A score as plain values: {"samples": n, "figures": {name: {"value", "low", "high"}}}."""
-    return {"samples": score.samples, "figures": {name: vars(figure) for name, figure in score.figures.items()}}
+def score_as_json(score: "Score", dataset: str) -> dict[str, Any]:
+    """A score as plain values: {"figures": {name: {"value", "low", "high"}}, ...}, with its provenance and the path of
+    the dataset."""
+    from gan.metrics.provenance import figures_to_json
+
+    about = score.provenance.to_json() if score.provenance else {"samples": score.samples}
+    return {"figures": figures_to_json(score.figures), "dataset": dataset, **about}

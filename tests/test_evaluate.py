@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import safe_open
 from snapshots import write_snapshot
 from test_features import saved
 
@@ -21,6 +22,7 @@ from gan.checkpoint import load_snapshot
 from gan.errors import UserError
 from gan.metrics.classifier import shrink, train_classifier
 from gan.metrics.intervals import Estimate
+from gan.metrics.provenance import Provenance, comparable
 from gan.metrics.score import Score
 from launch import cli, evaluate, samples, scores
 from launch.ranks import environment
@@ -77,6 +79,11 @@ def test_table_and_json_hold_a_row_per_network_beside_the_floors(dataset, tmp_pa
     assert row["dataset_hash"] == ImageDataset(dataset).manifest.content_hash
     assert (row["reals"], row["seed"], row["size"]) == (150, 0, [8, 8])
     assert row["features"]["name"] == "classifier" and len(row["features"]["sha256"]) == 64
+    of = {row["name"]: Provenance.from_json(row) for row in report["rows"]}
+    sums = [json.loads(safe_open(path, "pt").metadata()["saddle"])["sha256"] for path in (*paths, early)]
+    assert [of[name].snapshot_sha256 for name in names] == [*sums, *[None] * 4]
+    assert (of[names[0]].samples, of["half of the reals"].samples, of["half of the reals"].reals) == (200, 75, 75)
+    assert of[names[0]].versions["torch"] == torch.__version__ and comparable(of[names[0]], of[names[1]])
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +143,11 @@ def test_data_networks_and_features_that_do_not_fit_are_refused_in_one_line(flat
         (grey, flat, [f"--features={means}", "--samples=5", "--metrics=dc"], "too few for dc, which needs 6"),
         (grey, flat, [f"--features={wrong_hash}"], "is another file"),
         (grey, flat, ["--features=inception"], "features are lite0, or PATH:SHA256"),
+        (grey, dataset, ["--features=channels"], "features=channels are of stacked images.*prepare stacked-digits"),
+        (grey, flat, ["--features=channels"], "has no labels"),
+        (grey, flat, [f"--features={means}", "--metrics=modes"], "run.metrics=modes needs a classifier"),
+        (grey, flat, [f"--features={means}", "--metrics=is"], "run.metrics=is needs features with classes"),
+        (grey, flat, [f"--features={means}", "--metrics=ms-ssim", "--samples=3"], "for ms-ssim, which needs 4"),
         (color, dataset, [], "with 3 channels"),
         (other, dataset, [], "other classes"),
     ):
@@ -153,6 +165,26 @@ def in_processes(command: list[str]) -> str:
     return done.stdout
 
 
+def test_all_metrics_and_their_alarms_by_the_command(dataset, tmp_path, monkeypatch):
+    """An untrained network, which makes one class: collapse is named, in the output and in the file."""
+    monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=60))
+    network = write_snapshot(tmp_path / "0.safetensors")
+    command = [f"--network={network}", f"--data={dataset}", "--samples=100", f"--json={tmp_path / 'rows.json'}"]
+    result = saddle_evaluate(*command, "--metrics=all")
+    assert result.exit_code == 0, (result.output, result.exception)
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert list(rows)[1] == "reals" and rows["reals"]["samples"] == 100  # of 150, as many as samples
+    named = [line.removeprefix(f"alarm: {network}: ") for line in result.output.splitlines() if "alarm" in line]
+    assert named == rows[str(network)]["alarms"] and all(line.startswith("collapse: ") for line in named)
+    assert any(line.startswith("collapse: recall-classifier") for line in named) and rows["reals"]["alarms"] == []
+    figures = {name: row["figures"] for name, row in rows.items()}
+    assert figures["10 reals per class, repeated"]["pixel-copies"]["value"] == 1
+    assert figures["half of the reals"]["swd"]["value"] < figures[str(network)]["swd"]["value"]
+    assert figures["reals"]["is-classifier"]["value"] > 2 > figures[str(network)]["is-classifier"]["value"]
+    assert figures["reals"]["modes"]["value"] == 3 and "swd" not in figures["reals"]
+    assert all(f["low"] <= f["value"] <= f["high"] for row in figures.values() for f in row.values())
+
+
 @pytest.mark.slow
 def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monkeypatch):
     """Odd numbers of samples, in two batches. A classifier is trained on rank 0 and sent to the others."""
@@ -160,7 +192,7 @@ def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monk
     monkeypatch.setattr("snapshots.NAMES", ("1", "ape", "bee"))
     network = write_snapshot(tmp_path / "a.safetensors", cond=True)
     out = tmp_path / "rows.json"
-    flags = [f"--network={network}", f"--data={dataset}", f"--json={out}", "--samples=301"]
+    flags = [f"--network={network}", f"--data={dataset}", f"--json={out}", "--samples=301", "--metrics=all"]
 
     def report() -> dict:
         rows = json.loads(out.read_text())
@@ -169,7 +201,7 @@ def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monk
 
     assert saddle_evaluate(*flags).exit_code == 0
     alone = report()
-    assert "as-asked" in alone["rows"][0]["figures"]
+    assert {"as-asked", "swd", "ms-ssim-in-classes", "pixel-copies"} <= set(alone["rows"][0]["figures"])
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     said = in_processes([*torchrun, "-m", "evaluate_worker", *flags])
     assert report() == alone and said.count("wrote") == 1
@@ -177,7 +209,7 @@ def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monk
     flags.append(f"--features={means}")
     assert saddle_evaluate(*flags).exit_code == 0
     alone = report()
-    said = in_processes(["launch.evaluate", *flags, "--gpus=3"])
+    said = in_processes(["launch.evaluate", *flags, "--gpus=4"])
     assert report() == alone and said.count("wrote") == 1
 
 

@@ -12,7 +12,7 @@ from gan.metrics.frechet import frechet_distance, frechet_estimate, gaussian_fit
 from gan.metrics.intervals import normal, share
 from gan.metrics.modes import mode_kl, mode_kl_estimate, mode_kl_floor
 from gan.metrics.sample import Sample
-from gan.metrics.score import METRICS, Score, box_blur, check_enough, few_repeated, find_metrics, score
+from gan.metrics.score import METRICS, Score, box_blur, check_enough, check_size, few_repeated, find_metrics, score
 
 RANDOM = np.random.RandomState(0)
 
@@ -300,9 +300,30 @@ def test_too_few_samples_are_refused_with_the_number_needed(metric, needed):
     assert score(enough, enough, metrics, "x").figures and not score(enough, few, metrics, "x").figures
 
 
+def test_reals_images_and_sides_that_are_too_few_are_refused_with_the_number_needed():
+    metrics = find_metrics("swd,ms-ssim,copies", classifier=False)
+    check_enough(metrics, 64, 51, "images", "give more", reals=True)
+    with pytest.raises(UserError, match="50 images are too few for copies, which needs 51"):
+        check_enough(metrics, 64, 50, "images", "give more", reals=True)
+    check_enough(metrics, 64, 4, "samples", "give more")
+    with pytest.raises(UserError, match="3 samples are too few for ms-ssim, which needs 4"):
+        check_enough(metrics, 64, 3, "samples", "give more")
+    check_size(metrics, (7, 9))
+    with pytest.raises(UserError, match="images of 6x9 are too small for swd, which needs 7 pixels a side"):
+        check_size(metrics, (6, 9))
+
+
 def test_metrics_are_found_by_name():
     assert list(find_metrics("kid, fd,kid", classifier=False)) == ["kid", "fd"]
-    assert list(find_metrics("", classifier=False)) == [name for name in METRICS if name != "classes"]
+    usual = ["fd", "kid", "pr", "dc", "diversity"]
+    assert list(find_metrics("", classifier=False)) == usual
+    assert list(find_metrics("", classifier=True)) == [*usual, "classes"]
+    assert find_metrics("all", classifier=True) == METRICS
+    without = {name for name in METRICS if name not in find_metrics("all", classifier=False)}
+    assert without == {"classes", "modes", "is"}
+    assert "is" in find_metrics("all", classifier=False, probabilities=True)
+    with pytest.raises(UserError, match=r"give run\.features=classifier or"):
+        find_metrics("fd,is", classifier=False)
     with pytest.raises(UserError, match="needs a classifier"):
         find_metrics("fd,classes", classifier=False)
     with pytest.raises(UserError, match="did you mean fd"):

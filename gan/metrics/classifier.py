@@ -53,9 +53,9 @@ def to_input(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def shrink(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [N, H, W, C] -> uint8 [N, h, w, C], h and w at most 32, by box averaging; small ones unchanged."""
-    height, width = (min(side, LARGEST_SIDE) for side in images.shape[1:3])
+def shrink(images: np.ndarray, most: int = LARGEST_SIDE) -> np.ndarray:
+    """Images uint8 [N, H, W, C] -> uint8 [N, h, w, C], sides at most `most`, by box averaging; small ones unchanged."""
+    height, width = (min(side, most) for side in images.shape[1:3])
     if (height, width) == images.shape[1:3]:
         return images
     means = F.adaptive_avg_pool2d(

@@ -11,14 +11,18 @@ from torch import Tensor
 from gan.config import choice
 from gan.errors import UserError
 from gan.metrics.blocks import ROWS
-from gan.metrics.classifier import one_thread
+from gan.metrics.classifier import one_thread, shrink
+from gan.metrics.copies import NEIGHBORS, copies
 from gan.metrics.diversity import diversity, no_images, sums
 from gan.metrics.frechet import frechet_estimate
 from gan.metrics.intervals import Estimate, mean, share
 from gan.metrics.kernel_distance import kernel_distance
-from gan.metrics.modes import mode_kl_estimate, mode_kl_floor
+from gan.metrics.modes import CONFIDENT, inception_score, mode_count, mode_kl_estimate, mode_kl_floor
+from gan.metrics.ms_ssim import pairs_in_groups, similarities
 from gan.metrics.neighbors import density_coverage, precision_recall
-from gan.metrics.sample import Sample
+from gan.metrics.provenance import Provenance
+from gan.metrics.sample import Sample, View
+from gan.metrics.sliced import SIDE, level_sizes, patches, sliced_wasserstein, standardized
 
 SAMPLES = 10_000
 MOST_PAIRS = 10_000  # images of each set that metrics of all pairs compare
@@ -32,10 +36,16 @@ class Metric:
     measure: Callable[[Sample, Sample], dict[str, Estimate]]  # (reals, fakes) -> figures
     best: str  # the figure by which snapshots are compared ...
     higher: bool  # ... and is a higher one better?
-    fewest: Callable[[int], int] = lambda width: 2  # images that each set needs, for features [N, width]
+    fewest: Callable[[int], int] = lambda width: 2  # samples that it needs, for features [N, width], and ...
+    fewest_reals: Callable[[int], int] | None = None  # ... reals, if that is another number
+    least_side: int = 1  # pixels
     pairs: bool = False  # all pairs are compared: both sets are cut to as many, at most MOST_PAIRS
-    classes: bool = False  # it needs a classifier of the images
+    classes: bool = False  # it needs a classifier of the dataset's classes
+    probabilities: bool = False  # it needs those of any classes, as of ImageNet's
     of_features: bool = True  # its figures are named after the features: fd-lite0
+    alone: bool = False  # it looks at the fakes alone
+    usual: bool = True  # is it computed where no metrics are named?
+    view: View | None = None  # what it needs beside features, probabilities and small images
 
     def named(self, figure: str, features: str) -> str:
         """A figure's full name."""
@@ -49,6 +59,7 @@ class Score:
     samples: int
     figures: dict[str, Estimate]  # by full name
     by_metric: dict[str, list[str]] = field(default_factory=dict)  # the figures of each metric
+    provenance: Provenance | None = None
 
     def __getitem__(self, figure: str) -> float:
         return self.figures[figure].value
@@ -103,9 +114,64 @@ def _coherence_and_spread(images: np.ndarray, groups: np.ndarray, ending: str) -
     return {name + ending: Estimate(value, value, value) for name, value in vars(found).items()}
 
 
+def _modes(_: Sample, fake: Sample) -> dict[str, Estimate]:
+    assert fake.probabilities is not None
+    classes = fake.probabilities.shape[1]
+    predicted = fake.probabilities.argmax(1)
+    confident = predicted[fake.probabilities.max(1) >= CONFIDENT]
+    return {
+        "modes": mode_count(np.bincount(predicted, minlength=classes)),
+        "modes-confident": mode_count(np.bincount(confident, minlength=classes)),
+    }
+
+
+def _is(_: Sample, fake: Sample) -> dict[str, Estimate]:
+    assert fake.probabilities is not None
+    return {"is": inception_score(fake.probabilities)}
+
+
+def _copies(real: Sample, fake: Sample) -> dict[str, Estimate]:
+    return copies(_tensor(real), _tensor(fake))
+
+
+def _pixel_copies(real: Sample, fake: Sample) -> dict[str, Estimate]:
+    found = copies(*(torch.from_numpy(sample.images).flatten(1).to(_device()) for sample in (real, fake)))
+    return {f"pixel-{name}": figure for name, figure in found.items()}
+
+
+PATCHES = View("patches", most=10_000, look=patches)
+THUMBNAILS = View("thumbnails", most=2000, look=lambda images, _: shrink(images, 128))
+
+
+def _swd(real: Sample, fake: Sample) -> dict[str, Estimate]:
+    of_reals, of_fakes = (torch.from_numpy(sample.views[PATCHES.name].of_images()[1]) for sample in (real, fake))
+    figures = {}
+    for level, (height, width) in enumerate(level_sizes(*real.views[PATCHES.name].size)):
+        fakes, reals = (standardized(part[:, level]).flatten(2) for part in (of_fakes, of_reals))
+        figures[f"swd-{height}x{width}"] = sliced_wasserstein(fakes, reals)
+    ends = [np.mean([getattr(figure, end) for figure in figures.values()]) for end in ("value", "low", "high")]
+    return {"swd": Estimate(*map(float, ends)), **figures}
+
+
+def _ms_ssim(_: Sample, fake: Sample) -> dict[str, Estimate]:
+    rows, images = fake.views[THUMBNAILS.name].of_images()
+    found = _similarity(images, np.zeros(len(rows), np.int64), "")
+    return found if fake.labels is None else found | _similarity(images, fake.labels[rows], "-in-classes")
+
+
+def _similarity(images: np.ndarray, groups: np.ndarray, ending: str) -> dict[str, Estimate]:
+    """Of pairs of images in one group, unless there is no second pair."""
+    pairs = pairs_in_groups(groups)
+    return {f"ms-ssim{ending}": mean(similarities(images, pairs))} if len(pairs) > 1 else {}
+
+
 def _tensor(sample: Sample) -> Tensor:
     """The features, on a GPU if there is one: float64 is fast on those that train networks."""
-    return torch.from_numpy(sample.features).to("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.from_numpy(sample.features).to(_device())
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 METRICS = {
@@ -140,6 +206,7 @@ METRICS = {
         best="spread",
         higher=True,
         of_features=False,
+        alone=True,
     ),
     "classes": Metric(
         "mode-KL, confidence and accuracy in the classes asked for, by the classifier",
@@ -148,15 +215,82 @@ METRICS = {
         higher=False,
         classes=True,
         of_features=False,
+        alone=True,
+    ),
+    "modes": Metric(
+        "how many classes are seen, and how many with a probability of 0.9 or more, by the classifier",
+        _modes,
+        best="modes-confident",
+        higher=True,
+        classes=True,
+        of_features=False,
+        alone=True,
+        usual=False,
+    ),
+    "is": Metric(
+        "inception score, by the classes that the features tell apart (Salimans et al. 2016)",
+        _is,
+        best="is",
+        higher=True,
+        probabilities=True,
+        alone=True,
+        usual=False,
+    ),
+    "swd": Metric(
+        "sliced Wasserstein distance of patches, on each level of Laplacian pyramids (Karras et al. 2018)",
+        _swd,
+        best="swd",
+        higher=False,
+        of_features=False,
+        least_side=SIDE,
+        usual=False,
+        view=PATCHES,
+    ),
+    "ms-ssim": Metric(
+        "how alike pairs of images are, of all and within classes (Odena et al. 2017)",
+        _ms_ssim,
+        best="ms-ssim",
+        higher=False,
+        of_features=False,
+        fewest=lambda width: 4,
+        alone=True,
+        usual=False,
+        view=THUMBNAILS,
+    ),
+    "copies": Metric(
+        "share of copies of reals, and how near samples are to the nearest, by features (Carlini et al. 2023)",
+        _copies,
+        best="copies",
+        higher=False,
+        fewest_reals=lambda width: NEIGHBORS + 1,
+        usual=False,
+    ),
+    "pixel-copies": Metric(
+        "the same by pixels",
+        _pixel_copies,
+        best="pixel-copies",
+        higher=False,
+        fewest_reals=lambda width: NEIGHBORS + 1,
+        of_features=False,
+        usual=False,
     ),
 }
+ALL = "all"
 
 
-def find_metrics(text: str, classifier: bool) -> dict[str, Metric]:
-    """The metrics named in "fd,kid", or all that apply for "". classifier: are the features those of a classifier?
+def find_metrics(text: str, classifier: bool, probabilities: bool = False) -> dict[str, Metric]:
+    """The metrics named in "fd,kid", the usual ones that apply for "", or all that apply for "all". classifier: are the
+    features those of a classifier of the dataset's classes? probabilities: do they tell any classes apart?
 
     Raises UserError for unknown names, and for scores of classes without a classifier.
     """
+    applying = {
+        name: metric
+        for name, metric in METRICS.items()
+        if (classifier or not metric.classes) and (classifier or probabilities or not metric.probabilities)
+    }
+    if text.strip() == ALL:
+        return applying
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         known, message = choice("run.metrics", name, METRICS)
@@ -167,22 +301,37 @@ def find_metrics(text: str, classifier: bool) -> dict[str, Metric]:
                 f"run.metrics={name} needs a classifier of the dataset's classes: give run.features=classifier, and a "
                 "dataset with classes"
             )
-    wanted = names or [name for name, metric in METRICS.items() if classifier or not metric.classes]
+        if name not in applying:
+            raise UserError(f"run.metrics={name} needs features with classes: give run.features=classifier or lite0")
+    wanted = names or [name for name, metric in applying.items() if metric.usual]
     return {name: METRICS[name] for name in dict.fromkeys(wanted)}
 
 
-def check_enough(metrics: Mapping[str, Metric], width: int, count: int, what: str, remedy: str) -> None:
-    """Raises UserError if `count` images, called `what`, are too few for one of the metrics, of features [N, width]."""
+def check_enough(
+    metrics: Mapping[str, Metric], width: int, count: int, what: str, remedy: str, reals: bool = False
+) -> None:
+    """Raises UserError if `count` images, called `what`, are too few for one of the metrics, of features [N, width].
+    reals: are they real ones?"""
     for name, metric in metrics.items():
-        if count < metric.fewest(width):
+        needed = ((reals and metric.fewest_reals) or metric.fewest)(width)
+        if count < needed:
             raise UserError(
-                f"{count} {what} are too few for {name}, which needs {metric.fewest(width)} of {width} features each; "
-                f"{remedy}"
+                f"{count} {what} are too few for {name}, which needs {needed} of {width} features each; {remedy}"
+            )
+
+
+def check_size(metrics: Mapping[str, Metric], size: tuple[int, int]) -> None:
+    """Raises UserError if images of (height, width) are too small for one of the metrics."""
+    for name, metric in metrics.items():
+        if min(size) < metric.least_side:
+            raise UserError(
+                f"images of {size[0]}x{size[1]} are too small for {name}, which needs {metric.least_side} pixels a "
+                "side; choose other metrics"
             )
 
 
 def score(real: Sample, fake: Sample, metrics: Mapping[str, Metric], features: str) -> Score:
-    """All figures, under their full names, of the metrics for which there are enough images.
+    """All figures, under their full names, of the metrics for which there are enough images and the views of them.
 
     real: in random order. features: the name of the network that made them. On a CPU one thread computes the figures,
     so that the number of cores does not change them.
@@ -191,9 +340,12 @@ def score(real: Sample, fake: Sample, metrics: Mapping[str, Metric], features: s
     by_metric: dict[str, list[str]] = {}
     with one_thread():
         for key, metric in metrics.items():
+            if metric.view and not (metric.view.name in real.views and metric.view.name in fake.views):
+                continue
             count = min(len(real), len(fake), MOST_PAIRS)
             pair = [sample.pick(slice(count)) if metric.pairs else sample for sample in (real, fake)]
-            if min(map(len, pair)) >= metric.fewest(fake.features.shape[1]):
+            width = fake.features.shape[1]
+            if len(pair[0]) >= (metric.fewest_reals or metric.fewest)(width) and len(pair[1]) >= metric.fewest(width):
                 found = metric.measure(*pair)
                 full = {metric.named(name, features): estimate for name, estimate in found.items()}
                 figures |= full
