@@ -147,4 +147,4 @@ def regularizer_rows(times: Mapping[str, "Times"]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run(main, "saddle benchmark regularizers")
+    run(main, "saddle benchmark penalties")
