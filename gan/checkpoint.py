@@ -73,6 +73,7 @@ class Snapshot:
     alpha: float
     images_seen: int
     verified: bool = True  # by its SHA-256 sum, which snapshots of older versions lack
+    sha256: str = ""  # that sum, computed where the file lacks it
 
 
 def save_snapshot(
@@ -120,7 +121,8 @@ def load_snapshot(path: str | Path) -> Snapshot:
                 expected = layout_of(_snapshot_tensors(_generator(config, images)))
             check_layout(layout_of_open(file), expected)
             tensors = {name: file.get_tensor(name) for name in expected}
-        if wanted is not None and wanted != digest(about, tensors):
+        found = digest(about, tensors)
+        if wanted is not None and wanted != found:
             raise ValueError("its SHA-256 sum differs")
     except FileNotFoundError:
         raise UserError(f"no snapshot {path}") from None
@@ -132,7 +134,7 @@ def load_snapshot(path: str | Path) -> Snapshot:
     G.latent_mean.copy_(tensors.pop("latent_mean"))
     G.load_state_dict(tensors)
     G.eval().requires_grad_(False)
-    return Snapshot(G, config, images, about["stage"], about["alpha"], about["images_seen"], wanted is not None)
+    return Snapshot(G, config, images, about["stage"], about["alpha"], about["images_seen"], wanted is not None, found)
 
 
 def _snapshot_tensors(G: Generator) -> dict[str, Tensor]:

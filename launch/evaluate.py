@@ -216,12 +216,12 @@ def work(job: Job, flags: Mapping[str, Any], ranks: "Ranks") -> int:
 def scores_as_json(reference: "Reference", rows: Mapping[str, "Score"], paths: Mapping[str, Path]) -> dict[str, Any]:
     """The table as plain values for JSON; `network` is the scored snapshot's path, null in the rows of reals."""
     classifier = reference.classifier
-    about = reference.provenance()
+    dataset = str(reference.dataset.path)
     return {
         "classifier": classifier
         and {"accuracy": classifier.accuracy, "held_out": classifier.held_out, "classes": classifier.classes},
         "rows": [
-            {"name": name, "network": str(paths[name]) if name in paths else None, **score_as_json(row), **about}
+            {"name": name, "network": str(paths[name]) if name in paths else None, **score_as_json(row, dataset)}
             for name, row in rows.items()
         ],
     }

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from data.errors import DataError
 from gan.errors import UserError
 from launch.ranks import end_with_parent, environment
 from launch.samples import load_network
-from launch.scores import build_reference, check_scores, features_name
+from launch.scores import build_reference, check_scores, features_name, score_as_json
 
 if TYPE_CHECKING:
     from data.dataset import Dataset
     from gan.checkpoint import Snapshot
     from gan.config import RunConfig
+    from gan.metrics.score import Score
     from gan.run.scoring import Scorer
     from launch.scores import Reference
 
@@ -61,17 +63,28 @@ def find_scorer(dataset: "Dataset", config: "RunConfig") -> "Scorer | None":
     return Scorer(tuple(metric.named(name, features) for name, metric in chosen.items()), start)
 
 
-def answer(reference: "Reference", snapshot: "Snapshot", samples: int) -> dict[str, Any]:
-    """The scores of a snapshot, by metric."""
+def answer(reference: "Reference", snapshot: "Snapshot", samples: int, floors: "Mapping[str, Score]") -> dict[str, Any]:
+    """The scores of a snapshot, by metric, each with the same figures of real images."""
     score = reference.score_network(snapshot, samples)
-    about = {"samples": score.samples, **reference.provenance()}
+    about = score_as_json(score, str(reference.dataset.path))
     features = reference.network.name
     rows = {}
     for name, metric in reference.metrics.items():
-        figures = {figure: vars(score.figures[figure]) for figure in score.by_metric[name]}
+        beside = {
+            floor: {"samples": row.samples, "figures": figures_of(row, name)}
+            for floor, row in floors.items()
+            if figures_of(row, name)
+        }
         best = {"best": metric.named(metric.best, features), "higher": metric.higher}
-        rows[metric.named(name, features)] = {"figures": figures, **best, **about}
+        rows[metric.named(name, features)] = {**about, "figures": figures_of(score, name), **best, "floors": beside}
     return rows
+
+
+def figures_of(score: "Score", metric: str) -> dict[str, dict[str, float]]:
+    """The figures of one metric, as plain values."""
+    from gan.metrics.provenance import figures_to_json
+
+    return figures_to_json({figure: score.figures[figure] for figure in score.by_metric.get(metric, ())})
 
 
 def main() -> None:
@@ -86,6 +99,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     samples = asked["samples"]
     reference = None
+    floors: dict[str, Score] = {}
     for line in sys.stdin:
         path = Path(line.removesuffix("\n"))
         try:
@@ -100,7 +114,8 @@ def main() -> None:
                     samples=samples,
                     say=lambda line: None,
                 )
-                found = answer(reference, snapshot, samples)
+                floors = floors or reference.real_floors(samples)
+                found = answer(reference, snapshot, samples, floors)
         except (UserError, DataError) as error:
             found = {"error": str(error)}
         print(json.dumps(found), file=answers, flush=True)

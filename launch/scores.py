@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gan.metrics.classifier import Classifier
     from gan.metrics.features import FeatureNetwork
     from gan.metrics.intervals import Estimate
+    from gan.metrics.provenance import Provenance
     from gan.metrics.sample import Sample
     from gan.metrics.score import Metric, Score
     from gan.ranks.distributed import Ranks
@@ -74,37 +75,52 @@ class Reference:
         """Score samples of a network. A conditional one makes all classes in turn."""
         labels = classes_in_turn(snapshot, samples)
         sample = self.observe(network_source(snapshot, labels, self.level, samples, self.seed))
-        return self.score(dataclasses.replace(sample, labels=None if labels is None else labels.numpy()))
+        sample = dataclasses.replace(sample, labels=None if labels is None else labels.numpy())
+        return self.score(sample, snapshot=snapshot.sha256)
 
     def floors(self, samples: int) -> "dict[str, Score]":
-        """Rows to compare a score with, of as many images where the dataset has them: one random half of the reals
-        against the other; reals that are blurred; a few reals, repeated. Of all reals, what needs no comparison."""
+        """Rows to compare a score with, of as many images where the dataset has them: those of `real_floors`; blurred
+        reals; a few reals, repeated."""
         from gan.metrics.sample import Source
-        from gan.metrics.score import box_blur, few_repeated, score
+        from gan.metrics.score import box_blur, few_repeated
 
-        half = (len(self.reals) + 1) // 2
         count = min(samples, len(self.reals))
         shape = self.dataset.shape(self.level)
         blurred = self.observe(Source(count, shape, READ, lambda rows: box_blur(self._read(rows))))
         labels = self.reals.labels
-        alone = {name: metric for name, metric in self.metrics.items() if not metric.of_features}
         few = few_repeated(labels, FEW, samples)
         return {
-            "all reals": score(self.reals, self.reals, alone, self.network.name),
-            "half of the reals": self.score(
-                self.reals.pick(slice(min(samples, half))), self.reals.pick(slice(half, None))
-            ),
+            **self.real_floors(samples),
             "blurred reals": self.score(
                 dataclasses.replace(blurred, labels=None if labels is None else labels[:count])
             ),
             f"{FEW} reals{' per class' * (labels is not None)}, repeated": self.score(self.reals.pick(few)),
         }
 
-    def score(self, sample: "Sample", reals: "Sample | None" = None) -> "Score":
-        """Score a sample against all reals, or against some."""
+    def real_floors(self, samples: int) -> "dict[str, Score]":
+        """One random half of the reals against the other; of all reals, what needs no comparison."""
+        half = (len(self.reals) + 1) // 2
+        alone = {name: metric for name, metric in self.metrics.items() if not metric.of_features}
+        return {
+            "all reals": self.score(self.reals, metrics=alone),
+            "half of the reals": self.score(
+                self.reals.pick(slice(min(samples, half))), self.reals.pick(slice(half, None))
+            ),
+        }
+
+    def score(
+        self,
+        sample: "Sample",
+        reals: "Sample | None" = None,
+        metrics: "Mapping[str, Metric] | None" = None,
+        snapshot: str | None = None,
+    ) -> "Score":
+        """Score a sample against all reals, or against some. snapshot: the SHA-256 sum of the network that made it."""
         from gan.metrics.score import score
 
-        return score(reals or self.reals, sample, self.metrics, self.network.name)
+        reals = reals or self.reals
+        found = score(reals, sample, metrics or self.metrics, self.network.name)
+        return dataclasses.replace(found, provenance=self.provenance(len(reals), len(sample), snapshot))
 
     def observe(self, source: Any) -> "Sample":
         """See a source's images, on all ranks."""
@@ -118,17 +134,21 @@ class Reference:
     def _read(self, rows: slice) -> np.ndarray:
         return self.dataset.read(self.indices[rows], self.level)
 
-    def provenance(self) -> dict[str, Any]:
-        """What scores depend on beside the samples, as plain values: compare only scores that agree in it."""
+    def provenance(self, reals: int, samples: int, snapshot: str | None) -> "Provenance":
+        """Where a score of so many images of each kind comes from."""
+        from gan.metrics.provenance import Features, Provenance, versions
+
         network = self.network
-        return {
-            "features": {key: getattr(network, key) for key in ("name", "sha256", "side", "resize")},
-            "dataset": str(self.dataset.path),
-            "dataset_hash": self.dataset.manifest.content_hash,
-            "size": list(self.dataset.manifest.size(self.level)),
-            "reals": len(self.reals),
-            "seed": self.seed,
-        }
+        return Provenance(
+            Features(network.name, network.sha256, network.side, network.resize),
+            self.dataset.manifest.content_hash,
+            tuple(self.dataset.manifest.size(self.level)),
+            reals,
+            samples,
+            self.seed,
+            snapshot,
+            versions(device()),
+        )
 
     def summary(self) -> str:
         """One line about the features."""
@@ -255,7 +275,13 @@ def train_on_first(
 
 def score_table(rows: "Mapping[str, Score]") -> str:
     """Scores by name in two tables, so that lines stay short: of figures that depend on features, and of others. The
-    line under a score has half the width of its 95 % intervals. Figures that no row has are left out."""
+    line under a score has half the width of its 95 % intervals. Figures that no row has are left out.
+
+    Raises UserError for scores that are not comparable.
+    """
+    from gan.metrics.provenance import check_comparable
+
+    check_comparable({name: row.provenance for name, row in rows.items() if row.provenance})
     tables = [_table(rows, formats) for formats in (OF_FEATURES, OTHERS)]
     return "\n\n".join(filter(None, tables))
 
@@ -283,6 +309,10 @@ def _reach(estimate: "Estimate | None", form: str) -> str:
     return format((estimate.high - estimate.low) / 2, form) if estimate and estimate.low < estimate.high else ""
 
 
-def score_as_json(score: "Score") -> dict[str, Any]:
-    """A score as plain values: {"samples": n, "figures": {name: {"value", "low", "high"}}}."""
-    return {"samples": score.samples, "figures": {name: vars(figure) for name, figure in score.figures.items()}}
+def score_as_json(score: "Score", dataset: str) -> dict[str, Any]:
+    """A score as plain values: {"figures": {name: {"value", "low", "high"}}, ...}, with its provenance and the path of
+    the dataset."""
+    from gan.metrics.provenance import figures_to_json
+
+    about = score.provenance.to_json() if score.provenance else {"samples": score.samples}
+    return {"figures": figures_to_json(score.figures), "dataset": dataset, **about}

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import safe_open
 from snapshots import write_snapshot
 from test_features import saved
 
@@ -21,6 +22,7 @@ from gan.checkpoint import load_snapshot
 from gan.errors import UserError
 from gan.metrics.classifier import shrink, train_classifier
 from gan.metrics.intervals import Estimate
+from gan.metrics.provenance import Provenance, comparable
 from gan.metrics.score import Score
 from launch import cli, evaluate, samples, scores
 from launch.ranks import environment
@@ -77,6 +79,11 @@ def test_table_and_json_hold_a_row_per_network_beside_the_floors(dataset, tmp_pa
     assert row["dataset_hash"] == ImageDataset(dataset).manifest.content_hash
     assert (row["reals"], row["seed"], row["size"]) == (150, 0, [8, 8])
     assert row["features"]["name"] == "classifier" and len(row["features"]["sha256"]) == 64
+    of = {row["name"]: Provenance.from_json(row) for row in report["rows"]}
+    sums = [json.loads(safe_open(path, "pt").metadata()["saddle"])["sha256"] for path in (*paths, early)]
+    assert [of[name].snapshot_sha256 for name in names] == [*sums, *[None] * 4]
+    assert (of[names[0]].samples, of["half of the reals"].samples, of["half of the reals"].reals) == (200, 75, 75)
+    assert of[names[0]].versions["torch"] == torch.__version__ and comparable(of[names[0]], of[names[1]])
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from hosts import family
 from test_evaluate import dataset, flat, means, saddle_evaluate  # noqa: F401 - fixtures
 from test_train_command import SHORT, only_run, saddle
 
+from gan.metrics.provenance import Provenance
 from gan.run.scoring import Scorer, Scoring, await_scores
 from launch.ranks import environment
 
@@ -169,6 +170,11 @@ def test_a_run_has_the_scores_that_evaluate_gives(flat, means, tmp_path, monkeyp
     row = json.loads(out.read_text())["rows"][0]
     recall = json.loads((run / "metric-pr-means.jsonl").read_text().splitlines()[-1])["figures"]
     assert row["network"].endswith(last) and row["figures"] == line["figures"] | recall
+    assert Provenance.from_json(line) == Provenance.from_json(row)
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    half = line["floors"]["half of the reals"]
+    assert half["samples"] == rows["half of the reals"]["samples"] == 40
+    assert half["figures"]["kid-means"] == rows["half of the reals"]["figures"]["kid-means"]
 
     (run / "metric-kid-means.jsonl").unlink()  # as after a run that was killed at its end
     before = (run / "metric-pr-means.jsonl").read_text()

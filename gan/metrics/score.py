@@ -18,6 +18,7 @@ from gan.metrics.intervals import Estimate, mean, share
 from gan.metrics.kernel_distance import kernel_distance
 from gan.metrics.modes import mode_kl_estimate, mode_kl_floor
 from gan.metrics.neighbors import density_coverage, precision_recall
+from gan.metrics.provenance import Provenance
 from gan.metrics.sample import Sample
 
 SAMPLES = 10_000
@@ -49,6 +50,7 @@ class Score:
     samples: int
     figures: dict[str, Estimate]  # by full name
     by_metric: dict[str, list[str]] = field(default_factory=dict)  # the figures of each metric
+    provenance: Provenance | None = None
 
     def __getitem__(self, figure: str) -> float:
         return self.figures[figure].value
