@@ -25,7 +25,9 @@ class Result:
     curve: Sequence[Any]  # [[images seen, {name: value}], ...]
     steps: int  # updates of G
     images: int  # reals shown to D
-    seconds: float  # measured, of this cell: of several that are trained together, their share
+    # measured, of this cell: of several that are trained together, their share; CPU time of points, which one thread
+    # trains, and wall time of trainings
+    seconds: float
     provenance: Mapping[str, Any]  # as gan.metrics.provenance has it
     points: Sequence[Any] = ()  # some samples, where they are points in the plane
     picture: str = ""  # a PNG of samples in base64, where they are images

@@ -73,10 +73,10 @@ def run(work: "Sequence[tuple[Cell, Work]]") -> "Iterator[tuple[Cell, dict[str, 
     recipe = recipe_of(cell)
     looks = [recipe.steps * (i + 1) // LOOKS for i in range(LOOKS)]
     seeds = [each.seed for each, _ in work]
-    start = time.perf_counter()
+    start = time.process_time()
     gamma = float(cell.gamma)
     trained = train_seeds(cell.objective, cell.regularizer, gamma, POINTS[cell.dataset], seeds, recipe, looks)
-    seconds = (time.perf_counter() - start) / len(seeds)
+    seconds = (time.process_time() - start) / len(seeds)
     for (each, _), found in zip(work, trained, strict=True):
         yield each, result_of(each, recipe, found, seconds)
 
