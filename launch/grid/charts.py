@@ -7,8 +7,8 @@ from markupsafe import Markup
 
 Points = Sequence[tuple[float, float]]
 COLORS = 8  # classes c0 ... c7
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 44
+WIDTH, HEIGHT = 480, 260
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 42
 
 
 def tag(name: str, text: str = "", **attributes: object) -> Markup:
@@ -119,7 +119,7 @@ def _axes(
 
 def intervals(label: str, rows: Sequence[tuple[str, float, float, float, Sequence[float]]], x_name: str) -> Markup:
     """A row per method: (name, value, low, high, values of the seeds). The axis is logarithmic where it can be."""
-    step, left = 24, 190
+    step, left = 22, 162
     values = [x for _, value, low, high, seeds in rows for x in (value, low, high, *seeds) if math.isfinite(x)]
     if not values:
         return Markup("")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from launch.grid.plan import Cell
 
 LOOKS = 12  # at the samples, evenly spaced; figures are means over the last LAST
-LAST = 5
+LAST = 3
 SHOWN = 600  # samples in a result
 
 

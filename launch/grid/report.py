@@ -236,11 +236,10 @@ def findings(tables: Sequence[Table]) -> list[str]:
         text = f"{table.dataset}: {best.method.name} is first of {len(table.lines)} with a {table.figure} of {mean}"
         text += f" ({interval}), and has the least mean in {best.chance:.0%} of resamples of the seeds."
         worse = sum(line.worse for line in table.lines)
-        if table.least_p > summary.statistics.LEVEL:
-            text += f" {table.seeds} seeds cannot show a difference at 5 %: the least p of such a test is"
-            text += f" {table.least_p:.2g}."
-        else:
-            text += f" {worse} of the others are worse at 5 %, after correction for {len(table.lines) - 1} tests."
+        if table.can_claim:
+            text += f" {worse} of the others are worse at 5 %, after correction for {table.tests} tests."
+        elif table.tests:
+            text += f" {table.seeds} seed{'s' * (table.seeds != 1)} of each cannot show a difference at 5 %."
         found.append(text)
     return found
 

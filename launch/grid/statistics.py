@@ -25,7 +25,9 @@ def bootstrap(values: ArrayLike) -> Estimate:
     n = len(values)
     if n == 1:
         return Estimate(float(values[0]), -math.inf, math.inf)
-    low, high = np.quantile(values[resamples(n)].mean(1), [0.025, 0.975])
+    means = values[resamples(n)].mean(1)
+    low = np.quantile(means, 0.025, method="lower")
+    high = np.quantile(means, 0.975, method="higher")
     return Estimate(float(values.mean()), float(low), float(high))
 
 

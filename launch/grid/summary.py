@@ -117,8 +117,22 @@ class Table:
         return min(len(line.method.rows) for line in self.lines)
 
     @property
+    def tests(self) -> int:
+        return len(self.lines) - 1
+
+    @property
     def least_p(self) -> float:
-        return statistics.least_p(self.seeds, self.seeds) if self.seeds > 1 else 1.0
+        """The smallest adjusted p that these seeds can give."""
+        return statistics.least_p(self.seeds, self.seeds) * self.tests if self.seeds > 1 else 1.0
+
+    @property
+    def can_claim(self) -> bool:
+        return self.least_p < statistics.LEVEL
+
+    @property
+    def seeds_needed(self) -> int:
+        """How many of each could show a difference."""
+        return next(n for n in range(2, 100) if statistics.least_p(n, n) * max(self.tests, 1) < statistics.LEVEL)
 
 
 def read_row(line: str, where: str) -> Row | Unreadable:
