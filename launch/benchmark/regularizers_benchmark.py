@@ -4,7 +4,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,9 @@ def numbers(_ctx: click.Context, param: click.Parameter, text: str | None) -> tu
 
 @click.command(context_settings={"max_content_width": 120})
 @click.option("--plan", default="points", show_default=True, help="A name in launch/plans, or a .toml file.")
-@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="runs/regularizers", help="Results.")
+@click.option(
+    "--outdir", type=click.Path(path_type=Path, file_okay=False), default="runs/regularizers", help="Results."
+)
 @click.option("--datasets", callback=names, metavar="NAME,...", help="In place of the plan's; for images, LMDBs.")
 @click.option("--objectives", callback=names, metavar="NAME,...", help="In place of the plan's.")
 @click.option("--regularizers", callback=names, metavar="NAME,...", help="In place of the plan's methods; or all.")
@@ -127,13 +130,12 @@ def fill(units: "Sequence[Unit]", outdir: Path, penalties: Path | None, flags: M
     from launch.grid.report import write_report
 
     work.prepare(outdir)
-    for number in not_ignored():
-        signal.signal(number, stop)
-    others = pool(outdir, flags) if flags["jobs"] > 1 else []
-    left = work.work_on(units, outdir, source_command(flags))
-    for other in others:
-        other.wait()
-    left = work.work_on(left, outdir, source_command(flags))  # what others may have had when they were killed
+    with stopping():
+        others = pool(outdir, flags) if flags["jobs"] > 1 else []
+        left = work.work_on(units, outdir, source_command(flags))
+        for other in others:
+            other.wait()
+        left = work.work_on(left, outdir, source_command(flags))  # what others may have had when they were killed
     if flags["part"]:
         return 0
     count = sum(len(unit.cells) for unit in units)
@@ -146,9 +148,19 @@ def fill(units: "Sequence[Unit]", outdir: Path, penalties: Path | None, flags: M
     return 0
 
 
-def stop(number: int, _frame: Any) -> None:
-    """Signal handler: what is under way saves, and the process ends."""
-    sys.exit(130 if number == signal.SIGINT else PREEMPTED)
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Within the block, a signal ends this process when what is under way has saved."""
+
+    def stop(number: int, _frame: Any) -> None:
+        sys.exit(130 if number == signal.SIGINT else PREEMPTED)
+
+    before = {number: signal.signal(number, stop) for number in not_ignored()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def pool(outdir: Path, flags: Mapping[str, Any]) -> "list[subprocess.Popen[bytes]]":

@@ -119,7 +119,7 @@ def _axes(
 
 def intervals(label: str, rows: Sequence[tuple[str, float, float, float, Sequence[float]]], x_name: str) -> Markup:
     """A row per method: (name, value, low, high, values of the seeds). The axis is logarithmic where it can be."""
-    step, left = 22, 162
+    step, left = 22, 176
     values = [x for _, value, low, high, seeds in rows for x in (value, low, high, *seeds) if math.isfinite(x)]
     if not values:
         return Markup("")
@@ -136,7 +136,7 @@ def intervals(label: str, rows: Sequence[tuple[str, float, float, float, Sequenc
         parts.append(tag("text", brief(value), x=x, y=bottom + 16, text_anchor="middle"))
     for place, (name, value, low, high, seeds) in enumerate(rows):
         y = step * place + 16
-        parts.append(tag("text", name[:28], x=left - 10, y=y + 4, text_anchor="end"))
+        parts.append(tag("text", name if len(name) < 28 else f"{name[:26]}…", x=left - 10, y=y + 4, text_anchor="end"))
         ends = [x_at(x) for x in (low, high) if math.isfinite(x)]
         if len(ends) == 2:
             parts.append(tag("line", x1=ends[0], x2=ends[1], y1=y, y2=y, class_="line c0 wide"))
@@ -162,9 +162,7 @@ def portrait(label: str, arrows: Sequence[tuple[float, float, float, float]], wa
     """A phase portrait: short lines that begin with a dot along the field, and a walk."""
     side = 200
     at = scale(-reach, reach, 2, side - 2, False)
-    field = "".join(
-        f"M{at(x):.1f} {at(-y):.1f}L{at(x + u):.1f} {at(-y - v):.1f}" for x, y, u, v in arrows
-    )
+    field = "".join(f"M{at(x):.1f} {at(-y):.1f}L{at(x + u):.1f} {at(-y - v):.1f}" for x, y, u, v in arrows)
     begins = "".join(f"M{at(x):.1f} {at(-y):.1f}h0" for x, y, _, _ in arrows)
     path = " ".join(f"{at(x):.1f},{at(-y):.1f}" for x, y in walk)
     parts = [tag("rect", x=0.5, y=0.5, width=side - 1, height=side - 1, class_="frame")]

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from launch.grid.kinds import Work
     from launch.grid.plan import Cell
 
-LOOKS = 12  # at the samples, evenly spaced; figures are means over the last LAST
-LAST = 3
+LOOKS = 12  # at the samples, evenly spaced; figures are those of the last
 SHOWN = 600  # samples in a result
 
 
@@ -90,10 +89,10 @@ def result_of(cell: "Cell", recipe: "Recipe", trained: "Trained", seconds: float
     from gan.theory.clusters import BATCH, POINTS, SAMPLES
     from launch.grid.kinds import Result
 
-    last = [look for _, look in trained.looks[-LAST:]]
+    last = trained.looks[-1][1]
     names = {"mode-kl": "mode_kl", "modes": "modes", "near": "near"}
-    finite = all(math.isfinite(look["mode_kl"]) for look in last)
-    values = {name: float(np.mean([look[key] for look in last])) for name, key in names.items()} if finite else {}
+    finite = math.isfinite(last["mode_kl"])
+    values = {name: float(last[key]) for name, key in names.items()} if finite else {}
     values |= {"mode-kl-by-chance": mode_kl_floor(SAMPLES, len(POINTS[cell.dataset]))} if finite else {}
     curve = [
         [step * BATCH * recipe.n_critic, {"mode-kl": look["mode_kl"]}]

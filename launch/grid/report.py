@@ -1,10 +1,11 @@
-"""The report: results -> one HTML page that needs nothing else, and the same figures as CSV, Markdown and JSON lines."""
+"""The report: results -> one HTML page that needs nothing else, and the same figures as CSV, Markdown and JSON."""
 
 import csv
 import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,13 @@ def as_page(
 def section(table: Table, index: int) -> dict[str, Any]:
     """What the page says of one table."""
     chart_rows = [
-        (line.method.name, line.estimate.value, line.estimate.low, line.estimate.high, line.method.values(table.figure))
+        (
+            table.label(line),
+            line.estimate.value,
+            line.estimate.low,
+            line.estimate.high,
+            line.method.values(table.figure),
+        )
         for line in table.lines
         if line.estimate
     ]
@@ -169,7 +176,7 @@ def section(table: Table, index: int) -> dict[str, Any]:
         "several_objectives": several,
         "forest": charts.intervals(f"{table.figure} of each method on {table.dataset}", chart_rows, table.figure),
         "curves": curves(table),
-        "names": [line.method.name for line in table.lines[:CURVES]],
+        "names": [table.label(line) for line in table.lines[:CURVES]],
         "gammas": gammas,
         "gamma_chart": gamma_chart(table, gammas),
         "samples": samples(table),
@@ -186,7 +193,7 @@ def curves(table: Table) -> Any:
                 if table.figure in values:
                     by_images.setdefault(images, []).append(values[table.figure])
         points = [(x, sum(y) / len(y)) for x, y in sorted(by_images.items())]
-        series[f"{line.method.name}, {line.method.objective}"] = points
+        series[table.label(line)] = points
     usable = {name: points for name, points in series.items() if points}
     return charts.lines(f"{table.figure} during training on {table.dataset}", usable, "images", table.figure)
 
@@ -207,7 +214,7 @@ def samples(table: Table) -> list[dict[str, Any]]:
 
     found = []
     for line in table.lines:
-        name = f"{line.method.name}, {line.method.objective}"
+        name = table.label(line)
         row = next((row for row in line.method.rows if row.points or row.picture), None)
         if row is None:
             continue
@@ -244,6 +251,7 @@ def findings(tables: Sequence[Table]) -> list[str]:
     return found
 
 
+@cache
 def portraits() -> list[dict[str, Any]]:
     """Phase portraits of the Dirac-GAN, where an equilibrium is all there is to find."""
     import torch

@@ -116,6 +116,11 @@ class Table:
     def seeds(self) -> int:
         return min(len(line.method.rows) for line in self.lines)
 
+    def label(self, line: Line) -> str:
+        """The method's name, with its objective where others have the same name."""
+        same = sum(other.method.name == line.method.name for other in self.lines)
+        return line.method.name if same == 1 else f"{line.method.name}, {line.method.objective}"
+
     @property
     def tests(self) -> int:
         return len(self.lines) - 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gan.errors import UserError
+from launch.grid.plan import weighted
 
 if TYPE_CHECKING:
     from gan.config import TrainConfig
@@ -31,7 +32,7 @@ def split(cell: "Cell") -> tuple[str, dict[str, Any], dict[str, Any]]:
     preset = str(settings.pop("preset", "default"))
     score = {key: settings.pop(key, default) for key, default in SCORE.items()}
     method = {"objective.name": cell.objective, "regularizer.name": cell.regularizer, "seed": cell.seed}
-    weight = {} if cell.regularizer == "none" else {"regularizer.gamma": cell.gamma}
+    weight = {"regularizer.gamma": cell.gamma} if weighted(cell.regularizer) else {}
     return preset, {**settings, **method, **weight}, score
 
 
