@@ -88,8 +88,7 @@ def lines(
         if len(points) <= 8:
             parts += [tag("circle", cx=x_at(x), cy=y_at(y), r=3.5, class_=f"dot {color}") for x, y in points]
         for x, low, high in bands.get(name, ()):
-            ends = {"y1": y_at(low), "y2": y_at(high)}
-            parts.append(tag("line", x1=x_at(x), x2=x_at(x), class_=f"line {color}", **ends))
+            parts.append(tag("line", x1=x_at(x), x2=x_at(x), y1=y_at(low), y2=y_at(high), class_=f"line {color}"))
     return svg(label, WIDTH, HEIGHT, parts)
 
 

@@ -125,8 +125,12 @@ def narrowed(
     if objectives:
         methods = tuple(replace(method, objectives=()) for method in methods)
     plan = replace(plan, methods=methods, settings={**plan.settings, **(settings or {})})
-    given = {"datasets": datasets, "objectives": objectives, "seeds": seeds}
-    plan = replace(plan, **{key: tuple(value) for key, value in given.items() if value})
+    plan = replace(
+        plan,
+        datasets=tuple(datasets) or plan.datasets,
+        objectives=tuple(objectives) or plan.objectives,
+        seeds=tuple(seeds) or plan.seeds,
+    )
     _checked({"seeds": list(plan.seeds)}, FIELDS, "--seeds")
     return plan
 

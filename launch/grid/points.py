@@ -30,7 +30,7 @@ def recipe_of(cell: "Cell") -> "Recipe":
         wanted = type(known[name].default)
         if not isinstance(value, wanted | (int if wanted is float else list if wanted is tuple else wanted)):
             raise UserError(f"{name} wants a {wanted.__name__}, got {value!r:.100}")
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in cell.settings.items()}
+    settings: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in cell.settings.items()}
     recipe = Recipe(**{**settings, "group": BATCH})
     if recipe.steps < LOOKS or recipe.n_critic < 1 or recipe.every < 1:
         raise UserError(f"steps must be at least {LOOKS}, n_critic and every at least 1")
