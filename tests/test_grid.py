@@ -17,8 +17,9 @@ from test_evaluate import dataset  # noqa: F401 - a fixture
 from gan.errors import UserError
 from gan.methods.regularizers import REGULARIZERS
 from launch.grid import training, work
+from launch.grid.cells import Cell
 from launch.grid.kinds import find_kind, units_of
-from launch.grid.plan import PLANS, Cell, cells_of, narrowed, read_plan
+from launch.grid.plan import PLANS, cells_of, narrowed, read_plan
 from launch.grid.summary import Row, read_row
 from launch.ranks import environment
 

@@ -4,42 +4,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from gan.config import choice
 from gan.errors import UserError
 from gan.methods.regularizers import REGULARIZERS
 from launch.grid import points, training
-from launch.grid.plan import Cell
+from launch.grid.cells import Cell, Work
 
 FORMAT = 1  # of identities: raised if the same settings come to mean something else
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a cell."""
-
-    diverged: str  # why there are no figures; empty if there are
-    figures: Mapping[str, Any]  # {name: {"value", "low", "high"}}
-    curve: Sequence[Any]  # [[images seen, {name: value}], ...]
-    steps: int  # updates of G
-    images: int  # reals shown to D
-    # measured, of this cell: of several that are trained together, their share; CPU time of points, which one thread
-    # trains, and wall time of trainings
-    seconds: float
-    provenance: Mapping[str, Any]  # as gan.metrics.provenance has it
-    points: Sequence[Any] = ()  # some samples, where they are points in the plane
-    picture: str = ""  # a PNG of samples in base64, where they are images
-
-
-@dataclass(frozen=True)
-class Work:
-    """Where a cell is worked on."""
-
-    identity: str  # of the cell
-    folder: Path  # of its own
-    claim: int  # the file descriptor that holds its lock, for processes started here to keep
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 from gan.config import choice, flatten, nearest
 from gan.errors import UserError
+from launch.grid.cells import Cell, weighted
+from launch.grid.kinds import find_kind
 
 PLANS = Path(__file__).resolve().parent.parent / "plans"
 ALL = "all"  # in place of regularizers: every row of the table that the kind of cell can use
@@ -34,20 +36,6 @@ class Plan:
     objectives: tuple[str, ...] = ("nonsaturating",)
     seeds: tuple[int, ...] = (0, 1, 2)
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One result of the grid: a method on a dataset with a seed."""
-
-    kind: str
-    dataset: str
-    objective: str
-    regularizer: str
-    gamma: float | str
-    seed: int
-    label: str
-    settings: Mapping[str, Any]
 
 
 FIELDS: dict[str, type] = {"kind": str, "datasets": list, "objectives": list, "seeds": list, "settings": dict}
@@ -137,8 +125,6 @@ def narrowed(
 
 def cells_of(plan: Plan) -> Iterator[Cell]:
     """All cells of a plan, those of a method together. A regularizer on which gamma has no effect is tried once."""
-    from launch.grid.kinds import find_kind
-
     kind = find_kind(plan.kind)
     for dataset in plan.datasets:
         for method in plan.methods:
@@ -150,14 +136,3 @@ def cells_of(plan: Plan) -> Iterator[Cell]:
                         settings = {**plan.settings, **method.settings}
                         for seed in plan.seeds:
                             yield Cell(plan.kind, dataset, objective, name, gamma, seed, method.label, settings)
-
-
-def weighted(regularizer: str) -> bool:
-    """Does gamma have an effect? A name that does not exist is refused later, with its objective."""
-    from gan.methods.pairs import find_pair
-
-    try:
-        _, row = find_pair("f:gan", regularizer)
-    except UserError:
-        return True
-    return bool(row.has_penalty or row.noise or row.constrain)

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from gan.config import choice, nearest
 from gan.errors import UserError
+from launch.grid.cells import Cell, Result, Work
 
 if TYPE_CHECKING:
     from gan.theory.clusters import Recipe, Trained
-    from launch.grid.kinds import Work
-    from launch.grid.plan import Cell
 
 LOOKS = 12  # at the samples, evenly spaced; figures are those of the last
 SHOWN = 600  # samples in a result
 
 
-def recipe_of(cell: "Cell") -> "Recipe":
+def recipe_of(cell: Cell) -> "Recipe":
     """How a cell is trained. Raises UserError for settings that do not exist."""
     from gan.theory.clusters import BATCH, Recipe
 
@@ -37,7 +36,7 @@ def recipe_of(cell: "Cell") -> "Recipe":
     return recipe
 
 
-def decides(cell: "Cell") -> Mapping[str, Any]:
+def decides(cell: Cell) -> Mapping[str, Any]:
     """All on which the result of a cell depends beside the seed. Raises UserError for what cannot be."""
     from gan.methods.pairs import find_pair
     from gan.theory.clusters import POINTS
@@ -61,7 +60,7 @@ def dataset_hash(name: str) -> str:
     return hashlib.sha256(POINTS[name].tobytes() + str(SPREAD).encode()).hexdigest()
 
 
-def run(work: "Sequence[tuple[Cell, Work]]") -> "Iterator[tuple[Cell, dict[str, Any]]]":
+def run(work: Sequence[tuple[Cell, Work]]) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Train the cells of a unit, which differ in their seeds."""
     import torch
 
@@ -80,14 +79,13 @@ def run(work: "Sequence[tuple[Cell, Work]]") -> "Iterator[tuple[Cell, dict[str, 
         yield each, result_of(each, recipe, found, seconds)
 
 
-def result_of(cell: "Cell", recipe: "Recipe", trained: "Trained", seconds: float) -> dict[str, Any]:
+def result_of(cell: Cell, recipe: "Recipe", trained: "Trained", seconds: float) -> dict[str, Any]:
     """A cell's result as plain values, as launch.grid.kinds.Result has them."""
     import numpy as np
 
     from gan.metrics.modes import mode_kl_floor
     from gan.metrics.provenance import Features, Provenance, versions
     from gan.theory.clusters import BATCH, POINTS, SAMPLES
-    from launch.grid.kinds import Result
 
     last = trained.looks[-1][1]
     names = {"mode-kl": "mode_kl", "modes": "modes", "near": "near"}

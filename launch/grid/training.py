@@ -12,13 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gan.errors import UserError
-from launch.grid.plan import weighted
+from launch.grid.cells import Cell, Result, Work, weighted
 
 if TYPE_CHECKING:
     from gan.config import TrainConfig
-    from launch.grid.kinds import Work
-    from launch.grid.plan import Cell
     from launch.scores import Reference
 
 DIVERGED = 3  # exit code of `saddle train`
@@ -26,7 +26,7 @@ SCORE = {"score.metrics": "", "score.features": "classifier", "score.samples": 1
 COLUMNS, ROWS = 8, 4  # of the picture
 
 
-def split(cell: "Cell") -> tuple[str, dict[str, Any], dict[str, Any]]:
+def split(cell: Cell) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """(preset, settings of the training by key, settings of the scores)."""
     settings = dict(cell.settings)
     preset = str(settings.pop("preset", "default"))
@@ -36,7 +36,7 @@ def split(cell: "Cell") -> tuple[str, dict[str, Any], dict[str, Any]]:
     return preset, {**settings, **method, **weight}, score
 
 
-def config_of(cell: "Cell") -> "TrainConfig":
+def config_of(cell: Cell) -> "TrainConfig":
     """The configuration of a cell's run. Raises UserError for what cannot be."""
     from gan.config import TrainConfig, override
     from gan.families import find_family
@@ -48,7 +48,7 @@ def config_of(cell: "Cell") -> "TrainConfig":
     return config
 
 
-def decides(cell: "Cell") -> Mapping[str, Any]:
+def decides(cell: Cell) -> Mapping[str, Any]:
     """All on which the result of a cell depends. Raises UserError for what cannot be, DataError for the dataset."""
     from gan.config import trajectory
     from launch.scores import check_scores
@@ -71,19 +71,19 @@ def opened(path: str) -> Any:
     return ImageDataset(path)
 
 
-def arguments(cell: "Cell", outdir: str) -> list[str]:
+def arguments(cell: Cell, outdir: str) -> list[str]:
     """Those of `saddle train`."""
     preset, settings, _ = split(cell)
     flags = [f"--data={cell.dataset}", f"--outdir={outdir}", f"--preset={preset}"]
     return flags + [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
 
 
-def command_line(cell: "Cell") -> str:
+def command_line(cell: Cell) -> str:
     """The command that trains as a cell does."""
     return shlex.join(["saddle", "train", *arguments(cell, "runs")])
 
 
-def run(work: "Sequence[tuple[Cell, Work]]") -> "Iterator[tuple[Cell, dict[str, Any]]]":
+def run(work: Sequence[tuple[Cell, Work]]) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Train or go on training, and score. Raises UserError for what the user can mend, SystemExit if it is stopped."""
     for cell, place in work:
         code = train(cell, place)
@@ -93,7 +93,7 @@ def run(work: "Sequence[tuple[Cell, Work]]") -> "Iterator[tuple[Cell, dict[str, 
         yield cell, result_of(cell, folder, code == DIVERGED)
 
 
-def train(cell: "Cell", place: "Work") -> int:
+def train(cell: Cell, place: "Work") -> int:
     """Run `saddle train` in a process that keeps the claim as long as it lives. -> its exit code."""
     from launch.ranks import environment
 
@@ -127,11 +127,10 @@ def newest_run(folder: Path) -> Path:
     return max((path for path in folder.glob("[0-9]*") if path.is_dir()), default=folder)
 
 
-def result_of(cell: "Cell", folder: Path, diverged: bool) -> dict[str, Any]:
+def result_of(cell: Cell, folder: Path, diverged: bool) -> dict[str, Any]:
     """A cell's result as plain values, as launch.grid.kinds.Result has them."""
     from gan.metrics.classifier import one_thread
     from gan.metrics.provenance import figures_to_json
-    from launch.grid.kinds import Result
     from launch.samples import load_network
 
     lines = stats(folder)
@@ -177,14 +176,14 @@ def stats(folder: Path) -> list[dict[str, Any]]:
 
 def last_stage(folder: Path, looks: int) -> list[Path]:
     """At most `looks` snapshots that can be scored, evenly spaced, the last one among them."""
-    from launch.demo import spread
     from launch.samples import load_network
 
     paths = sorted(folder.glob("network-snapshot-*.safetensors"))
     final = load_network(paths[-1])
     found = {path: load_network(path) for path in paths}
     whole = [path for path, snapshot in found.items() if snapshot.stage == final.stage and snapshot.alpha == 1]
-    return spread(whole, looks) if looks > 1 else whole[-1:]
+    picks = np.linspace(len(whole) - 1, 0, max(min(looks, len(whole)), 1)).round().astype(int)
+    return [whole[pick] for pick in reversed(picks)]
 
 
 @cache

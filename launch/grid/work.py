@@ -17,7 +17,8 @@ import click
 
 from gan.errors import UserError
 from gan.files import write_json
-from launch.grid.kinds import Unit, Work, find_kind, row_of
+from launch.grid.cells import Work
+from launch.grid.kinds import Unit, find_kind, row_of
 
 PAUSE = 2.0  # seconds between looks at what others do
 
