@@ -19,9 +19,9 @@ PAGE = Path(__file__).resolve().parent / "page.html"
 CURVES = 8  # methods in a chart of curves: the best ones
 GAMES = [  # of the Dirac-GAN: (objective, regularizer, gamma, caption)
     ("f:gan:saturating=1", "none", 0.0, "no regularizer: it circles"),
-    ("f:gan:saturating=1", "r1", 1.0, "R1: it spirals in"),
-    ("f:gan:saturating=1", "r1_r2", 1.0, "R1 and R2"),
-    ("f:gan:saturating=1", "instance_noise", 0.5, "instance noise"),
+    ("f:gan:saturating=1", "r1", 0.3, "R1, γ = .3: it spirals in"),
+    ("f:gan:saturating=1", "r1_r2", 1.0, "R1 and R2, γ = 1: it creeps in"),
+    ("f:gan:saturating=1", "instance_noise", 0.5, "instance noise, variance .5"),
     ("wasserstein", "wgan_gp", 1.0, "WGAN-GP: it does not settle"),
     ("wasserstein", "clip", 1.0, "WGAN with clipping"),
 ]
