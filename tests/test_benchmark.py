@@ -10,7 +10,7 @@ from PIL import Image
 
 from gan.state import initial_state
 from launch import cli
-from launch.benchmark import regularizers_benchmark
+from launch.benchmark import penalties_benchmark
 
 
 def saddle(monkeypatch, *arguments: object) -> int:
@@ -50,7 +50,7 @@ def test_dirac_shows_what_each_regularizer_does(monkeypatch, tmp_path):
 
 def test_regularizers_are_priced_beside_none_and_r1(monkeypatch, tmp_path, capsys):
     flags = ["--resolution=8", "--channels=4", "--batch=4", "--repeats=1", f"--json={tmp_path / 'rows.json'}"]
-    assert saddle(monkeypatch, "regularizers", "--regularizers=wgan_gp:target=2,clip", *flags) == 0
+    assert saddle(monkeypatch, "penalties", "--regularizers=wgan_gp:target=2,clip", *flags) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row["regularizer"] for row in rows] == ["none", "r1", "wgan_gp:target=2", "clip"]
     for row in rows:
@@ -62,8 +62,8 @@ def test_a_priced_step_takes_the_penalty_in_and_moves_nothing(monkeypatch):
     states = []
     monkeypatch.setattr("gan.state.initial_state", lambda task: states.append(initial_state(task)) or states[-1])
     for name in ("none", "r1", "wgan_gp"):
-        task = regularizers_benchmark.task(name, torch.device("cpu"), 8, 4, 4, "nonsaturating")
-        step = regularizers_benchmark.d_step(task)
+        task = penalties_benchmark.task(name, torch.device("cpu"), 8, 4, 4, "nonsaturating")
+        step = penalties_benchmark.d_step(task)
         step(), step()
         D, start = states[-1].networks["D"], initial_state(task).networks["D"]
         assert all(torch.equal(a, b) for a, b in zip(D.parameters(), start.parameters(), strict=True))
@@ -75,11 +75,11 @@ def test_a_priced_step_takes_the_penalty_in_and_moves_nothing(monkeypatch):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["regularizers", "--resolution=24"], "try --resolution=16"),
-        (["regularizers", "--regularizers=r3"], "did you mean"),
-        (["regularizers", "--objective=hinge"], "use an objective f:..., or roth_js"),
-        (["regularizers", "--objective=energy"], "no D step"),
-        (["regularizers", "--batch=6"], "try --batch=8"),
+        (["penalties", "--resolution=24"], "try --resolution=16"),
+        (["penalties", "--regularizers=r3"], "did you mean"),
+        (["penalties", "--objective=hinge"], "use an objective f:..., or roth_js"),
+        (["penalties", "--objective=energy"], "no D step"),
+        (["penalties", "--batch=6"], "try --batch=8"),
         (["dira"], "No such command"),
         (["dirac", "--objective=hing"], "did you mean hinge"),
         (["dirac", "--objective=energy", "--regularizer=none"], "couples samples"),

@@ -1,149 +1,186 @@
-"""Time what each regularizer adds to a D step."""
+"""Compare regularizers over objectives, gammas, seeds and datasets, and write a page about it."""
 
-import math
-from collections.abc import Mapping
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gan.config import parse_assignment
+from gan.errors import UserError
+from gan.ranks.signals import PREEMPTED, not_ignored
 from launch.cli import run
-from launch.tables import json_option, save_rows, text_table
+from launch.ranks import end_with_parent, environment
 
 if TYPE_CHECKING:
-    import torch
+    from launch.grid.kinds import Unit
+    from launch.grid.plan import Plan
 
-    from gan.state import Task
-    from launch.benchmark.timing import Call, Times
-
-BASELINES = ("none", "r1")
+PART = "--part-of-pool"
 
 
-@click.command()
-@click.option(
-    "--resolution",
-    type=click.IntRange(8, 1024),
-    default=32,
-    show_default=True,
-    help="Side of the images, a power of two.",
-)
-@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Images in a batch.")
-@click.option(
-    "--channels", type=click.IntRange(1), default=64, show_default=True, help="Most channels in a layer of D."
-)
-@click.option("--objective", default="f:gan", show_default=True, help="As in `saddle train`; roth needs an f:... one.")
-@click.option("--regularizers", metavar="NAME,...", help="Regularizers to measure.  [default: all]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 4096),
-    default=1,
-    show_default=True,
-    help="Intra-op threads: one is measured in CPU time, several in wall time.",
-)
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timings of each.")
-@json_option
-def main(
-    regularizers: str | None, device: str, threads: int, repeats: int, json_path: Path | None, **options: Any
-) -> None:
-    """Time D steps with each regularizer, in turns within one run.
-
-    A step computes the loss and the penalty, the backward pass and the update, as in training, but its images are made
-    beforehand. The last two columns are its time divided by that of a step without a regularizer, and with R1.
-    """
-    import torch
-
-    from gan.methods.regularizers import REGULARIZERS
+def names(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """ "a,b" -> ("a", "b"); commas before key= belong to a name, as in f:jsw:pi=0.3,form=paper."""
     from gan.methods.rows import split_names
-    from launch.benchmark.timing import DeviceClock, HostClock, contest, describe_machine, find_device, machine_line
 
-    target = find_device(device)
-    torch.set_num_threads(threads)
-    names = dict.fromkeys((*BASELINES, *(REGULARIZERS if regularizers is None else split_names(regularizers))))
-    steps = {name: d_step(task(name, target, **options)) for name in names}
-    machine = describe_machine(target)
-    click.echo(machine_line(machine))
-    clock = DeviceClock(keep=0) if device == "cuda" else HostClock(threads)
-    clock.budget = math.inf  # --repeats decides
-    times, left_out = contest(steps, clock, repeats)
-    rows = regularizer_rows(times)
+    return tuple(split_names(text)) if text else ()
+
+
+def numbers(_ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[Any, ...]:
+    """ "0,1" -> (0, 1); gammas may also be auto."""
+    found = tuple(parse_assignment(f"x={part}")[1] for part in text.split(",")) if text else ()
+    for value in found:
+        if value != "auto" and type(value) not in (int, float):
+            raise UserError(f"--{param.name}={text}: {value!r:.40} is no number")
+    return found
+
+
+@click.command(context_settings={"max_content_width": 120})
+@click.option("--plan", default="points", show_default=True, help="A name in launch/plans, or a .toml file.")
+@click.option(
+    "--outdir", type=click.Path(path_type=Path, file_okay=False), default="runs/regularizers", help="Results."
+)
+@click.option("--datasets", callback=names, metavar="NAME,...", help="In place of the plan's; for images, LMDBs.")
+@click.option("--objectives", callback=names, metavar="NAME,...", help="In place of the plan's.")
+@click.option("--regularizers", callback=names, metavar="NAME,...", help="In place of the plan's methods; or all.")
+@click.option("--gammas", callback=numbers, metavar="NUMBER,...", help="In place of the plan's.")
+@click.option("--seeds", callback=numbers, metavar="NUMBER,...", help="In place of the plan's.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the plan's settings.")
+@click.option("--cell", metavar="HASH", help="Work on this cell only.")
+@click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes on this host.")
+@click.option(
+    "--results",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="Train nothing: make the page from this results.jsonl, or folder of results; repeatable.",
+)
+@click.option(
+    "--penalties",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Show these rows of `saddle benchmark penalties --json` as the price of each method.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option(PART, "part", is_flag=True, hidden=True)
+def main(outdir: Path, results: Sequence[Path], penalties: Path | None, **flags: Any) -> int:
+    """Train every cell of a grid (dataset x objective x regularizer x gamma x seed), and report on them.
+
+    Run the same command again to go on after a stop, or at the same time on other hosts that share --outdir: nobody
+    repeats a cell. The report is regularizers.html in --outdir, with .csv, .md, and results.jsonl.
+    """
+    from launch.grid.report import read_results, write_report
+
+    end_with_parent()
+    if results:
+        lines = [line for path in results for line in read_results(path)]
+        click.echo(write_report(lines, outdir, penalties))
+        return 0
+    plan = chosen_plan(flags)
+    units, left_out = chosen_units(plan, flags["cell"])
+    if not flags["part"]:
+        for line in left_out:
+            click.echo(f"left out: {line}")
+    if flags["dry_run"]:
+        return describe(units)
+    return fill(units, outdir, penalties, flags)
+
+
+def chosen_plan(flags: Mapping[str, Any]) -> "Plan":
+    """The plan with what the flags say. Raises UserError for what cannot be."""
+    from launch.grid.plan import narrowed, read_plan
+
+    given = ("datasets", "objectives", "regularizers", "gammas", "seeds")
+    settings = dict(parse_assignment(text) for text in flags["assignments"])
+    return narrowed(read_plan(flags["plan"]), **{key: flags[key] for key in given}, settings=settings)
+
+
+def chosen_units(plan: "Plan", cell: str | None) -> "tuple[list[Unit], list[str]]":
+    """The units of a plan, of one cell if it is given, and lines about what cannot be."""
+    from launch.grid.kinds import Unit, units_of
+    from launch.grid.plan import cells_of
+
+    units, left_out = units_of(list(cells_of(plan)))
+    if cell is None:
+        return units, left_out
+    found = [Unit(u.name, tuple(pair for pair in u.cells if pair[0].startswith(cell))) for u in units]
+    found = [unit for unit in found if unit.cells]
+    if sum(len(unit.cells) for unit in found) != 1:
+        raise UserError(f"--cell={cell} is the beginning of {len(found) or 'no'} cells' hashes in this plan; give one")
+    return found, left_out
+
+
+def describe(units: "Sequence[Unit]") -> int:
+    """Print the cells."""
+    from launch.tables import text_table
+
+    keys = ("kind", "dataset", "objective", "regularizer", "gamma", "seed", "label")
+    rows = [{"cell": name} | {key: getattr(cell, key) for key in keys} for unit in units for name, cell in unit.cells]
     click.echo(text_table(rows))
-    for name, reason in left_out.items():
-        click.echo(f"{name} left out: {reason}")
-    save_rows(json_path, {"machine": machine, **options, "rows": rows, "left_out": left_out})
+    click.echo(f"{len(rows)} cells in {len(units)} units of work")
+    return 0
 
 
-def task(name: str, device: "torch.device", resolution: int, batch: int, channels: int, objective: str) -> "Task":
-    """Training of a whole network at one resolution. Raises UserError for what cannot be, as training does."""
-    from gan.config import TrainConfig, override
-    from gan.errors import UserError
-    from gan.families import build_task
-    from gan.methods.pairs import configured
-    from gan.networks import ImageFormat
-    from gan.ranks.distributed import Ranks, set_precision
-    from gan.schedules import build_schedule
+def fill(units: "Sequence[Unit]", outdir: Path, penalties: Path | None, flags: Mapping[str, Any]) -> int:
+    """Work on the cells, in several processes if so asked, and write the report when none is missing."""
+    from launch.grid import work
+    from launch.grid.report import write_report
 
-    last = resolution.bit_length() - 3
-    if resolution != 4 << last:
-        raise UserError(f"--resolution={resolution} is not a power of two; try --resolution={4 << last}")
-    values = {"batch": batch, "growth.mode": "none", "network.channel_max": channels}
-    config = override(TrainConfig(), values | {"objective.name": objective, "regularizer.name": name})
-    ranks = Ranks(device=device)
-    set_precision(ranks, config.distributed.deterministic)
-    images = ImageFormat(channels=3, base=(4, 4), last=last, class_names=(), dataset_hash="")
-    if configured(config)[0].discriminator is None:
-        raise UserError(f"--objective={objective} has no critic, and so no D step")
-    return build_task(config, build_schedule(config, last), images, ranks)
-
-
-def d_step(task: "Task") -> "Call":
-    """D's part of `train_step`, at a learning rate of 0: every call does the same work on the same images."""
-    import torch
-
-    from gan.methods.pairs import configured, critic_loss
-    from gan.parts import Part
-    from gan.ranks.gradients import GradientSum
-    from gan.schedules import moment
-    from gan.state import initial_state
-    from gan.trainer import show
-
-    objective, regularizer = configured(task.config)
-    state = initial_state(task)
-    D = state.networks["D"]
-    now = moment(task.schedule, 0)
-    gamma = torch.tensor(task.gamma(now), device=task.ranks.device)
-    batch = task.config.batch
-    height, width = task.images.size(task.images.last)
-    generator = torch.Generator().manual_seed(0)
-    real, fake = (2 * torch.rand(2, batch, 3, height, width, generator=generator) - 1).to(task.ranks.device)
-    part = Part(real, None, task.draws(0))
-    critic = show(D, part, task, now, 1.0, gamma, state.augmentation[0])
-
-    def step() -> None:
-        loss = critic_loss(objective, regularizer, critic, real, fake)
-        gradients = GradientSum(D.parameters(), batch)
-        gradients.add(loss.total(gamma / 2))
-        gradients.step(state.optimizers["d_optimizer"], lr=0.0, void=torch.zeros_like(state.skipped[0]))
-        if regularizer.constrain:
-            regularizer.constrain(D, gamma)
-
-    return step
+    work.prepare(outdir)
+    with stopping():
+        others = pool(outdir, flags) if flags["jobs"] > 1 else []
+        left = work.work_on(units, outdir, source_command(flags))
+        for other in others:
+            other.wait()
+        left = work.work_on(left, outdir, source_command(flags))  # what others may have had when they were killed
+    if flags["part"]:
+        return 0
+    count = sum(len(unit.cells) for unit in units)
+    if left:
+        click.echo(f"others work on {sum(len(work.missing(outdir, unit)) for unit in left)} of {count} cells")
+        return 0
+    with work.claimed(outdir / "claims" / "report.lock") as claim:
+        if claim is not None:
+            click.echo(write_report(work.finished_rows(units, outdir), outdir, penalties))
+    return 0
 
 
-def regularizer_rows(times: Mapping[str, "Times"]) -> list[dict[str, Any]]:
-    """Milliseconds of a step, and what they are of the baselines' where those took part."""
-    none, r1 = (times[name].median if name in times else math.nan for name in BASELINES)
-    return [
-        {
-            "regularizer": name,
-            "ms": t.median,
-            "p10": t.p10,
-            "p90": t.p90,
-            "x none": t.median / none,
-            "x r1": t.median / r1,
-        }
-        for name, t in times.items()
-    ]
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Within the block, a signal ends this process when what is under way has saved."""
+
+    def stop(number: int, _frame: Any) -> None:
+        sys.exit(130 if number == signal.SIGINT else PREEMPTED)
+
+    before = {number: signal.signal(number, stop) for number in not_ignored()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pool(outdir: Path, flags: Mapping[str, Any]) -> "list[subprocess.Popen[bytes]]":
+    """Start processes that work beside this one, and end when it does."""
+    jobs = flags["jobs"]
+    cell = [f"--cell={flags['cell']}"] if flags["cell"] else []
+    command = [sys.executable, "-m", "launch.benchmark", *words(flags), *cell, f"--outdir={outdir}", PART]
+    return [subprocess.Popen(command, env=environment(jobs)) for _ in range(jobs - 1)]
+
+
+def words(flags: Mapping[str, Any]) -> list[str]:
+    """The arguments of `saddle benchmark` that say which cells there are."""
+    keys = ("datasets", "objectives", "regularizers", "gammas", "seeds")
+    given = [f"--{key}={','.join(map(str, flags[key]))}" for key in keys if flags[key]]
+    return ["regularizers", f"--plan={flags['plan']}", *given, *(f"--set={text}" for text in flags["assignments"])]
+
+
+def source_command(flags: Mapping[str, Any]) -> str:
+    """The command that works on the plan's cells, without what changes no result."""
+    return shlex.join(["saddle", "benchmark", *words(flags)])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""Kinds of cells, as rows of a table: what decides a result, which cells are worked on together, and how."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gan.config import choice
+from gan.errors import UserError
+from gan.methods.regularizers import REGULARIZERS
+from launch.grid import points, training
+from launch.grid.cells import Cell, Work
+
+FORMAT = 1  # of identities: raised if the same settings come to mean something else
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of the table."""
+
+    # Raises UserError or DataError for a cell that cannot be. -> what decides its result, beside kind and seed
+    decides: Callable[[Cell], Mapping[str, Any]]
+    run: Callable[[Sequence[tuple[Cell, Work]]], Iterator[tuple[Cell, dict[str, Any]]]]
+    together: bool  # cells that differ in nothing but the seed are worked on together
+    best: str  # the beginning of the name of the figure that tables are sorted by; less is better
+    regularizers: tuple[str, ...]  # that can be used
+    command: Callable[[Cell], str]  # one that makes the same by other means, empty if there is none
+
+
+KINDS: dict[str, Kind] = {
+    "points": Kind(
+        points.decides,
+        points.run,
+        together=True,
+        best="mode-kl",
+        regularizers=tuple(name for name in REGULARIZERS if name != "bcr"),
+        command=lambda cell: "",
+    ),
+    "training": Kind(
+        training.decides,
+        training.run,
+        together=False,
+        best="fd-",
+        regularizers=tuple(REGULARIZERS),
+        command=training.command_line,
+    ),
+}
+
+
+def find_kind(name: str) -> Kind:
+    """The row of a name. Raises UserError for one that does not exist."""
+    known, message = choice("kind", name, KINDS)
+    if not known:
+        raise UserError(message)
+    return KINDS[name]
+
+
+def fingerprint(values: Any) -> str:
+    """A hash of plain values, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Cells that are claimed and worked on together."""
+
+    name: str
+    cells: tuple[tuple[str, Cell], ...]  # by identity
+
+
+def units_of(cells: Sequence[Cell]) -> tuple[list[Unit], list[str]]:
+    """(units of work, a line for each method that cannot be). Cells that are the same are counted once.
+
+    Raises UserError if no cell can be.
+    """
+    units: dict[str, dict[str, Cell]] = {}
+    left_out: dict[str, None] = {}
+    for cell in cells:
+        kind = find_kind(cell.kind)
+        try:
+            decides = kind.decides(cell)
+        except UserError as error:
+            left_out[f"{cell.objective} with {cell.regularizer}: {error}"] = None
+            continue
+        shared = {"format": FORMAT, "kind": cell.kind, **decides}
+        identity = fingerprint({**shared, "seed": cell.seed})
+        unit = fingerprint(shared) if kind.together else identity
+        units.setdefault(unit, {}).setdefault(identity, cell)
+    if not units:
+        raise UserError(f"no cell of this plan can be: {'; '.join(left_out) or 'it has none'}"[:600])
+    return [Unit(name, tuple(found.items())) for name, found in units.items()], list(left_out)
+
+
+def row_of(identity: str, cell: Cell, result: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """A result as plain values, as a line of results.jsonl has it."""
+    return {"format": FORMAT, "cell": identity, **asdict(cell), **result, "command": command}

@@ -1,0 +1,306 @@
+"""Results -> what the report shows: tables of methods, gammas, wins. Pure functions of the lines of results.jsonl."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gan.errors import UserError
+from gan.metrics.intervals import Estimate
+from launch.grid import statistics
+from launch.grid.kinds import KINDS
+
+TYPES: dict[str, Any] = {
+    "cell": str,
+    "kind": str,
+    "dataset": str,
+    "objective": str,
+    "regularizer": str,
+    "gamma": (int, float, str),
+    "seed": int,
+    "label": str,
+    "settings": dict,
+    "diverged": str,
+    "figures": dict,
+    "curve": list,
+    "steps": int,
+    "images": int,
+    "seconds": (int, float),
+    "provenance": dict,
+    "points": list,
+    "picture": str,
+    "command": str,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of results.jsonl that can be read."""
+
+    values: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.values[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A line that cannot be read, or is of no method that we know."""
+
+    where: str
+    reason: str
+
+
+@dataclass
+class Method:
+    """The seeds of one method on one dataset."""
+
+    objective: str
+    regularizer: str
+    gamma: float | str
+    label: str
+    settings: Mapping[str, Any]
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        weight = f" γ={self.gamma}" if isinstance(self.gamma, str) else f" γ={self.gamma:g}"
+        return self.label or self.regularizer + (weight if self.gamma else "")
+
+    def values(self, figure: str) -> list[float]:
+        """A figure of each seed; NaN where it diverged."""
+        found = [row.figures.get(figure, {"value": math.nan}) for row in self.rows]
+        return [float(each["value"]) for each in found]
+
+    @property
+    def diverged(self) -> int:
+        return sum(bool(row.diverged) for row in self.rows)
+
+    def mean(self, what: str) -> float:
+        """The mean over seeds of steps, images or seconds."""
+        return float(np.mean([getattr(row, what) for row in self.rows]))
+
+
+@dataclass
+class Line:
+    """A line of a table: a method with what its seeds say."""
+
+    rank: int
+    method: Method
+    estimate: Estimate | None  # None if all seeds diverged
+    p: float
+    worse: bool
+    chance: float  # of being the best
+    same_budget: bool
+
+
+@dataclass
+class Table:
+    """Methods whose scores may stand beside each other."""
+
+    dataset: str
+    kind: str
+    figure: str
+    provenance: tuple[str, ...]
+    lines: list[Line]
+    floor: float | None  # what samples of the data itself would have by chance
+
+    @property
+    def seeds(self) -> int:
+        return min(len(line.method.rows) for line in self.lines)
+
+    def label(self, line: Line) -> str:
+        """The method's name, with its objective where others have the same name."""
+        same = sum(other.method.name == line.method.name for other in self.lines)
+        return line.method.name if same == 1 else f"{line.method.name}, {line.method.objective}"
+
+    @property
+    def tests(self) -> int:
+        return len(self.lines) - 1
+
+    @property
+    def least_p(self) -> float:
+        """The smallest adjusted p that these seeds can give."""
+        return statistics.least_p(self.seeds, self.seeds) * self.tests if self.seeds > 1 else 1.0
+
+    @property
+    def can_claim(self) -> bool:
+        return self.least_p < statistics.LEVEL
+
+    @property
+    def seeds_needed(self) -> int:
+        """How many of each could show a difference."""
+        return next(n for n in range(2, 100) if statistics.least_p(n, n) * max(self.tests, 1) < statistics.LEVEL)
+
+
+def read_row(line: str, where: str) -> Row | Unreadable:
+    """A line of results.jsonl, checked."""
+    from gan.methods.pairs import find_pair
+    from gan.metrics.provenance import Provenance, figures_from_json
+
+    try:
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError("it is no object")
+        for name, kind in TYPES.items():
+            if name not in values:
+                raise ValueError(f"{name} is missing")
+            if not isinstance(values[name], kind) or isinstance(values[name], bool):
+                raise ValueError(f"{name} is {str(values[name])[:40]!r}")
+        if values["kind"] not in KINDS:
+            raise ValueError(f"kind {values['kind'][:40]!r} is unknown")
+        find_pair(values["objective"], values["regularizer"])
+        curve_ok = all(isinstance(x, int | float) and isinstance(y, dict) for x, y in values["curve"])
+        if not curve_ok or not all(len(point) == 2 for point in values["points"]):
+            raise ValueError("curve or points are no pairs")
+        figures_from_json(values["figures"])
+        if not values["diverged"]:
+            Provenance.from_json(values["provenance"])
+            if not best_figure(values):
+                raise ValueError("it has no figure to compare")
+    except (ValueError, TypeError, RecursionError, UserError) as error:
+        return Unreadable(where, str(error)[:200])
+    return Row(values)
+
+
+def best_figure(values: Mapping[str, Any]) -> str:
+    """The name of the figure that decides, "" if there is none."""
+    beginning = KINDS[values["kind"]].best
+    return next((name for name in sorted(values["figures"]) if name.startswith(beginning)), "")
+
+
+def read_rows(lines: Iterable[str]) -> tuple[list[Row], list[Unreadable]]:
+    """(rows, what cannot be read). Of lines about one cell, the first counts."""
+    rows: dict[str, Row] = {}
+    bad: list[Unreadable] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row = read_row(line, f"line {number}")
+        if isinstance(row, Unreadable):
+            bad.append(row)
+        elif row.cell in rows:
+            if rows[row.cell].figures != row.figures:
+                bad.append(Unreadable(f"line {number}", f"another result of cell {row.cell}; the first is shown"))
+        else:
+            rows[row.cell] = row
+    return list(rows.values()), bad
+
+
+def provenance_key(row: Row) -> tuple[str, ...]:
+    """What must agree in one table; nothing of a cell without scores."""
+    from gan.metrics.provenance import Provenance
+
+    return () if row.diverged else Provenance.from_json(row.provenance).key()
+
+
+def tables_of(rows: Sequence[Row]) -> list[Table]:
+    """Tables by dataset and provenance. Cells that diverged have no provenance: they stand in each table of theirs."""
+    groups: dict[tuple[str, str], dict[tuple[str, ...], list[Row]]] = {}
+    for row in rows:
+        groups.setdefault((row.dataset, row.kind), {}).setdefault(provenance_key(row), []).append(row)
+    tables = []
+    for (dataset, kind), by_key in groups.items():
+        without = by_key.pop((), [])
+        for key, scored in (by_key or {(): []}).items():
+            tables.append(table_of(dataset, kind, key, scored + without))
+    return tables
+
+
+def table_of(dataset: str, kind: str, key: tuple[str, ...], rows: Sequence[Row]) -> Table:
+    """The methods of these rows, the best first; methods with diverged seeds last."""
+    methods = methods_of(rows)
+    figure = next((name for row in rows if (name := best_figure(row.values))), KINDS[kind].best)
+    values = [method.values(figure) for method in methods]
+    order = sorted(range(len(methods)), key=lambda i: (methods[i].diverged, _mean(values[i])))
+    best = order[0]
+    comparisons = statistics.against_best(values, best)
+    chances = statistics.chances_of_best(values)
+    budgets = [(m.mean("steps"), m.mean("images")) for m in methods]
+    usual = max(set(budgets), key=budgets.count)
+    lines = []
+    for place, i in enumerate(order, 1):
+        finite = [value for value in values[i] if math.isfinite(value)]
+        estimate = statistics.bootstrap(finite) if finite else None
+        found = comparisons[i]
+        lines.append(Line(place, methods[i], estimate, found.p, found.claim, chances[i], budgets[i] == usual))
+    floors = [row.figures[f"{figure}-by-chance"]["value"] for row in rows if f"{figure}-by-chance" in row.figures]
+    return Table(dataset, kind, figure, key, lines, floors[0] if floors else None)
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.inf
+
+
+def methods_of(rows: Sequence[Row]) -> list[Method]:
+    """Rows that differ in nothing but the seed are one method."""
+    methods: dict[str, Method] = {}
+    for row in sorted(rows, key=lambda row: row.seed):
+        name = json.dumps([row.objective, row.regularizer, row.gamma, row.settings], sort_keys=True)
+        known = Method(row.objective, row.regularizer, row.gamma, row.label, row.settings)
+        methods.setdefault(name, known).rows.append(row)
+    return list(methods.values())
+
+
+@dataclass
+class Sensitivity:
+    """One regularizer at several gammas."""
+
+    objective: str
+    regularizer: str
+    points: list[tuple[float, Estimate]]  # by gamma
+    advice: str
+
+
+def sensitivities(table: Table) -> list[Sensitivity]:
+    """Of each regularizer that was tried at two gammas or more, with the gamma to take."""
+    groups: dict[tuple[str, str, str], list[Line]] = {}
+    for line in table.lines:
+        m = line.method
+        if isinstance(m.gamma, int | float) and m.gamma > 0 and line.estimate:
+            groups.setdefault((m.objective, m.regularizer, m.label), []).append(line)
+    found = []
+    for (objective, regularizer, _), lines in groups.items():
+        points = sorted((float(line.method.gamma), line.estimate) for line in lines if line.estimate)
+        if len(points) > 1:
+            steady = [float(line.method.gamma) for line in lines if not line.method.diverged]
+            found.append(Sensitivity(objective, regularizer, points, advice(points, steady)))
+    return found
+
+
+def advice(points: Sequence[tuple[float, Estimate]], steady: Sequence[float]) -> str:
+    """A sentence: the gamma with the least mean of those where no seed diverged, and those that may be as good."""
+    usable = [point for point in points if point[0] in steady]
+    if not usable:
+        return "some seed diverged at every γ: take none of them"
+    gamma, best = min(usable, key=lambda point: point[1].value)
+    near = [g for g, estimate in usable if estimate.low <= best.high]
+    edge = " It is at the edge of what was tried: try beyond." if gamma in (points[0][0], points[-1][0]) else ""
+    if len(near) == 1:
+        return f"γ = {gamma:g}: no other interval reaches it.{edge}"
+    return f"γ = {gamma:g}; the intervals of γ = {', '.join(f'{g:g}' for g in near)} overlap its own.{edge}"
+
+
+def mean_ranks(tables: Sequence[Table]) -> list[tuple[str, float, int]]:
+    """(method, mean rank, wins) of methods that stand in every table, over datasets; for two tables or more."""
+    names = [{f"{line.method.objective}, {line.method.name}": line for line in table.lines} for table in tables]
+    shared = [name for name in names[0] if all(name in table for table in names)] if len(names) > 1 else []
+    if len(shared) < 2:
+        return []
+    scores = np.array([[_score(table[name]) for name in shared] for table in names])
+    placed = np.stack([statistics.ranks(row) for row in scores])
+    wins = (placed == placed.min(1, keepdims=True)).sum(0)
+    found = [(name, float(placed[:, i].mean()), int(wins[i])) for i, name in enumerate(shared)]
+    return sorted(found, key=lambda each: each[1])
+
+
+def _score(line: Line) -> float:
+    return line.estimate.value if line.estimate and not line.method.diverged else math.nan

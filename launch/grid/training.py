@@ -1,0 +1,208 @@
+"""Cells that are runs of `saddle train`, each in a process of its own, scored as `saddle evaluate` does."""
+
+import base64
+import io
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gan.errors import UserError
+from launch.grid.cells import Cell, Result, Work, weighted
+
+if TYPE_CHECKING:
+    from gan.config import TrainConfig
+    from launch.scores import Reference
+
+DIVERGED = 3  # exit code of `saddle train`
+SCORE = {"score.metrics": "", "score.features": "classifier", "score.samples": 10_000, "score.looks": 4}
+COLUMNS, ROWS = 8, 4  # of the picture
+
+
+def split(cell: Cell) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """(preset, settings of the training by key, settings of the scores)."""
+    settings = dict(cell.settings)
+    preset = str(settings.pop("preset", "default"))
+    score = {key: settings.pop(key, default) for key, default in SCORE.items()}
+    method = {"objective.name": cell.objective, "regularizer.name": cell.regularizer, "seed": cell.seed}
+    weight = {"regularizer.gamma": cell.gamma} if weighted(cell.regularizer) else {}
+    return preset, {**settings, **method, **weight}, score
+
+
+def config_of(cell: Cell) -> "TrainConfig":
+    """The configuration of a cell's run. Raises UserError for what cannot be."""
+    from gan.config import TrainConfig, override
+    from gan.families import find_family
+    from launch.settings import read_preset
+
+    preset, settings, _ = split(cell)
+    config = override(override(TrainConfig(), read_preset(preset)), settings)
+    find_family(config).check(config)
+    return config
+
+
+def decides(cell: Cell) -> Mapping[str, Any]:
+    """All on which the result of a cell depends. Raises UserError for what cannot be, DataError for the dataset."""
+    from gan.config import trajectory
+    from launch.scores import check_scores
+
+    config = config_of(cell)
+    score = split(cell)[2]
+    dataset = opened(cell.dataset)
+    for key, default in SCORE.items():
+        if type(score[key]) is not type(default):
+            raise UserError(f"{key} wants a {type(default).__name__}, got {score[key]!r:.100}")
+    check_scores(dataset, score["score.metrics"], score["score.features"], score["score.samples"])
+    return {"dataset": dataset.manifest.content_hash, "trajectory": trajectory(config), **score}
+
+
+@cache
+def opened(path: str) -> Any:
+    """The dataset at a path."""
+    from data.dataset import ImageDataset
+
+    return ImageDataset(path)
+
+
+def arguments(cell: Cell, outdir: str) -> list[str]:
+    """Those of `saddle train`."""
+    preset, settings, _ = split(cell)
+    flags = [f"--data={cell.dataset}", f"--outdir={outdir}", f"--preset={preset}"]
+    return flags + [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def command_line(cell: Cell) -> str:
+    """The command that trains as a cell does."""
+    return shlex.join(["saddle", "train", *arguments(cell, "runs")])
+
+
+def run(work: Sequence[tuple[Cell, Work]]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Train or go on training, and score. Raises UserError for what the user can mend, SystemExit if it is stopped."""
+    for cell, place in work:
+        code = train(cell, place)
+        folder = newest_run(place.folder)
+        if code not in (0, DIVERGED):
+            raise UserError(f"the training of cell {place.identity} ended with exit code {code}; see {folder}")
+        yield cell, result_of(cell, folder, code == DIVERGED)
+
+
+def train(cell: Cell, place: "Work") -> int:
+    """Run `saddle train` in a process that keeps the claim as long as it lives. -> its exit code."""
+    from launch.ranks import environment
+
+    command = [sys.executable, "-m", "launch.train", *arguments(cell, str(place.folder))]
+    ours = {name: value for name, value in environment(1).items() if not from_torchrun(name)}
+    place.folder.mkdir(parents=True, exist_ok=True)
+    with (place.folder / "train.log").open("ab") as log:
+        child = subprocess.Popen(
+            command, env=ours, pass_fds=[place.claim], process_group=0, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            return child.wait()
+        except BaseException:  # a signal: let it save and end
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+            raise
+
+
+def from_torchrun(variable: str) -> bool:
+    """Does a rank of torchrun get this variable? A training that it starts is no such rank."""
+    return variable.startswith(("TORCHELASTIC", "GROUP_", "ROLE_", "LOCAL_")) or variable in (
+        "RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    )
+
+
+def newest_run(folder: Path) -> Path:
+    """The run in a cell's folder, or the folder itself."""
+    return max((path for path in folder.glob("[0-9]*") if path.is_dir()), default=folder)
+
+
+def result_of(cell: Cell, folder: Path, diverged: bool) -> dict[str, Any]:
+    """A cell's result as plain values, as launch.grid.kinds.Result has them."""
+    from gan.metrics.classifier import one_thread
+    from gan.metrics.provenance import figures_to_json
+    from launch.samples import load_network
+
+    lines = stats(folder)
+    config = config_of(cell)
+    images = max((line["images_seen"] for line in lines), default=0)
+    seconds = sum(line.get("Timing/sec_per_tick", 0.0) for line in lines)
+    about: dict[str, Any] = {
+        "steps": images // (config.batch * config.optimizer.n_critic),
+        "images": images,
+        "seconds": round(seconds, 1),
+    }
+    if diverged:
+        reason = json.loads((folder / "exit.json").read_text())["reason"]
+        return vars(Result(diverged=str(reason)[:300], figures={}, curve=[], provenance={}, **about))
+    score = split(cell)[2]
+    snapshots = [load_network(path) for path in last_stage(folder, int(score["score.looks"]))]
+    with one_thread():
+        reference = reference_of(cell.dataset, snapshots[-1].stage, json.dumps(score))
+        scores = [reference.score_network(snapshot, int(score["score.samples"])) for snapshot in snapshots]
+    curve = [
+        [snapshot.images_seen, {name: figure.value for name, figure in found.figures.items()}]
+        for snapshot, found in zip(snapshots, scores, strict=True)
+    ]
+    provenance = scores[-1].provenance
+    assert provenance
+    return vars(
+        Result(
+            diverged="",
+            figures=figures_to_json(scores[-1].figures),
+            curve=curve,
+            provenance=provenance.to_json(),
+            picture=picture(snapshots[-1]),
+            **about,
+        )
+    )
+
+
+def stats(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's stats.jsonl."""
+    path = folder / "stats.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def last_stage(folder: Path, looks: int) -> list[Path]:
+    """At most `looks` snapshots that can be scored, evenly spaced, the last one among them."""
+    from launch.samples import load_network
+
+    paths = sorted(folder.glob("network-snapshot-*.safetensors"))
+    final = load_network(paths[-1])
+    found = {path: load_network(path) for path in paths}
+    whole = [path for path, snapshot in found.items() if snapshot.stage == final.stage and snapshot.alpha == 1]
+    picks = np.linspace(len(whole) - 1, 0, max(min(looks, len(whole)), 1)).round().astype(int)
+    return [whole[pick] for pick in reversed(picks)]
+
+
+@cache
+def reference_of(dataset: str, level: int, score: str) -> "Reference":
+    """The reals that samples are compared with, once for all cells of a process."""
+    from launch.scores import build_reference
+
+    values = json.loads(score)
+    metrics, features = values["score.metrics"], values["score.features"]
+    return build_reference(opened(dataset), level, 0, metrics=metrics, features=features)
+
+
+def picture(snapshot: Any) -> str:
+    """A grid of samples, as a PNG in base64."""
+    from PIL import Image
+
+    from launch.pictures import grid_picture
+
+    pixels = grid_picture(snapshot, range(COLUMNS * ROWS), None, 1.0, COLUMNS)
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[-1] == 1 else pixels).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()

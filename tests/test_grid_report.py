@@ -1,0 +1,249 @@
+"""The report on a grid: what it says, what it marks, what it refuses; and in Chromium, by playwright."""
+
+import base64
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_benchmark import saddle
+
+from gan.metrics.intervals import Estimate
+from launch.grid import report, summary
+
+PROVENANCE = {
+    "features": {"name": "nearest cluster", "sha256": "ab" * 32, "side": 0, "resize": "none"},
+    "dataset_hash": "cd" * 32,
+    "size": [2],
+    "reals": 0,
+    "samples": 2500,
+    "seed": 0,
+    "snapshot_sha256": "ef" * 32,
+    "versions": {"torch": "2"},
+}
+VALUES = {"none": [0.16, 0.15, 0.17, 0.18], "r1": [0.02, 0.03, 0.025, 0.015], "r2": [0.04, 0.05, 0.03, 0.06]}
+
+
+def png() -> str:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def line(regularizer="r1", gamma=1.0, seed=0, value=0.02, **changes) -> str:
+    """A line of results.jsonl."""
+    figure = {"value": value, "low": value, "high": value}
+    row = {
+        "format": 1,
+        "cell": f"{regularizer}-{gamma}-{seed}-{changes.get('dataset', 'grid')}",
+        "kind": "points",
+        "dataset": "grid",
+        "objective": "f:gan",
+        "regularizer": regularizer,
+        "gamma": gamma,
+        "seed": seed,
+        "label": "",
+        "settings": {"steps": 12},
+        "diverged": "",
+        "figures": {"mode-kl": figure, "mode-kl-by-chance": {"value": 0.0048, "low": 0.0048, "high": 0.0048}},
+        "curve": [[1000, {"mode-kl": 2 * value}], [2000, {"mode-kl": value}]],
+        "steps": 12,
+        "images": 3072,
+        "seconds": 1.5,
+        "provenance": PROVENANCE,
+        "points": [[0.0, 2.0], [2.0, -2.0]],
+        "picture": "",
+        "command": "saddle benchmark regularizers --plan=points --cell=abc",
+    }
+    return json.dumps(row | changes)
+
+
+def lines() -> list[str]:
+    return [
+        line(name, 0.0 if name == "none" else 1.0, seed, value)
+        for name, values in VALUES.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def written(tmp_path: Path, monkeypatch, rows: list[str]) -> int:
+    (tmp_path / "in.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    return saddle(monkeypatch, "regularizers", f"--results={tmp_path / 'in.jsonl'}", f"--outdir={tmp_path}")
+
+
+def test_methods_are_ranked_with_their_intervals():
+    rows, bad = summary.read_rows(lines())
+    (table,) = summary.tables_of(rows)
+    assert not bad and [each.method.name for each in table.lines] == ["r1 γ=1", "r2 γ=1", "none"]
+    best, second, last = table.lines
+    assert best.estimate and best.estimate.value == pytest.approx(0.0225)
+    assert 0.015 <= best.estimate.low < 0.0225 < best.estimate.high <= 0.03
+    assert last.p == pytest.approx(2 * 2 / 70) and not last.worse  # Holm: twice the p of 4 against 4
+    assert second.chance + best.chance == pytest.approx(1, abs=1e-9) and last.chance == 0
+    assert not table.can_claim and table.seeds_needed == 5
+    assert table.floor == 0.0048
+
+
+def test_scores_that_differ_in_provenance_are_never_in_one_table(tmp_path, monkeypatch):
+    other = PROVENANCE | {"samples": 10_000}
+    mixed = [*lines(), line("dragan", 1.0, 0, 0.001, provenance=other)]
+    tables = summary.tables_of(summary.read_rows(mixed)[0])
+    assert sorted(len(table.lines) for table in tables) == [1, 3]
+    assert written(tmp_path, monkeypatch, mixed) == 0
+    assert (tmp_path / "regularizers.html").read_text().count('<table class="sortable">') >= 2
+
+
+def test_a_diverged_seed_puts_a_method_last_and_is_counted():
+    lost = line("wgan_gp", 1.0, 0, diverged="NaN", figures={}, provenance={}, curve=[], points=[])
+    rows, bad = summary.read_rows([*lines(), lost, line("wgan_gp", 1.0, 1, 0.001)])
+    (table,) = summary.tables_of(rows)
+    assert not bad and table.lines[-1].method.name == "wgan_gp γ=1" and table.lines[-1].method.diverged == 1
+    assert table.lines[-1].chance == 0
+
+
+@pytest.mark.parametrize(
+    "text,reason",
+    [
+        ("not json", "Expecting value"),
+        ("[1]", "it is no object"),
+        (line(regularizer="r9"), "did you mean"),
+        (line(kind="dance"), "kind 'dance' is unknown"),
+        (line(figures={"mode-kl": 3}), "cannot be read"),
+        (line(figures={}), "no figure to compare"),
+        (line(provenance={}), "without its provenance"),
+        (line(seed="x"), "seed is 'x'"),
+        (line(curve=[1]), ""),
+        (line(points=[[1]]), "no pairs"),
+        ('{"cell": "a"}', "kind is missing"),
+        ("[" * 5000, "recursion"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_marked_and_the_rest_intact(tmp_path, monkeypatch, capsys, text, reason):
+    assert written(tmp_path, monkeypatch, [text, *lines()]) == 0
+    assert "1 lines cannot be read" in capsys.readouterr().out
+    page = (tmp_path / "regularizers.html").read_text()
+    assert page.count('<tr class="unreadable">') == 1 and "r1 γ=1" in page and "line 1" in page
+    (bad,) = summary.read_rows([text])[1]
+    assert reason in bad.reason
+
+
+def test_without_any_result_it_is_refused(tmp_path, monkeypatch, capsys):
+    assert written(tmp_path, monkeypatch, ["nonsense"]) == 2
+    assert "there is no result to report; line 1" in capsys.readouterr().err
+    assert not (tmp_path / "regularizers.html").exists()
+
+
+def test_whatever_comes_from_files_is_escaped(tmp_path, monkeypatch):
+    evil = "<script>alert(1)</script>"
+    rows = [line(label=evil, dataset=evil, command=evil, settings={evil: evil}, picture=evil), evil]
+    rows.append(line("r2", picture=png() + '" onerror="alert(1)', cell=evil, diverged=evil))
+    assert written(tmp_path, monkeypatch, rows) == 0
+    for suffix in ("html", "md"):
+        assert "<script>alert" not in (tmp_path / f"regularizers.{suffix}").read_text()
+    assert "onerror" not in (tmp_path / "regularizers.html").read_text()
+
+
+def test_csv_has_what_the_page_has(tmp_path, monkeypatch):
+    assert written(tmp_path, monkeypatch, lines()) == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "regularizers.csv").read_text())))
+    assert [row["method"] for row in rows] == ["r1 γ=1", "r2 γ=1", "none"]
+    assert float(rows[0]["mean"]) == pytest.approx(0.0225) and rows[0]["p against best"] == ""
+    assert (tmp_path / "regularizers.md").read_text().count("\n| ") == 4
+
+
+def test_a_gamma_is_recommended():
+    points = [(0.1, Estimate(0.05, 0.04, 0.06)), (1.0, Estimate(0.02, 0.01, 0.03)), (10.0, Estimate(0.03, 0.025, 0.04))]
+    assert summary.advice(points, [0.1, 1.0, 10.0]) == "γ = 1; the intervals of γ = 1, 10 overlap its own."
+    assert summary.advice(points, [0.1, 10.0]).startswith("γ = 10; no") or "edge" in summary.advice(points, [0.1, 10.0])
+    assert "diverged at every" in summary.advice(points, [])
+    rows = [line("r1", g, s, v * (1 + s / 9)) for g, v in ((0.1, 0.05), (1.0, 0.02)) for s in range(3)]
+    (found,) = summary.sensitivities(summary.tables_of(summary.read_rows(rows)[0])[0])
+    assert found.regularizer == "r1" and found.advice.startswith("γ = 1: no other interval reaches it.")
+
+
+def test_ranks_over_datasets():
+    other = PROVENANCE | {"dataset_hash": "12" * 32}
+    ring = [line(n, g, 0, v, dataset="ring", provenance=other) for n, g, v in (("none", 0.0, 0.01), ("r1", 1.0, 0.02))]
+    tables = summary.tables_of(summary.read_rows([*lines(), *ring])[0])
+    assert sorted(summary.mean_ranks(tables)) == [("f:gan, none", 1.5, 1), ("f:gan, r1 γ=1", 1.5, 1)]
+    assert summary.mean_ranks(tables[:1]) == []
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The report, in a headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    if browser is None:
+        pytest.skip("there is no Chromium")
+    folder = tmp_path_factory.mktemp("page")
+    report.write_report([*lines(), line("dragan", picture=png()), "not json"], folder)
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        context = chromium.new_context(offline=True)
+        opened = context.new_page()
+        opened.problems = []
+        opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+        opened.on("console", lambda message: opened.problems.append(message.text))
+        opened.on("request", lambda request: opened.problems.append(request.url))
+        opened.goto(f"file://{folder / 'regularizers.html'}")
+        yield opened
+        chromium.close()
+
+
+def first_column(page) -> list[str]:
+    return page.locator("table.sortable").first.locator("tbody th").all_inner_texts()
+
+
+def test_the_page_asks_for_nothing_and_has_no_errors(page):
+    asked = [problem for problem in page.problems if not problem.startswith(("file://", "data:"))]
+    assert asked == [] and page.problems[0].endswith("regularizers.html")
+
+
+@pytest.mark.parametrize("width,scheme", [(1280, "light"), (390, "light"), (390, "dark")])
+def test_it_fits_laptop_and_phone_in_light_and_dark(page, width, scheme):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ink, paper = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    light = [np.mean([int(n) for n in color.strip("rgb()").split(",")]) for color in (ink, paper)]
+    assert (light[0] < 60 and light[1] > 240) if scheme == "light" else (light[0] > 200 and light[1] < 40)
+
+
+def test_tables_are_sorted_by_keyboard(page):
+    before = first_column(page)
+    page.get_by_role("button", name="Method").first.focus()
+    page.keyboard.press("Enter")
+    assert first_column(page) == sorted(before) != before
+    page.keyboard.press("Space")
+    assert first_column(page) == sorted(before, reverse=True)
+    sorted_by = page.locator("table.sortable").first.locator("th[aria-sort]").all_inner_texts()
+    assert len(sorted_by) == 1 and "Method" in sorted_by[0]
+    page.get_by_role("button", name="Rank").first.press("Enter")
+    assert first_column(page) == before
+
+
+def test_the_first_key_leads_to_the_results(page):
+    page.reload()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_everything_has_a_name(page):
+    assert page.locator("table:not(:has(caption))").count() == 0
+    assert page.locator("svg:not([aria-label])").count() == 0 and page.locator("img:not([alt])").count() == 0
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    links = page.evaluate("[...document.querySelectorAll('a')].map(a => a.getAttribute('href').slice(1))")
+    assert len(ids) == len(set(ids)) and set(links) <= set(ids)
+
+
+def test_it_prints_to_pdf(page):
+    assert page.pdf().startswith(b"%PDF")
