@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gan.files import sync
@@ -60,11 +60,9 @@ def digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a new file, with the permissions that any new file gets, and flush it to disk."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
-    path.chmod(mode)  # safetensors lets nobody but the owner read what it writes
+    """Write a new file and flush it to disk. The file's content is in memory once more meanwhile: safetensors itself
+    writes to a file whose name it makes up, which a killed process would leave behind."""
+    path.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
     sync(path)
 
 

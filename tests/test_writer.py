@@ -6,12 +6,13 @@ import os
 import resource
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import one_thread, tiny_config, tiny_feed, tiny_task  # noqa: F401 - a fixture
 
-from gan import checkpoint, tensor_files
+from gan import checkpoint
 from gan.checkpoint import load_state, newest_state, save_state, superseded
 from gan.run import loop
 from gan.run.writer import Writer, check_space, remove_parts
@@ -147,7 +148,7 @@ def kill_at(monkeypatch, moment: int) -> list[str]:
 
     for name in ("replace", "fsync", "unlink", "rmdir", "mkdir"):
         wrap(os, name)
-    wrap(tensor_files, "save_file", half=lambda tensors, path, metadata: path.write_bytes(b"half of it"))
+    wrap(Path, "write_bytes", half=lambda path, content: path.write_text("half of it"))
     return calls
 
 

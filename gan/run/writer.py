@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from gan.errors import UserError
@@ -38,7 +37,7 @@ class Writer:
     def _attempt(self, write: Callable[[], object]) -> str | None:
         try:
             write()
-        except (OSError, SafetensorError, UserError) as error:
+        except (OSError, UserError) as error:
             failed = f"NOT SAVED: {error}"
             self.say(f"{failed}; earlier states are kept, and the next snapshot tries again")
             return failed
