@@ -1,7 +1,7 @@
 """`saddle evaluate --likelihood`: log p(x) of a dataset's images under trained VAEs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from launch.tables import save_rows, text_table
 
 if TYPE_CHECKING:
     from data.dataset import Dataset
-    from gan.vae.model import VAE
+    from gan.checkpoint import Snapshot
+    from gan.vae.estimates import Estimator
 
 BATCH = 100  # images at a time
 
@@ -32,7 +33,7 @@ def estimate_likelihoods(
     from gan.vae.model import VAE
 
     estimators = {name: find_estimator(name) for name in split_names(names)}
-    indices = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:samples])
+    indices = random_images(dataset, samples, seed)
     rows: list[dict[str, Any]] = []
     for network, path in paths.items():
         snapshot = load_network(path)
@@ -40,7 +41,7 @@ def estimate_likelihoods(
         if not isinstance(snapshot.G, VAE):
             raise UserError(f"{network} is a {snapshot.config.model}, which gives images no likelihood")
         for name, estimator in estimators.items():
-            values = np.concatenate(list(_values(estimator, snapshot, dataset, indices, level, seed)))
+            values = log_likelihoods(estimator, snapshot, dataset, indices, seed)
             found = mean(values)
             rows.append(
                 {
@@ -56,7 +57,25 @@ def estimate_likelihoods(
     save_rows(json_path, rows)
 
 
-def _values(estimator: Any, snapshot: Any, dataset: "Dataset", indices: np.ndarray, level: int, seed: int) -> Any:
+def random_images(dataset: "Dataset", most: int, seed: int) -> np.ndarray:
+    """The indices of at most `most` random images of a dataset, in ascending order. Fewer are some of more."""
+    return np.sort(np.random.RandomState(seed).permutation(len(dataset))[:most])
+
+
+def log_likelihoods(
+    estimator: "Estimator", snapshot: "Snapshot", dataset: "Dataset", indices: np.ndarray, seed: int
+) -> np.ndarray:
+    """log p(x) in nats of images of a dataset, by a VAE that fits it: [len(indices)].
+
+    Where the network is of black and white images, an image is made so by the seed and its index alone: networks and
+    estimators are compared on the same pixels.
+    """
+    return np.concatenate(list(_values(estimator, snapshot, dataset, indices, seed)))
+
+
+def _values(
+    estimator: "Estimator", snapshot: "Snapshot", dataset: "Dataset", indices: np.ndarray, seed: int
+) -> Iterator[np.ndarray]:
     """log p(x) of the images, batch by batch."""
     import torch
 
@@ -64,13 +83,14 @@ def _values(estimator: Any, snapshot: Any, dataset: "Dataset", indices: np.ndarr
     from gan.vae.estimates import Scene
     from gan.vae.likelihoods import binarized
 
-    G: VAE = snapshot.G
+    G: Any = snapshot.G
     device = G.log_scale.device
     generator = torch.Generator(device).manual_seed(seed)
     for chosen in np.array_split(indices, -(-len(indices) // BATCH)):
-        images = prepare_reals(torch.from_numpy(dataset.read(chosen, level)).to(device), None, 1.0, G)
+        images = prepare_reals(torch.from_numpy(dataset.read(chosen, snapshot.stage)).to(device), None, 1.0, G)
         if snapshot.config.vae.binarize:
-            images = binarized(images, torch.rand(images.shape, generator=generator, device=device))
+            coins = np.stack([np.random.RandomState([seed, index]).rand(*images.shape[1:]) for index in chosen])
+            images = binarized(images, torch.from_numpy(coins).to(images))
         labels = None
         if G.classes:
             assert dataset.labels is not None
