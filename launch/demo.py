@@ -80,7 +80,9 @@ KINDS = {
     type=click.Path(path_type=Path),
     help="A dataset of `saddle prepare`, such as photos of 32x32; without it, scikit-learn's digits.",
 )
-@click.option("--preset", help="Of `saddle train`.  [default: digits, or photos with --data; of a VAE vae-digits or vae]")
+@click.option(
+    "--preset", help="Of `saddle train`.  [default: digits, or photos with --data; of a VAE vae-digits or vae]"
+)
 @click.option("--cond", type=bool, help="Train on the labels too.  [default: 1 for --data with classes, else 0]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the training and of the score.")
 @click.option("--gpus", type=click.IntRange(1), default=2, help="Processes, each on a GPU if there are GPUs.")

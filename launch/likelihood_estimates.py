@@ -13,6 +13,8 @@ from launch.samples import check_match, load_network
 from launch.tables import save_rows, text_table
 
 if TYPE_CHECKING:
+    import torch
+
     from data.dataset import Dataset
     from gan.checkpoint import Snapshot
     from gan.vae.estimates import Estimator
@@ -65,27 +67,35 @@ def random_images(dataset: "Dataset", most: int, seed: int) -> np.ndarray:
 def log_likelihoods(
     estimator: "Estimator", snapshot: "Snapshot", dataset: "Dataset", indices: np.ndarray, seed: int
 ) -> np.ndarray:
-    """log p(x) in nats of images of a dataset, by a VAE that fits it: [len(indices)].
+    """log p(x) in nats of images of a dataset, by a VAE that fits it: [len(indices)]."""
+    import torch
+
+    from gan.vae.estimates import Scene
+
+    G: Any = snapshot.G
+    generator = torch.Generator(G.log_scale.device).manual_seed(seed)
+    found = [
+        estimator(Scene(G, images, labels, generator, snapshot.images.pictures)).cpu().numpy()
+        for images, labels in read_images(snapshot, dataset, indices, seed)
+    ]
+    return np.concatenate(found)
+
+
+def read_images(
+    snapshot: "Snapshot", dataset: "Dataset", indices: np.ndarray, seed: int
+) -> "Iterator[tuple[torch.Tensor, torch.Tensor | None]]":
+    """Images of a dataset as a VAE sees them [n, C, H, W], and their labels if it is conditional, batch by batch.
 
     Where the network is of black and white images, an image is made so by the seed and its index alone: networks and
     estimators are compared on the same pixels.
     """
-    return np.concatenate(list(_values(estimator, snapshot, dataset, indices, seed)))
-
-
-def _values(
-    estimator: "Estimator", snapshot: "Snapshot", dataset: "Dataset", indices: np.ndarray, seed: int
-) -> Iterator[np.ndarray]:
-    """log p(x) of the images, batch by batch."""
     import torch
 
     from gan.parts import prepare_reals
-    from gan.vae.estimates import Scene
     from gan.vae.likelihoods import binarized
 
     G: Any = snapshot.G
     device = G.log_scale.device
-    generator = torch.Generator(device).manual_seed(seed)
     for chosen in np.array_split(indices, -(-len(indices) // BATCH)):
         images = prepare_reals(torch.from_numpy(dataset.read(chosen, snapshot.stage)).to(device), None, 1.0, G)
         if snapshot.config.vae.binarize:
@@ -95,4 +105,4 @@ def _values(
         if G.classes:
             assert dataset.labels is not None
             labels = torch.from_numpy(dataset.labels[chosen]).to(device)
-        yield estimator(Scene(G, images, labels, generator, snapshot.images.pictures)).cpu().numpy()
+        yield images, labels

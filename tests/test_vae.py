@@ -32,7 +32,13 @@ SMALL |= {"grouped": ":content=3"}
 CASES = {name: {"vae.posterior": name + SMALL.get(name, "")} for name in POSTERIORS}
 CASES["grouped"]["data.grouped"] = True
 CASES["iwae"] = {"vae.bound": "iwae", "vae.samples": 5, "vae.warmup_kimg": 0.5}
-CASES["dense"] = {"network.widths": [], "vae.hidden": [10, 12], "vae.likelihood": "bernoulli", "vae.binarize": True, "data.cond": True}
+CASES["dense"] = {
+    "network.widths": [],
+    "vae.hidden": [10, 12],
+    "vae.likelihood": "bernoulli",
+    "vae.binarize": True,
+    "data.cond": True,
+}
 CASES["logistic"] = {"vae.likelihood": "logistic", "data.mirror": True, "data.cond": True}
 CASES["learned"] = {"vae.scale": "learned", "vae.free_bits": 2.0, "vae.samples": 2}
 
