@@ -39,6 +39,7 @@ SEED = 0  # of the images held out, of what is black and white in them, and of t
 @click.option("--rows", default=",".join(ROWS), metavar="NAME,...", help="What is trained.")
 @click.option("--seeds", default="0", metavar="0,1,4-6", help="Each row is trained with each of them.")
 @click.option("--kimg", type=click.FloatRange(0, min_open=True), help="Of each training.  [default: the preset's]")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Of all rows, as of `saddle train`.")
 @click.option("--draws", type=click.IntRange(2), default=5000, help="Latents per image that iwae takes.")
 @click.option("--images", type=click.IntRange(2), default=2000, help="Images held out that iwae takes.")
 @click.option("--compared", type=click.IntRange(2), default=200, help="Of these, images that the others take too.")
@@ -51,6 +52,7 @@ def main(
     rows: str,
     seeds: str,
     kimg: float | None,
+    assignments: tuple[str, ...],
     draws: int,
     images: int,
     compared: int,
@@ -63,6 +65,7 @@ def main(
     again after it was stopped, it goes on; what another call left in --outdir is not repeated.
     """
     from data.dataset import open_dataset
+    from gan.config import parse_assignment
     from gan.sampling import parse_seeds
     from launch.benchmark.training import trained
     from launch.likelihood_estimates import random_images
@@ -75,11 +78,12 @@ def main(
     bound = f"iwae:draws={draws}"
     estimators = {bound: all_of_them, "jackknife": some, "ais": some}
     length = {} if kimg is None else {"kimg": kimg}
+    of_all = dict(parse_assignment(text) for text in assignments)
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
     for seed in numbers:
         for name in names:
             flags = {"preset": preset, "seed": seed, **length}
-            snapshot = trained(data, outdir / f"{name}-seed{seed}", flags, ROWS[name])
+            snapshot = trained(data, outdir / f"{name}-seed{seed}", flags, of_all | ROWS[name])
             known = {"ais": some} if name in NO_WEIGHTS else estimators
             values = {estimator: estimates(estimator, snapshot, held_out, known[estimator]) for estimator in known}
             click.echo(f"{name}, seed {seed}: {', '.join(f'{key} {v.mean():.2f}' for key, v in values.items())}")
@@ -87,7 +91,7 @@ def main(
     among = np.isin(all_of_them, some)
     table = [row(name, found[name], found.get(REFERENCE, []), bound, among) for name in names]
     click.echo(text_table(table))
-    about = {"preset": preset, "data": str(data), "test": str(test), "seeds": numbers, "draws": draws}
+    about = {"preset": preset, "data": str(data), "test": str(test), "seeds": numbers, "draws": draws, "set": of_all}
     save_rows(json_path, {**about, "images": len(all_of_them), "compared": len(some), "rows": table})
 
 
