@@ -1,6 +1,7 @@
 """Snapshots of untrained networks, small enough for a test."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ def write_snapshot(
     seed: int = 0,
     alpha: float = 1.0,
     model: str = "gan",
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """A snapshot of an untrained network of two stages -> its path."""
     values = {"model": model, "seed": seed, "data.cond": cond, "network.z_dim": 8, "network.widths": [6, 4]}
-    config = override(TrainConfig(), values)
+    config = override(TrainConfig(), values | dict(more or {}))
     images = ImageFormat(channels, base, 1, NAMES, "hash")
     family = FAMILIES[model]
     G = build_networks(family, config, images)[family.generator]

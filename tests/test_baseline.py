@@ -18,7 +18,7 @@ from launch.benchmark.posteriors_benchmark import mean_and_error, row
 def digits(tmp_path_factory):
     pytest.importorskip("sklearn")
     path = tmp_path_factory.mktemp("data") / "d.lmdb"
-    prepare("digits", path, resolution=(8, 8), max_images=300)
+    prepare("digits", path, resolution=(16, 16), max_images=300)
     return path
 
 
@@ -54,7 +54,7 @@ def test_what_was_found_is_not_looked_for_again(tmp_path):
 
 def test_the_vae_gets_the_time_of_the_gan_and_its_decoder(digits, monkeypatch):
     """With a clock by which a step of the GAN takes three times as long as one of the VAE."""
-    gan = configuration("digits", {"kimg": 1.92, "network.widths": [8, 8]})
+    gan = configuration("digits", {"kimg": 1.92, "network.widths": [8, 8, 8]})
     vae = configuration("vae-digits", shared_settings(gan) | {"network.z_dim": 64})
     assert vae.network.widths == gan.network.widths and vae.batch == gan.batch == 32
     costs = {"gan": 3.0 * 4, "vae": 1.0}  # a cycle of the GAN's lazy penalty is 4 steps
@@ -71,10 +71,12 @@ def test_the_vae_gets_the_time_of_the_gan_and_its_decoder(digits, monkeypatch):
 
 
 def test_a_baseline_is_trained_scored_and_shown_once(digits, tmp_path, monkeypatch):
-    tiny = ["--set=network.widths=[8,8]"]
+    tiny = ["--set=network.widths=[8,8,8]"]
     configured = baseline_benchmark.configuration
     monkeypatch.setattr(
-        baseline_benchmark, "configuration", lambda name, values: configured(name, {"network.widths": [8, 8], **values})
+        baseline_benchmark,
+        "configuration",
+        lambda name, values: configured(name, {"network.widths": [8, 8, 8], **values}),
     )
     called = training.call
     commands = []
@@ -98,7 +100,7 @@ def test_a_baseline_is_trained_scored_and_shown_once(digits, tmp_path, monkeypat
     assert (by_name["GAN"]["kimg"], by_name["VAE"]["kimg"]) == (0.64, 0.96)
     page = (tmp_path / "baseline.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "http" not in page
-    assert "--set=network.widths=[8, 8]" in commands[1]
+    assert "--set=network.widths=[8, 8, 8]" in commands[1]
 
 
 def test_posteriors_are_trained_and_compared(digits, tmp_path):

@@ -1,10 +1,17 @@
 """What content and style say of the class, for codes whose content and noise are known."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from snapshots import write_snapshot
 
+from data.prepare import prepare
+from gan.errors import UserError
 from gan.vae.groups import Grouped
+from launch import code_estimates, evaluate
 from launch.code_estimates import code_rows, groups_of_class
 
 NOISE = 1.0
@@ -39,3 +46,19 @@ def test_groups_are_of_one_class_and_have_no_image_twice():
     groups = groups_of_class(labels, 2)
     assert (labels[groups] == labels[groups][:, :1]).all() and len(np.unique(groups)) == groups.size
     assert len(groups) == 3 and groups_of_class(labels, 9).shape == (0, 9)
+
+
+def test_the_command_compares_codes_of_grouped_networks_only(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    prepare("digits", tmp_path / "d.lmdb", resolution=(8, 8), max_images=200)
+    monkeypatch.setattr(code_estimates, "STEPS", 20)
+    grouped = write_snapshot(tmp_path / "g.safetensors", model="vae", more={"vae.posterior": "grouped:content=3"})
+    arguments = [f"--data={tmp_path}/d.lmdb", "--codes", f"--json={tmp_path}/r.json"]
+    found = CliRunner().invoke(evaluate.main, [f"--network={grouped}", *arguments], standalone_mode=False)
+    assert found.exception is None
+    rows = json.loads((tmp_path / "r.json").read_text())
+    assert [(row["code"], row["images together"]) for row in rows][:3] == [("style", 1), ("content", 1), ("content", 2)]
+    assert all(0 <= row["class told"] <= 1 and row["of held out"] <= 100 for row in rows)
+    plain = write_snapshot(tmp_path / "p.safetensors", model="vae")
+    refused = CliRunner().invoke(evaluate.main, [f"--network={plain}", *arguments], standalone_mode=False)
+    assert isinstance(refused.exception, UserError) and "no content apart from style" in str(refused.exception)
