@@ -70,6 +70,7 @@ def test_the_vae_gets_the_time_of_the_gan_and_its_decoder(digits, monkeypatch):
     assert budget["vae"]["kimg"] == pytest.approx(3 * 1.92)
 
 
+@pytest.mark.slow
 def test_a_baseline_is_trained_scored_and_shown_once(digits, tmp_path, monkeypatch):
     tiny = ["--set=network.widths=[8,8,8]"]
     configured = baseline_benchmark.configuration
@@ -103,6 +104,7 @@ def test_a_baseline_is_trained_scored_and_shown_once(digits, tmp_path, monkeypat
     assert "--set=network.widths=[8, 8, 8]" in commands[1]
 
 
+@pytest.mark.slow
 def test_posteriors_are_trained_and_compared(digits, tmp_path):
     flags = [f"--data={digits}", f"--test={digits}", f"--outdir={tmp_path}", "--kimg=0.4", "--rows=vae,implicit"]
     sizes = ["--draws=20", "--images=12", "--compared=3"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from launch.benchmark.timing import Call
 
 DECODER = ("network.z_dim", "network.widths", "network.channel_base", "network.channel_max", "network.filter")
-SHARED = (*DECODER, "network.class_gain", "batch", "data.resolution")  # the batch decides the order of the data
+SHARED = (*DECODER, "network.class_gain", "batch", "data.resolution", "data.cond", "data.mirror")
 ROUNDS = 5
 COLUMNS = 10
 PICTURED = 100  # images in a grid
