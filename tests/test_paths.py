@@ -96,12 +96,25 @@ LONG = "x" * 254
         ("inspect", "x" * 300),
         ("verify", "x" * 300),
         ("verify", "y" * 300 + "/x"),
+        ("train", f"--data={'x' * 300}", "--outdir=runs"),
+        ("generate", "grid", f"--network={'x' * 300}"),
+        ("evaluate", f"--network={'y' * 300}/x", "--data=x.lmdb"),
+        ("evaluate", "--divergence=kl", f"--data={'x' * 300}.npy", f"--against={'x' * 300}.npy"),
     ],
 )
 def test_long_names_are_one_line_and_leave_nothing(tmp_path, arguments):
     done = saddle(tmp_path, *arguments)
     assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and not done.stdout, done
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("flag", ["--outdir", "--desc", "--preset", "--init-from", "--resume", "--cache", "--metrics"])
+def test_long_values_of_the_flags_of_train_are_one_line_and_leave_nothing(tmp_path, flag):
+    prepare("digits", tmp_path / "digits.lmdb", resolution=(8, 8), max_images=100)
+    flags = ["--data=digits.lmdb", "--outdir=runs", "--preset=digits", "--batch=16", "--kimg=0.64"]
+    done = saddle(tmp_path, "train", *flags, "--set=growth.mode=none", "--set=growth.shares=[]", f"{flag}={'x' * 300}")
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1, done
+    assert os.listdir(tmp_path) == ["digits.lmdb"]
 
 
 def test_a_name_too_long_for_the_list_of_skipped_images_is_built_without(tmp_path):

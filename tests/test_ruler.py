@@ -2,6 +2,7 @@
 
 import json
 import math
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -201,6 +202,11 @@ def test_the_command_refuses_in_one_line(dataset, tmp_path):  # noqa: F811
     np.save(tmp_path / "p.npy", p), np.save(tmp_path / "q.npy", q[:, :3]), np.save(tmp_path / "few.npy", p[:50])
     np.save(tmp_path / "odd.npy", np.zeros((300, 2, 2)))
     (tmp_path / "no.npy").write_text("text")
+    (tmp_path / "empty.npy").touch()
+    with zipfile.ZipFile(tmp_path / "zip.npy", "w") as archive:
+        archive.writestr("a.txt", "text")
+    with (tmp_path / "npz.npy").open("wb") as file:
+        np.savez(file, p=p)
     a = tmp_path / "p.npy"
     for flags, message in (
         (["--divergence=kll", f"--against={a}"], "did you mean kl"),
@@ -209,6 +215,9 @@ def test_the_command_refuses_in_one_line(dataset, tmp_path):  # noqa: F811
         (["--divergence=kl", f"--against={tmp_path / 'few.npy'}"], "too few"),
         (["--divergence=kl", f"--against={tmp_path / 'odd.npy'}"], "wanted vectors"),
         (["--divergence=kl", f"--against={tmp_path / 'no.npy'}"], "cannot be read"),
+        (["--divergence=kl", f"--against={tmp_path / 'empty.npy'}"], "cannot be read as an .npy file"),
+        (["--divergence=kl", f"--against={tmp_path / 'zip.npy'}"], "cannot be read as an .npy file"),
+        (["--divergence=kl", f"--against={tmp_path / 'npz.npy'}"], "cannot be read as an .npy file"),
         (["--divergence=kl", f"--against={tmp_path / 'none.npy'}"], "cannot be read"),
         (["--divergence=kl", f"--against={dataset}"], "differ in shape"),
         (["--divergence=kl", f"--against={a}", "--features=1"], "needs images"),

@@ -1,8 +1,10 @@
 """launch/slurm.sbatch on a real Slurm of two nodes: it trains over both, and after a signal, a lost node and the time
-limit the job goes on by itself from what was saved. They run where SADDLE_SLURM=1."""
+limit the job goes on by itself from what was saved.
+
+They take minutes, as Slurm lets a requeued job wait for two: before that the nodes would refuse it, as its number is
+that of the job that just ended there."""
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,9 +17,6 @@ from slurm_cluster import Cluster, why_no_slurm
 from data.prepare import prepare
 
 WHY_NOT = why_no_slurm()
-if os.environ.get("SADDLE_SLURM") != "1":
-    # They pass or not by chance: a requeued job that is started at once can meet what is left of itself on a node.
-    WHY_NOT = "SADDLE_SLURM is not 1"
 pytestmark = [pytest.mark.multihost, pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 FLAGS = [
     *("--preset=digits", "--batch=16", "--tick=0.16", "--snap=1", "--set=growth.mode=none", "--set=growth.shares=[]"),
@@ -81,11 +80,6 @@ class Job:
         """Until Slurm has requeued it so many times."""
         self.until(lambda: self.cluster.job(self.number).get("Restarts") == str(times), "requeueing")
 
-    def start_now(self) -> None:
-        """Cut short the two minutes that Slurm lets a requeued job wait, once both nodes have ended what they did."""
-        self.until(self.cluster.is_idle, "the end of the steps")
-        self.cluster.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now")
-
 
 def test_a_job_goes_on_by_itself_after_a_signal_and_a_lost_node(cluster, digits, tmp_path):
     job = Job(cluster, digits, tmp_path, 6.4)
@@ -94,14 +88,13 @@ def test_a_job_goes_on_by_itself_after_a_signal_and_a_lost_node(cluster, digits,
     job.until_requeued(1)
     saved = job.ended()
     assert saved["code"] == 75 and 0 < saved["images_seen"] == job.seen() < 6400
-    job.start_now()
     job.until_begun(2)
     assert f"going on from training-state-{saved['images_seen']:010d}" in job.log()
     before = job.seen()
     cluster.lose("n2")
     job.until_requeued(2)
     assert before <= job.seen() < 6400
-    cluster.start_node("n2")  # and let the two minutes pass: what is left on n1 may not have ended before
+    cluster.start_node("n2")
     job.until_begun(3)
     job.until(lambda: cluster.job(job.number)["JobState"] == "COMPLETED", "the end")
     assert job.ended() == {"code": 0, "reason": "finished", "images_seen": 6400}
@@ -115,6 +108,5 @@ def test_a_job_that_reaches_its_time_limit_saves_before_it_and_goes_on(cluster, 
     job.until_requeued(1)
     saved = job.ended()
     assert saved["code"] == 75 and saved["images_seen"] == job.seen() > 0
-    job.start_now()
     job.until(lambda: f"going on from training-state-{saved['images_seen']:010d}" in job.log(), "going on")
     cluster.ask("scancel", str(job.number))

@@ -66,15 +66,12 @@ class Report:
             "Resources/cpu_mem_gb": cpu_memory(),
             "Resources/peak_gpu_mem_gb": gpu_memory(),
         }
-        spread = means.get("Diversity/spread", math.nan) / max(means.get("Diversity/spread_of_reals", math.nan), 1e-9)
-        coherence = means.get("Diversity/coherence", math.nan)
         losses = " ".join(f"{name} {means.get(key, math.nan):<7.3f}" for name, key in self.task.family.status.items())
         self.say(
             f"tick {tick:<5d} kimg {images_seen / 1000:<9.1f} time {duration(clock - self.start):<12s}"
             f" sec/tick {seconds:<7.1f} sec/kimg {1000 * seconds / images:<8.2f} maintenance {self.maintenance:<6.1f}"
             f" cpumem {cpu_memory():<6.2f} gpumem {gpu_memory():<6.2f} resolution {size:<9s} alpha {now.alpha:<5.2f}"
-            f" {losses} coherence {coherence:<5.2f} spread {spread:<5.2f} left {duration(left)}"
-            + (f" skipped {skipped}" if skipped else "")
+            f" {losses}{diversity_words(means)} left {duration(left)}" + (f" skipped {skipped}" if skipped else "")
         )
         for warning in self.drift.tick(now.stage, 1000 * seconds / images, resident_memory()):
             self.say(f"note: {warning}")
@@ -102,6 +99,14 @@ class Report:
     def saved(self) -> None:
         """Count the time since the last tick as maintenance."""
         self.maintenance = time.monotonic() - self.last
+
+
+def diversity_words(means: dict[str, float]) -> str:
+    """Coherence and spread for the status line, or "" where nothing of the kind was measured, as of vectors."""
+    if "Diversity/coherence" not in means:
+        return ""
+    spread = means["Diversity/spread"] / max(means["Diversity/spread_of_reals"], 1e-9)
+    return f" coherence {means['Diversity/coherence']:<5.2f} spread {spread:<5.2f}"
 
 
 def tell(line: str) -> bool:
