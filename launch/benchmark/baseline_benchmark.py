@@ -233,6 +233,8 @@ def table(scores: Mapping[str, Any], budget: Mapping[str, Any], likelihood: Mapp
     """The lines that are printed: both networks, then reals."""
     rows: list[dict[str, Any]] = []
     for name, score in scores.items():
+        if not score["figures"]:
+            continue
         figures = {key.partition("-")[0]: figure["value"] for key, figure in score["figures"].items()}
         trained_for = budget.get(name.lower())
         has_likelihood = name == "VAE"
