@@ -309,12 +309,13 @@ def settings() -> dict[str, Setting]:
     return dict(_settings(TrainConfig, ""))
 
 
-def refuse_others(config: TrainConfig, foreign: tuple[str, ...]) -> None:
+def refuse_others(config: TrainConfig, foreign: tuple[str, ...], because: str = "") -> None:
     """Raises UserError if a setting that does nothing for this kind of model has been changed. foreign: the beginnings
-    of their keys."""
+    of their keys. because: what makes them do nothing, if it is not the model."""
+    because = because or f"model={config.model}"
     for key, known in settings().items():
         if key.startswith(foreign) and value_of(config, key) != known.default:
-            raise UserError(f"{key}={value_of(config, key)} does nothing with model={config.model}; leave it out")
+            raise UserError(f"{key}={value_of(config, key)} does nothing with {because}; leave it out")
 
 
 def _settings(section: Any, prefix: str) -> Iterator[tuple[str, Setting]]:

@@ -1,9 +1,11 @@
-"""`saddle demo`: train on real digits, or on photos, then make a grid, a video, a progress strip and a score."""
+"""`saddle demo`: train on real digits, or on photos, then make pictures, a video and a score."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,17 @@ WALK_KEYFRAMES = 4  # of each cell
 WALK_FRAMES = 60  # per keyframe
 WALK_FPS = 30
 SAMPLES = 10_000  # for the score
+RECONSTRUCTIONS = 50  # in rows of 5
+PAIRS, STEPS = 10, 8  # of real images, and of what is between them
+LIKELIHOOD = "iwae:draws=200"
+LIKELIHOOD_IMAGES = 500
+PICTURES = {
+    "grid": "one hundred generated images",
+    "video": "a walk through latent space",
+    "progress": "ten latents during training, from left to right",
+    "reconstructions": "real images, each with what the decoder makes of its code to the right",
+    "interpolations": "rows from one real image to another",
+}
 FIGURES = {  # the name of a figure -> its name in summary.json
     "fd-classifier": "frechet_distance",
     "mode-kl": "mode_kl",
@@ -39,28 +52,54 @@ FIGURES = {  # the name of a figure -> its name in summary.json
 }
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What the demo does with a kind of model."""
+
+    digits: str  # its preset for digits
+    photos: str  # and for the user's own images
+    folder: str  # by default
+    encodes: bool  # does it also map images to latents, and give them a likelihood?
+
+
+KINDS = {
+    "gan": Kind("digits", "photos", "runs/demo", encodes=False),
+    "vae": Kind("vae-digits", "vae", "runs/demo-vae", encodes=True),
+}
+
+
 @click.command(context_settings={"show_default": True})
+@click.option("--model", type=click.Choice(list(KINDS)), default="gan", help="What kind of model to train.")
 @click.option(
-    "--outdir", type=click.Path(path_type=Path, file_okay=False), default="runs/demo", help="Folder for all files."
+    "--outdir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for all files.  [default: runs/demo, or runs/demo-vae]",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     help="A dataset of `saddle prepare`, such as photos of 32x32; without it, scikit-learn's digits.",
 )
-@click.option("--preset", help="Of `saddle train`.  [default: photos with --data, digits without]")
+@click.option(
+    "--preset", help="Of `saddle train`.  [default: digits, or photos with --data; of a VAE vae-digits or vae]"
+)
 @click.option("--cond", type=bool, help="Train on the labels too.  [default: 1 for --data with classes, else 0]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the training and of the score.")
 @click.option("--gpus", type=click.IntRange(1), default=2, help="Processes, each on a GPU if there are GPUs.")
-def main(outdir: Path, data: Path | None, preset: str | None, cond: bool | None, seed: int, gpus: int) -> int:
-    """Train on real digits for a few minutes and show the results: grid, video, progress strip and score.
+def main(
+    model: str, outdir: Path | None, data: Path | None, preset: str | None, cond: bool | None, seed: int, gpus: int
+) -> int:
+    """Train on real digits for a few minutes and show the results: grid, video, progress strip and score, and of a VAE
+    also reconstructions, interpolations and a likelihood.
 
     With --data=photos.lmdb it trains on photos instead, for about an hour on two CPU cores. Run it again to resume a
     training that was stopped. A finished training is not repeated.
     """
     seconds: dict[str, float] = {}
     find_ffmpeg()  # if it is missing, say so now and not after the training
-    preset = preset or ("photos" if data else "digits")
+    kind = KINDS[model]
+    outdir = outdir or Path(kind.folder)
+    preset = preset or (kind.photos if data else kind.digits)
     with timed(seconds, "prepare"):
         data, classes = (data, has_classes(data)) if data else (prepare_digits(outdir / "digits.lmdb"), False)
     cond = classes if cond is None else cond
@@ -70,8 +109,14 @@ def main(outdir: Path, data: Path | None, preset: str | None, cond: bool | None,
     if code:
         return code
     made = show(outdir, training, seconds)
+    if kind.encodes:
+        with timed(seconds, "reconstructions"):
+            made |= show_codes(outdir, training, data, seed)
     with timed(seconds, "score"):
         scored = score(training, data, seed)
+    if kind.encodes:
+        with timed(seconds, "likelihood"):
+            scored |= judge(training, data, seed)
     paths = {name: str(path) for name, path in {"data": data, **made}.items()}
     summary = {"preset": preset, "seed": seed, "cond": cond, **scored, "seconds": seconds, "paths": paths}
     write_json(outdir / "summary.json", summary)
@@ -141,6 +186,33 @@ def show(outdir: Path, training: Path, seconds: dict[str, float]) -> dict[str, P
     with timed(seconds, "progress"):
         save_png(enlarge(progress_strip(newest.parent), scale), made["progress"])
     return made
+
+
+def show_codes(outdir: Path, training: Path, data: Path, seed: int) -> dict[str, Path]:
+    """Make the pictures that need an encoder. -> their paths by name."""
+    from launch.latent_pictures import Encoded, interpolations, reconstructions, save_table
+
+    made = {name: outdir / f"{name}.png" for name in ("reconstructions", "interpolations")}
+    encoded = Encoded(str(training), str(data), RECONSTRUCTIONS, seed)
+    save_table(reconstructions(encoded), 10, made["reconstructions"], enlargement(encoded.snapshot))
+    encoded = Encoded(str(training), str(data), 2 * PAIRS, seed)
+    save_table(interpolations(encoded, STEPS), STEPS + 2, made["interpolations"], enlargement(encoded.snapshot))
+    return made
+
+
+def judge(training: Path, data: Path, seed: int) -> dict[str, float]:
+    """Estimate log p(x) of images of the dataset and print it. -> the figures of summary.json."""
+    from data.dataset import ImageDataset
+    from gan.vae.estimates import bits_per_number, find_estimator
+    from launch.likelihood_estimates import log_likelihoods, random_images
+
+    snapshot = load_network(training)
+    dataset = ImageDataset(data)
+    indices = random_images(dataset, LIKELIHOOD_IMAGES, seed)
+    nats = float(log_likelihoods(find_estimator(LIKELIHOOD), snapshot, dataset, indices, seed).mean())
+    bits = bits_per_number(nats, math.prod(dataset.shape(snapshot.stage)))
+    click.echo(f"log p(x) of {len(indices)} training images: at least {nats:.1f} nats, or {bits:.3f} bits per number")
+    return {"log_likelihood": nats, "bits_per_number": bits}
 
 
 def walk_frames(snapshot: "Snapshot") -> Iterator[np.ndarray]:
@@ -218,11 +290,12 @@ def figures(score: "Score") -> dict[str, float]:
 
 def closing_words(made: dict[str, Path], outdir: Path) -> str:
     """What to look at, and what to do next."""
+    shown = {str(made[name]): text for name, text in PICTURES.items() if name in made}
+    shown[str(outdir / "summary.json")] = "the figures"
+    width = max(map(len, shown))
+    pictures = "\n         ".join(f"{path:{width}}  {text}" for path, text in shown.items())
     return f"""
-Look at  {made["grid"]}      one hundred generated images
-         {made["video"]}      a walk through latent space
-         {made["progress"]}  ten latents during training, from left to right
-         {outdir / "summary.json"}  the figures
+Look at  {pictures}
 
 Next     saddle prepare FOLDER mine.lmdb --resolution=64
          saddle train --data=mine.lmdb --outdir=runs

@@ -59,6 +59,11 @@ class Evaluate(click.Command):
     help="Instead of scores, estimate log p(x) of images of --data under VAEs, by some of those listed below.",
 )
 @click.option(
+    "--codes",
+    is_flag=True,
+    help="Instead of scores, tell how well content and style of VAEs with grouped latents predict the class.",
+)
+@click.option(
     "--against",
     help="The second set for --divergence: a dataset, a snapshot, a run, or a .npy of vectors [n, K] or uint8 images "
     "[n, H, W, C].",
@@ -103,6 +108,8 @@ def main(**flags: Any) -> int:
         raise UserError("give --network to score, or --divergence and --against to compare two sets")
     if flags["likelihood"] is not None:
         return likelihoods(flags)
+    if flags["codes"]:
+        return codes(flags)
     if "WORLD_SIZE" in os.environ:
         as_rank(flags)
     job = make_job(flags)
@@ -134,6 +141,16 @@ def likelihoods(flags: Mapping[str, Any]) -> int:
     paths = {network: find_snapshot(network) for network in flags["networks"]}
     dataset = open_dataset(flags["data"])
     estimate_likelihoods(flags["likelihood"], paths, dataset, flags["samples"], flags["seed"], flags["json_path"])
+    return 0
+
+
+def codes(flags: Mapping[str, Any]) -> int:
+    """Compare content with style."""
+    from data.dataset import ImageDataset
+    from launch.code_estimates import compare_codes
+
+    paths = {network: find_snapshot(network) for network in flags["networks"]}
+    compare_codes(paths, ImageDataset(flags["data"]), flags["samples"], flags["seed"], flags["json_path"])
     return 0
 
 

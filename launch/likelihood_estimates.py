@@ -1,7 +1,7 @@
 """`saddle evaluate --likelihood`: log p(x) of a dataset's images under trained VAEs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,11 @@ from launch.samples import check_match, load_network
 from launch.tables import save_rows, text_table
 
 if TYPE_CHECKING:
+    import torch
+
     from data.dataset import Dataset
-    from gan.vae.model import VAE
+    from gan.checkpoint import Snapshot
+    from gan.vae.estimates import Estimator
 
 BATCH = 100  # images at a time
 
@@ -32,7 +35,7 @@ def estimate_likelihoods(
     from gan.vae.model import VAE
 
     estimators = {name: find_estimator(name) for name in split_names(names)}
-    indices = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:samples])
+    indices = random_images(dataset, samples, seed)
     rows: list[dict[str, Any]] = []
     for network, path in paths.items():
         snapshot = load_network(path)
@@ -40,7 +43,7 @@ def estimate_likelihoods(
         if not isinstance(snapshot.G, VAE):
             raise UserError(f"{network} is a {snapshot.config.model}, which gives images no likelihood")
         for name, estimator in estimators.items():
-            values = np.concatenate(list(_values(estimator, snapshot, dataset, indices, level, seed)))
+            values = log_likelihoods(estimator, snapshot, dataset, indices, seed)
             found = mean(values)
             rows.append(
                 {
@@ -56,23 +59,50 @@ def estimate_likelihoods(
     save_rows(json_path, rows)
 
 
-def _values(estimator: Any, snapshot: Any, dataset: "Dataset", indices: np.ndarray, level: int, seed: int) -> Any:
-    """log p(x) of the images, batch by batch."""
+def random_images(dataset: "Dataset", most: int, seed: int) -> np.ndarray:
+    """The indices of at most `most` random images of a dataset, in ascending order. Fewer are some of more."""
+    return np.sort(np.random.RandomState(seed).permutation(len(dataset))[:most])
+
+
+def log_likelihoods(
+    estimator: "Estimator", snapshot: "Snapshot", dataset: "Dataset", indices: np.ndarray, seed: int
+) -> np.ndarray:
+    """log p(x) in nats of images of a dataset, by a VAE that fits it: [len(indices)]."""
+    import torch
+
+    from gan.vae.estimates import Scene
+
+    G: Any = snapshot.G
+    generator = torch.Generator(G.log_scale.device).manual_seed(seed)
+    found = [
+        estimator(Scene(G, images, labels, generator, snapshot.images.pictures)).cpu().numpy()
+        for images, labels in read_images(snapshot, dataset, indices, seed)
+    ]
+    return np.concatenate(found)
+
+
+def read_images(
+    snapshot: "Snapshot", dataset: "Dataset", indices: np.ndarray, seed: int
+) -> "Iterator[tuple[torch.Tensor, torch.Tensor | None]]":
+    """Images of a dataset as a VAE sees them [n, C, H, W], and their labels if it is conditional, batch by batch.
+
+    Where the network is of black and white images, an image is made so by the seed and its index alone: networks and
+    estimators are compared on the same pixels.
+    """
     import torch
 
     from gan.parts import prepare_reals
-    from gan.vae.estimates import Scene
     from gan.vae.likelihoods import binarized
 
-    G: VAE = snapshot.G
+    G: Any = snapshot.G
     device = G.log_scale.device
-    generator = torch.Generator(device).manual_seed(seed)
     for chosen in np.array_split(indices, -(-len(indices) // BATCH)):
-        images = prepare_reals(torch.from_numpy(dataset.read(chosen, level)).to(device), None, 1.0, G)
+        images = prepare_reals(torch.from_numpy(dataset.read(chosen, snapshot.stage)).to(device), None, 1.0, G)
         if snapshot.config.vae.binarize:
-            images = binarized(images, torch.rand(images.shape, generator=generator, device=device))
+            coins = np.stack([np.random.RandomState([seed, index]).rand(*images.shape[1:]) for index in chosen])
+            images = binarized(images, torch.from_numpy(coins).to(images))
         labels = None
         if G.classes:
             assert dataset.labels is not None
             labels = torch.from_numpy(dataset.labels[chosen]).to(device)
-        yield estimator(Scene(G, images, labels, generator, snapshot.images.pictures)).cpu().numpy()
+        yield images, labels

@@ -1,5 +1,7 @@
 """Pictures by a trained network, for several commands: grids, walks through latent space, PNG files."""
 
+import base64
+import io
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -122,6 +124,15 @@ def opaque(picture: np.ndarray) -> np.ndarray:
         alpha = picture[:, :, 3:] / 255
         picture = (picture[:, :, :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     return np.broadcast_to(picture, (*picture.shape[:2], 3))
+
+
+def png_address(picture: np.ndarray) -> str:
+    """uint8 [H, W, 1 or 3 or 4] -> the picture as an address for a web page, `data:image/png;base64,...`."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:

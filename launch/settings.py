@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gan.networks import ImageFormat
 
 PRESETS = Path(__file__).resolve().parent / "presets"
+PRESET_OF = {"vae": "vae"}  # the preset of a model for which none is given; of all others: default
 PATHS = ("init_from", "run.cache")  # keys whose values are made absolute: ranks may run elsewhere
 # Arguments of functions in gan that are not keys of the configuration, and their flags.
 ARGUMENTS = {"resume": "--resume", "outdir": "--outdir"}
@@ -49,6 +50,11 @@ def _click_type(setting: Setting) -> Any:
 def _help(setting: Setting) -> str:
     default = setting.default
     return f"{setting.help} [default: {default}]" if default not in ("", 0, False) else setting.help
+
+
+def chosen_preset(flags: Mapping[str, Any]) -> str:
+    """The preset that was given, or that of the model."""
+    return flags["preset"] or PRESET_OF.get(flags["model"], "default")
 
 
 def read_config(flags: Mapping[str, Any]) -> TrainConfig:

@@ -29,7 +29,7 @@ from launch.cli import of_system
 from launch.cli import run as run_command
 from launch.ranks import call, end_with_parent, leave, torchrun
 from launch.scorer import find_scorer
-from launch.settings import as_flags, image_format, read_config, setting_options
+from launch.settings import as_flags, chosen_preset, image_format, read_config, setting_options
 from launch.tables import text_table
 
 if TYPE_CHECKING:
@@ -66,7 +66,11 @@ class Train(click.Command):
 @click.option(
     "--outdir", required=True, type=click.Path(), help="Folder of the runs: each gets a numbered folder in it."
 )
-@click.option("--preset", default="default", help="A name in launch/presets, or a .toml file.")
+@click.option(
+    "--preset",
+    show_default="default, or vae with --model=vae",
+    help="A name in launch/presets, or a .toml file.",
+)
 @click.option(
     "--gpus", type=click.IntRange(min=1), default=1, help="Processes on this host, each on a GPU if there are GPUs."
 )
@@ -89,6 +93,7 @@ def main(**flags: Any) -> int:
     On several GPUs of one machine use --gpus=N; on several machines launch/multi_node.sh with the same flags.
     """
     end_with_parent()
+    flags["preset"] = chosen_preset(flags)
     if "WORLD_SIZE" in os.environ and not flags["dry_run"]:
         as_rank(flags)
     job = make_job(flags)

@@ -1,6 +1,7 @@
 """Snapshots of untrained networks, small enough for a test."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,15 @@ def write_snapshot(
     seen: int = 1000,
     seed: int = 0,
     alpha: float = 1.0,
+    model: str = "gan",
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """A snapshot of an untrained network of two stages -> its path."""
-    config = override(TrainConfig(), {"seed": seed, "data.cond": cond, "network.z_dim": 8, "network.widths": [6, 4]})
+    values = {"model": model, "seed": seed, "data.cond": cond, "network.z_dim": 8, "network.widths": [6, 4]}
+    config = override(TrainConfig(), values | dict(more or {}))
     images = ImageFormat(channels, base, 1, NAMES, "hash")
-    G = build_networks(FAMILIES["gan"], config, images)["G"]
+    family = FAMILIES[model]
+    G = build_networks(family, config, images)[family.generator]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_snapshot(path, G, asdict(config), images, stage, alpha, seen)
     return path

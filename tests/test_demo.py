@@ -18,6 +18,13 @@ from launch import demo
 from launch.video import find_ffmpeg
 
 
+def pretend_to_train_a_vae(data, outdir, preset, cond, seed, gpus):
+    """Leave what a run of a VAE of 8 pixels leaves."""
+    assert preset == "vae-digits"
+    write_snapshot(outdir / "00000-run" / "network-snapshot-0000003000.safetensors", seen=3000, model="vae")
+    return 0
+
+
 def pretend_to_train(data, outdir, preset, cond, seed, gpus):
     """Leave what a run of 4, then 8 pixels leaves."""
     for seen, stage in ((1000, 0), (2000, 1), (3000, 1)):
@@ -60,6 +67,24 @@ def test_demo_makes_pictures_video_and_figures_and_can_be_repeated(tmp_path, mon
     assert len(raw) == demo.WALK_KEYFRAMES * 10 * width * height
     assert "half of the reals" in printed
     assert all(path in printed for name, path in summary["paths"].items() if name in ("grid", "video", "progress"))
+
+
+def test_the_demo_of_a_vae_also_shows_what_it_makes_of_real_images(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(demo, "RESOLUTION", 8)
+    monkeypatch.setattr(demo, "WALK_FRAMES", 2)
+    monkeypatch.setattr(demo, "SAMPLES", 500)
+    monkeypatch.setattr(demo, "LIKELIHOOD_IMAGES", 30)
+    monkeypatch.setattr(demo, "train", pretend_to_train_a_vae)
+    monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=30))
+    printed = saddle_demo(tmp_path, "--model=vae").output
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["bits_per_number"] == pytest.approx(-summary["log_likelihood"] / 64 / np.log(2))
+    width = (10 * (8 + GAP) - GAP) * (demo.CELL // 8)
+    for name, rows in (("reconstructions", demo.RECONSTRUCTIONS // 5), ("interpolations", demo.PAIRS)):
+        picture = np.asarray(Image.open(summary["paths"][name]))
+        assert picture.shape == ((rows * (8 + GAP) - GAP) * (demo.CELL // 8), width)
+        assert summary["paths"][name] in printed
 
 
 def test_a_training_that_fails_gives_its_exit_code_and_nothing_else(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from gan.state import initial_state
 from gan.vae.estimates import Scene, bits_per_number, find_estimator
 from gan.vae.gaussians import normal_log_density
 
-SMALL = {"network.z_dim": 2, "vae.hidden": [8, 8], "network.widths": [8], "precision.dtype": "float64"}
+SMALL = {"network.z_dim": 2, "vae.hidden": [8, 8], "network.widths": [], "precision.dtype": "float64"}
 KINDS = {
     "gaussian": {"vae.scale": 0.7},
     "bernoulli": {"vae.likelihood": "bernoulli", "vae.binarize": True, "data.cond": True},

@@ -3,7 +3,7 @@
 import pytest
 
 from gan.errors import UserError
-from launch.settings import as_flags, read_config
+from launch.settings import as_flags, chosen_preset, read_config
 
 
 def read(*assignments: str, preset: str = "default"):
@@ -45,3 +45,10 @@ def test_a_cache_whose_name_is_a_number_is_a_folder():
 
 def test_messages_hold_nothing_that_moves_a_terminal():
     assert as_flags("class \x1b[2Jx \u202e of batch=3") == r"class \x1b[2Jx \u202e of --batch=3"
+
+
+def test_a_model_starts_from_a_preset_of_its_own():
+    assert chosen_preset({"preset": None, "model": "vae"}) == "vae"
+    assert chosen_preset({"preset": None, "model": "gan"}) == "default"
+    assert chosen_preset({"preset": None, "model": None}) == "default"
+    assert chosen_preset({"preset": "vae-dense", "model": "vae"}) == "vae-dense"

@@ -32,7 +32,13 @@ SMALL |= {"grouped": ":content=3"}
 CASES = {name: {"vae.posterior": name + SMALL.get(name, "")} for name in POSTERIORS}
 CASES["grouped"]["data.grouped"] = True
 CASES["iwae"] = {"vae.bound": "iwae", "vae.samples": 5, "vae.warmup_kimg": 0.5}
-CASES["dense"] = {"vae.hidden": [10, 12], "vae.likelihood": "bernoulli", "vae.binarize": True, "data.cond": True}
+CASES["dense"] = {
+    "network.widths": [],
+    "vae.hidden": [10, 12],
+    "vae.likelihood": "bernoulli",
+    "vae.binarize": True,
+    "data.cond": True,
+}
 CASES["logistic"] = {"vae.likelihood": "logistic", "data.mirror": True, "data.cond": True}
 CASES["learned"] = {"vae.scale": "learned", "vae.free_bits": 2.0, "vae.samples": 2}
 
@@ -177,6 +183,10 @@ REFUSED = {
         "vae.posterior": "implicit", "regularizer.name": "spectral_norm"
     },
     "vae.scale=learned does nothing": {"vae.scale": "learned", "vae.likelihood": "logistic"},
+    r"network.widths=\(12, 8, 8\) does nothing with the fully connected layers of vae.hidden": {"vae.hidden": [8]},
+    "network.filter=.* does nothing with the fully": {
+        "vae.hidden": [8], "network.widths": [], "network.filter": [1, 1]
+    },
     "vae.samples=0 must be at least 1": {"vae.samples": 0},
     "no half": {"vae.posterior": "coupling", "network.z_dim": 1},
     "vae.posterior=planr is unknown; did you mean planar": {"vae.posterior": "planr"},

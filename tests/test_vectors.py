@@ -56,8 +56,9 @@ def test_a_vae_learns_a_gaussian_and_tells_its_likelihood(tmp_path, monkeypatch,
     covariance = W @ W.T + 0.09 * np.eye(4)
     quadratic = np.einsum("ni,ij,nj->n", rows[:500], np.linalg.inv(covariance), rows[:500])
     exact = -0.5 * (quadratic.mean() + np.linalg.slogdet(2 * np.pi * covariance)[1])
-    flags = ["--preset=vae", "--kimg=30", "--tick=15", "--set=vae.hidden=[16]", "--set=network.z_dim=2"]
-    command = [f"--data={tmp_path / 'v.npz'}", f"--outdir={tmp_path / 'out'}", *flags, "--set=optimizer.g_lr=0.01"]
+    values = ["vae.hidden=[16]", "vae.likelihood=gaussian", "vae.binarize=0", "network.z_dim=2", "optimizer.g_lr=0.01"]
+    flags = ["--preset=vae-dense", "--batch=32", "--kimg=30", "--tick=15", *(f"--set={value}" for value in values)]
+    command = [f"--data={tmp_path / 'v.npz'}", f"--outdir={tmp_path / 'out'}", *flags]
     assert saddle(monkeypatch, *command) == 0
     run = only_run(tmp_path / "out")
     assert not list(run.glob("*.png"))

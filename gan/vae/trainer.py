@@ -26,6 +26,7 @@ from gan.vae.posteriors import POSTERIORS, Implicit
 FOREIGN = ("data.aug", "optimizer.d_lr", "optimizer.n_critic", "network.minibatch_stddev")
 OF_ADVERSARIES = ("objective.", "regularizer.")  # what they do is done to the adversary of an implicit posterior
 WITHOUT_TURNS = ("objective.", "regularizer.every", "regularizer.share")  # not even there
+OF_CONVOLUTIONS = ("network.widths", "network.channel", "network.filter", "network.class_gain", "network.recompute")
 LAG = 20  # steps in which the average of squared errors, which makes the scale, forgets half of what it was
 
 
@@ -124,6 +125,8 @@ def statistics(evidence: Evidence, loss: Tensor) -> dict[str, Tensor]:
 def check(config: TrainConfig) -> None:
     """Raises UserError for settings of other models, and for some that do not go together."""
     refuse_others(config, FOREIGN)
+    if config.vae.hidden:
+        refuse_others(config, OF_CONVOLUTIONS, "the fully connected layers of vae.hidden (preset vae-dense)")
     size = config.distributed.group
     row = look_up("vae.posterior", config.vae.posterior, POSTERIORS, features=8, d=config.network.z_dim, group=size)
     implicit = isinstance(row, Implicit)
