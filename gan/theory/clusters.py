@@ -22,7 +22,6 @@ from gan.methods.pairs import critic_loss, find_pair, generator_loss
 from gan.methods.regularizers import Regularizer
 from gan.metrics.modes import mode_kl
 from gan.parts import Part, split_by_turn
-from gan.ranks.gradients import GradientSum
 from gan.schedules import PenaltyTurns, penalty_turns
 
 SPREAD = 0.1  # standard deviation of a cluster
@@ -318,7 +317,7 @@ def _network(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _descend(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-    gradients = GradientSum(parameters, BATCH)
-    gradients.add(loss)
-    gradients.finish()  # not `step`, which would skip an update whose gradient is not finite
+    gradients = torch.autograd.grad(loss / BATCH, parameters, materialize_grads=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     optimizer.step()

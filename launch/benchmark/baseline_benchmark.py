@@ -207,7 +207,7 @@ def score_all(
         reference = build_reference(dataset, level, seed, metrics="fd,pr,dc", features=features, samples=samples)
         rows = {name: reference.score_network(network, samples) for name, network in networks.items()}
         rows |= reference.floors(samples)
-    return {name: score_as_json(row) for name, row in rows.items()}
+    return {name: score_as_json(row, str(dataset.path)) for name, row in rows.items()}
 
 
 def likelihood_of(path: Path, dataset: "ImageDataset", seed: int) -> dict[str, Any]:
