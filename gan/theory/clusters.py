@@ -319,5 +319,5 @@ def _network(inputs: int, outputs: int) -> nn.Sequential:
 def _descend(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
     gradients = torch.autograd.grad(loss / BATCH, parameters, materialize_grads=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        parameter.grad = gradient.contiguous()  # Adam reads it in the order in which the parameter lies in memory
     optimizer.step()
