@@ -2,10 +2,11 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def part_path(path: Path) -> Path:
@@ -32,6 +33,23 @@ def write_json(path: Path, values: Any) -> None:
     """Write plain values as indented JSON. Raises OSError if that is not possible."""
     with replacing(path) as part:
         part.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def drop(stream: TextIO) -> None:
+    """What is written to a stream of this process goes nowhere from now on: its reader is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def flush_output() -> None:
+    """Write what standard output and error still hold, or drop it where nobody reads it any more: at its end Python
+    would try that again, fail, and change the exit code to 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            drop(stream)
 
 
 def sync(path: Path) -> None:

@@ -11,6 +11,7 @@ import click
 from data.errors import DataError
 from data.names import printable
 from gan.errors import UserError
+from gan.files import flush_output
 
 COMMANDS = {
     "prepare": "Build an LMDB dataset from a folder, an archive or another source of images.",
@@ -78,6 +79,8 @@ def run(command: click.Command, name: str) -> None:
         if not isinstance(error, BuildError):
             raise
         refuse(name, str(error))
+    finally:
+        flush_output()
     sys.exit(code or 0)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gan.errors import UserError
+from gan.files import flush_output
 from gan.ranks.signals import TOGETHER, not_ignored
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -372,6 +373,7 @@ def main() -> None:
         code = 1  # ranks had started, so that the command itself is not wrong
     elif code > 128:
         tell(f"stopped by a signal; {AGAIN}")
+    flush_output()  # torchrun may have written to a terminal that is closed
     sys.exit(code)
 
 

@@ -210,6 +210,14 @@ def test_a_full_disk_for_standard_output_stops_no_run(digits, tmp_path):
     assert newest_state(run)[0].name == "training-state-0000000640"
 
 
+def test_output_that_nobody_takes_at_the_end_changes_no_exit_code():
+    """Python itself would exit with 120."""
+    program = "import sys; from gan.files import flush_output; sys.stdout.write('x'); flush_output(); sys.exit(75)"
+    buffered = environment(1) | {"PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-c", program], env=buffered, stdout=full).returncode == 75
+
+
 def test_kernels_are_loaded_from_a_read_only_cache_which_cannot_take_others(small_disk, monkeypatch):
     monkeypatch.setenv("SADDLE_CACHE", str(small_disk))
     made = recipe(CSRC)

@@ -178,8 +178,8 @@ def test_a_rank_that_is_stopped_is_named_and_one_that_goes_on_in_time_is_not(dig
         kill(family(process.pid))
         process.wait(timeout=30)
     (line,) = [line for line in log.read_text().splitlines() if "ends itself" in line]
-    # Wherever rank 0 was when the other stopped: in a step, or comparing weights at the end of a tick.
-    where = re.search(r", in all_(?:reduce|gather) from (\w+) \(gan/", line)
+    # Wherever rank 0 was when the other stopped: in a step, or comparing weights or paths at the end of a tick.
+    where = re.search(r", in (?:all_reduce|all_gather|broadcast_object_list) from (\w+) \(gan/", line)
     assert line.startswith("rank 0 on ") and where, line
     assert "rank 1 on " in line and f"(process {stopped}) has sent nothing for" in line
     (stacks,) = tmp_path.glob("0*/hang-rank0.txt")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 
 import torch
 
+from gan.files import drop
 from gan.run.directories import drop_after
 from gan.run.drift import Drift, resident_memory
 from gan.schedules import Moment
@@ -115,9 +115,7 @@ def tell(line: str) -> bool:
     try:
         print(line, flush=True)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        drop(sys.stdout)
         lost.append(line)
     return not lost
 
