@@ -1,6 +1,5 @@
 """`saddle demo`: train on real digits, or on photos, then make pictures, a video and a score."""
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,8 +34,6 @@ WALK_FPS = 30
 SAMPLES = 10_000  # for the score
 RECONSTRUCTIONS = 50  # in rows of 5
 PAIRS, STEPS = 10, 8  # of real images, and of what is between them
-LIKELIHOOD = "iwae:draws=200"
-LIKELIHOOD_IMAGES = 500
 PICTURES = {
     "grid": "one hundred generated images",
     "video": "a walk through latent space",
@@ -203,16 +200,14 @@ def show_codes(outdir: Path, training: Path, data: Path, seed: int) -> dict[str,
 def judge(training: Path, data: Path, seed: int) -> dict[str, float]:
     """Estimate log p(x) of images of the dataset and print it. -> the figures of summary.json."""
     from data.dataset import ImageDataset
-    from gan.vae.estimates import bits_per_number, find_estimator
-    from launch.likelihood_estimates import log_likelihoods, random_images
+    from launch.likelihood_estimates import quick_bound
 
-    snapshot = load_network(training)
-    dataset = ImageDataset(data)
-    indices = random_images(dataset, LIKELIHOOD_IMAGES, seed)
-    nats = float(log_likelihoods(find_estimator(LIKELIHOOD), snapshot, dataset, indices, seed).mean())
-    bits = bits_per_number(nats, math.prod(dataset.shape(snapshot.stage)))
-    click.echo(f"log p(x) of {len(indices)} training images: at least {nats:.1f} nats, or {bits:.3f} bits per number")
-    return {"log_likelihood": nats, "bits_per_number": bits}
+    found = quick_bound(load_network(training), ImageDataset(data), seed)
+    click.echo(
+        f"log p(x) of {found['images']} training images: at least {found['nats']:.1f} nats, "
+        f"or {found['bits']:.3f} bits per number"
+    )
+    return {"log_likelihood": found["nats"], "bits_per_number": found["bits"]}
 
 
 def walk_frames(snapshot: "Snapshot") -> Iterator[np.ndarray]:

@@ -225,11 +225,12 @@ def work(job: Job, flags: Mapping[str, Any], ranks: "Ranks") -> int:
         rows = {name: reference.score_network(load_network(path), samples) for name, path in job.paths.items()}
         rows |= reference.floors(samples)
     say(score_table(rows))
-    for name, lines in alarms_of(rows, job.paths).items():
+    found = alarms_of(rows, job.paths)
+    for name, lines in found.items():
         for line in lines:
             say(f"alarm: {name}: {line}")
     if ranks.first:
-        save_rows(flags["json_path"], scores_as_json(reference, rows, job.paths))
+        save_rows(flags["json_path"], scores_as_json(reference, rows, job.paths, found))
     return 0
 
 
@@ -242,11 +243,15 @@ def alarms_of(rows: Mapping[str, "Score"], networks: Iterable[str]) -> dict[str,
     return {name: alarms(rows[name].figures, beside) for name in networks}
 
 
-def scores_as_json(reference: "Reference", rows: Mapping[str, "Score"], paths: Mapping[str, Path]) -> dict[str, Any]:
-    """The table as plain values for JSON; `network` is the scored snapshot's path, null in the rows of reals."""
+def scores_as_json(
+    reference: "Reference", rows: Mapping[str, "Score"], paths: Mapping[str, Path], found: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """The table as plain values for JSON; `network` is the scored snapshot's path, null in the rows of reals.
+
+    found: the alarms of each network.
+    """
     classifier = reference.classifier
     dataset = str(reference.dataset.path)
-    found = alarms_of(rows, paths)
     return {
         "classifier": classifier
         and {"accuracy": classifier.accuracy, "held_out": classifier.held_out, "classes": classifier.classes},

@@ -126,13 +126,13 @@ def opaque(picture: np.ndarray) -> np.ndarray:
     return np.broadcast_to(picture, (*picture.shape[:2], 3))
 
 
-def png_address(picture: np.ndarray) -> str:
-    """uint8 [H, W, 1 or 3 or 4] -> the picture as an address for a web page, `data:image/png;base64,...`."""
+def png_text(picture: np.ndarray) -> str:
+    """uint8 [H, W, 1 or 3 or 4] -> a PNG in base64, which a web page shows at `data:image/png;base64,...`."""
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Reading a configuration from presets and flags, and replacing its keys by flags in messages to the user."""
 
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -79,16 +80,27 @@ def read_config(flags: Mapping[str, Any]) -> TrainConfig:
 
 def read_preset(name: str) -> dict[str, Any]:
     """The values of a preset by dotted key. name: a preset's name, or the path of a .toml file."""
+    return flatten(read_toml("--preset", name, PRESETS))
+
+
+def read_toml(flag: str, name: str, folder: Path) -> dict[str, Any]:
+    """The tables of a file that a flag gives: a name in our own folder, or the path of a .toml file. Raises UserError
+    if there is none, or it cannot be read."""
     path = Path(name)
     if path.suffix != ".toml":
-        known, message = choice("--preset", name, [p.stem for p in PRESETS.glob("*.toml")])
+        known, message = choice(flag, name, [p.stem for p in folder.glob("*.toml")])
         if not known:
             raise UserError(message)
-        path = PRESETS / f"{name}.toml"
+        path = folder / f"{name}.toml"
     try:
-        return flatten(tomllib.loads(path.read_text()))
+        return tomllib.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--preset={name} cannot be read: {error}") from error
+        raise UserError(f"{flag}={name} cannot be read: {error}") from error
+
+
+def set_flags(values: Mapping[str, Any]) -> list[str]:
+    """`--set` for each key of plain values: what `parse_assignment` reads back."""
+    return [f"--set={key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def as_flags(message: str) -> str:

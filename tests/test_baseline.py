@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from data.dataset import ImageDataset
 from data.prepare import prepare
 from gan.errors import UserError
+from launch import likelihood_estimates
 from launch.benchmark import baseline_benchmark, posteriors_benchmark, training
 from launch.benchmark.baseline_benchmark import configuration, equal_time, shared_settings
 from launch.benchmark.posteriors_benchmark import mean_and_error, row
@@ -90,7 +91,7 @@ def test_a_baseline_is_trained_scored_and_shown_once(digits, tmp_path, monkeypat
     monkeypatch.setattr(baseline_benchmark, "equal_time", lambda *of: {
         "seconds": 1.0, "clock": "CPU time", "gan": {"kimg": 0.64}, "vae": {"kimg": 0.96}
     })  # fmt: skip
-    monkeypatch.setattr(baseline_benchmark, "LIKELIHOOD_IMAGES", 20)
+    monkeypatch.setattr(likelihood_estimates, "QUICK_IMAGES", 20)
     flags = [f"--data={digits}", f"--outdir={tmp_path}", "--kimg=0.64", "--samples=200", f"--json={tmp_path}/r.json"]
     first = call(baseline_benchmark.main, *flags)
     monkeypatch.setattr(baseline_benchmark, "score_all", lambda *of: pytest.fail("they are kept"))

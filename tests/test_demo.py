@@ -14,7 +14,7 @@ from data.errors import DataError
 from data.prepare import prepare
 from gan.metrics.classifier import train_classifier
 from gan.sampling import GAP
-from launch import demo
+from launch import demo, likelihood_estimates
 from launch.video import find_ffmpeg
 
 
@@ -74,7 +74,7 @@ def test_the_demo_of_a_vae_also_shows_what_it_makes_of_real_images(tmp_path, mon
     monkeypatch.setattr(demo, "RESOLUTION", 8)
     monkeypatch.setattr(demo, "WALK_FRAMES", 2)
     monkeypatch.setattr(demo, "SAMPLES", 500)
-    monkeypatch.setattr(demo, "LIKELIHOOD_IMAGES", 30)
+    monkeypatch.setattr(likelihood_estimates, "QUICK_IMAGES", 30)
     monkeypatch.setattr(demo, "train", pretend_to_train_a_vae)
     monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=30))
     printed = saddle_demo(tmp_path, "--model=vae").output

@@ -31,8 +31,13 @@ def open_part(source: str, max_images: int | None) -> Source:
     positions = np.sort(chosen)[:max_images]
 
     def read(start: int = 0, stop: int | None = None) -> Iterator[Item]:
-        for position in positions[start:stop].tolist():
-            yield from of.read(position, position + 1)
+        wanted = positions[start:stop].tolist()
+        if not wanted:
+            return
+        keep = set(wanted)  # in one pass: an archive need not be opened for each image
+        for position, item in enumerate(of.read(wanted[0], wanted[-1] + 1), wanted[0]):
+            if position in keep:
+                yield item
 
     return replace(of, name=f"{part}:{held_out}:{of.name}", count=len(positions), read=read)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from gan.metrics.diversity import LEAST_SPREAD, MOST_COHERENCE
 from gan.metrics.intervals import Estimate
 
 
@@ -18,8 +19,14 @@ class Alarm:
 
 
 ALARMS = (
-    Alarm("collapse", "coherence", "", lambda of, real: of.value > 3 * max(real, 0.01), "3 times that"),
-    Alarm("collapse", "spread", "", lambda of, real: of.value < 0.75 * real, "0.75 times that"),
+    Alarm(
+        "collapse",
+        "coherence",
+        "",
+        lambda of, real: of.value > MOST_COHERENCE * max(real, 0.01),
+        f"{MOST_COHERENCE:g} times that",
+    ),
+    Alarm("collapse", "spread", "", lambda of, real: of.value < LEAST_SPREAD * real, f"{LEAST_SPREAD:g} times that"),
     Alarm("collapse", "recall-", "", lambda of, real: of.high < 0.75 * real, "0.75 times that"),
     Alarm("collapse", "ms-ssim", "", lambda of, real: of.low > (1 + real) / 2, "half way from that to 1"),
     Alarm("collapse", "modes", "", lambda of, real: of.high < 0.75 * real, "0.75 times that"),

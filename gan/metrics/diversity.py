@@ -12,6 +12,9 @@ from torch import Tensor
 from gan.ranks.distributed import sum_over_ranks
 
 FINE = 1024
+# A generator whose figures are beyond these, as shares of those of the reals, may have collapsed.
+MOST_COHERENCE = 3.0
+LEAST_SPREAD = 0.75
 
 
 @dataclass(frozen=True)

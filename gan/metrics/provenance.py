@@ -4,7 +4,7 @@ Only scores that agree in all of it but the network, the seed and the versions m
 """
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -99,11 +99,6 @@ def versions(device: str) -> dict[str, str]:
     return {"torch": torch.__version__, "numpy": np.__version__, "device": where}
 
 
-def comparable(a: Provenance, b: Provenance) -> bool:
-    """May scores from a and from b stand in one table?"""
-    return a.key() == b.key()
-
-
 def check_comparable(scores: Mapping[str, Provenance]) -> None:
     """Raises UserError, in one line that says in what they differ, unless the named scores may stand in one table.
 
@@ -124,14 +119,6 @@ def _check_equal(parts: Mapping[str, Mapping[str, Any]]) -> None:
             raise UserError(
                 f"the scores of {first} and {name} differ in {details}: make a table of each, or score both alike"
             )
-
-
-def separate(scores: Iterable[tuple[str, Provenance]]) -> list[list[str]]:
-    """Names of scores -> the names of those that may stand in one table, table by table."""
-    tables: dict[tuple[str, ...], list[str]] = {}
-    for name, of in scores:
-        tables.setdefault(of.key(), []).append(name)
-    return list(tables.values())
 
 
 def figures_to_json(figures: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:

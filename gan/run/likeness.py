@@ -6,7 +6,7 @@ from contextlib import closing
 
 import torch
 
-from gan.metrics.diversity import Diversity, diversity, no_images, sums
+from gan.metrics.diversity import LEAST_SPREAD, MOST_COHERENCE, Diversity, diversity, no_images, sums
 from gan.sampling import generate, seed_latents, to_uint8
 from gan.schedules import Moment
 from gan.state import Batch, Feed, Task, TrainState
@@ -15,8 +15,6 @@ FAKES = 256  # images of fixed latents that are looked at, by all ranks together
 REALS = 1024
 CHUNK = 16  # images that one rank makes or reads at a time: the same ones whatever the number of ranks
 MOST_CLASSES = 64  # that fixed latents are made for, so that each has a few images
-MOST_COHERENCE = 3.0  # times that of the reals: above, there is a warning
-LEAST_SPREAD = 0.75  # times that of the reals: below, there is a warning
 EARLY = 0.1  # share of the run in which images are alike because G has learned little yet
 REPEAT = 10  # ticks after which a warning is given again
 

@@ -25,8 +25,6 @@ SHARED = (*DECODER, "network.class_gain", "batch", "data.resolution", "data.cond
 ROUNDS = 5
 COLUMNS = 10
 PICTURED = 100  # images in a grid
-LIKELIHOOD = "iwae:draws=200"
-LIKELIHOOD_IMAGES = 500
 
 
 @click.command(context_settings={"show_default": True})
@@ -61,6 +59,8 @@ def main(
     """
     from data.dataset import ImageDataset
     from launch.benchmark.training import kept, trained
+    from launch.likelihood_estimates import quick_bound
+    from launch.samples import load_network
 
     dataset = ImageDataset(data)
     common = {"seed": seed} if kimg is None else {"seed": seed, "kimg": kimg}
@@ -89,7 +89,9 @@ def main(
     )
     held_out = ImageDataset(test or data)
     label = f"{names}-{held_out.manifest.content_hash[:8]}"
-    likelihood = kept(outdir / f"likelihood-{label}.json", lambda: likelihood_of(paths["VAE"], held_out, seed))
+    likelihood = kept(
+        outdir / f"likelihood-{label}.json", lambda: quick_bound(load_network(paths["VAE"]), held_out, seed)
+    )
     rows = table(scores, budget, likelihood)
     click.echo(text_table(rows))
     page = outdir / "baseline.html"
@@ -210,25 +212,6 @@ def score_all(
     return {name: score_as_json(row, str(dataset.path)) for name, row in rows.items()}
 
 
-def likelihood_of(path: Path, dataset: "ImageDataset", seed: int) -> dict[str, Any]:
-    """log p(x) of images under the VAE: a lower bound, its standard error, and bits per number."""
-    from gan.vae.estimates import bits_per_number, find_estimator
-    from launch.likelihood_estimates import log_likelihoods, random_images
-    from launch.samples import load_network
-
-    network = load_network(path)
-    indices = random_images(dataset, LIKELIHOOD_IMAGES, seed)
-    values = log_likelihoods(find_estimator(LIKELIHOOD), network, dataset, indices, seed)
-    nats = float(values.mean())
-    return {
-        "estimator": LIKELIHOOD,
-        "images": len(values),
-        "nats": nats,
-        "error": float(values.std(ddof=1)) / len(values) ** 0.5,
-        "bits": bits_per_number(nats, math.prod(dataset.shape(network.stage))),
-    }
-
-
 def table(scores: Mapping[str, Any], budget: Mapping[str, Any], likelihood: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines that are printed: both networks, then reals."""
     rows: list[dict[str, Any]] = []
@@ -264,7 +247,7 @@ def write_page(
 ) -> None:
     """One HTML file with the table and the pictures in it."""
     from launch.latent_pictures import Encoded, reconstructions
-    from launch.pictures import grid_picture, png_address
+    from launch.pictures import grid_picture, png_text
     from launch.samples import load_network
 
     networks = {name: load_network(network) for name, network in paths.items()}
@@ -275,7 +258,8 @@ def write_page(
     pictures["VAE: real images, each with its reconstruction to the right"] = tiled(reconstructions(encoded))
     pictures["Real images"] = tiled(Encoded(str(paths["VAE"]), str(dataset.path), PICTURED, 1).pixels)
     figures = "\n".join(
-        f'<figure><img src="{png_address(picture)}" alt=""><figcaption>{html.escape(title)}</figcaption></figure>'
+        f'<figure><img src="data:image/png;base64,{png_text(picture)}" alt="">'
+        f"<figcaption>{html.escape(title)}</figcaption></figure>"
         for title, picture in pictures.items()
     )
     cells = [list(rows[0]), *([shown(value) for value in line.values()] for line in rows)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from launch.ranks import call
 from launch.samples import find_snapshot
+from launch.settings import set_flags
 from launch.tables import write_json
 
 
@@ -17,15 +18,11 @@ def trained(data: Path, outdir: Path, flags: Mapping[str, Any], settings: Mappin
     The process ends with the training's exit code if that is not 0, as when a signal stopped it.
     """
     given = [f"--data={data}", f"--outdir={outdir}", *(f"--{name}={value}" for name, value in flags.items())]
-    given += [f"--set={key}={_as_toml(value)}" for key, value in settings.items()]
+    given += set_flags(settings)
     code = call([sys.executable, "-m", "launch.train", *given], 1)
     if code:
         raise SystemExit(code)
     return find_snapshot(outdir)
-
-
-def _as_toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def kept(path: Path, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:

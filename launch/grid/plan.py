@@ -1,15 +1,15 @@
 """A plan: which cells a grid has. It is a TOML file, some of whose values flags replace."""
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gan.config import choice, flatten, nearest
+from gan.config import flatten, nearest
 from gan.errors import UserError
 from launch.grid.cells import Cell, weighted
 from launch.grid.kinds import find_kind
+from launch.settings import read_toml
 
 PLANS = Path(__file__).resolve().parent.parent / "plans"
 ALL = "all"  # in place of regularizers: every row of the table that the kind of cell can use
@@ -50,16 +50,7 @@ METHOD_FIELDS: dict[str, type] = {
 
 def read_plan(name: str) -> Plan:
     """The plan of a name in launch/plans, or of a .toml file. Raises UserError for what is no plan."""
-    path = Path(name)
-    if path.suffix != ".toml":
-        known, message = choice("--plan", name, [p.stem for p in PLANS.glob("*.toml")])
-        if not known:
-            raise UserError(message)
-        path = PLANS / f"{name}.toml"
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--plan={name} cannot be read: {error}") from error
+    values = read_toml("--plan", name, PLANS)
     methods = values.pop("methods", None)
     if not isinstance(methods, list) or not methods or not all(isinstance(m, dict) for m in methods):
         raise UserError(f"--plan={name}: a plan needs [[methods]], each with regularizers = [...]")

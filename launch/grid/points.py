@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 LOOKS = 12  # at the samples, evenly spaced; figures are those of the last
 SHOWN = 600  # samples in a result
+TAKES: dict[type, tuple[type, ...]] = {
+    int: (int,),
+    float: (float, int),
+    tuple: (tuple, list),
+}  # the type of a setting -> those of its value in a plan
 
 
 def recipe_of(cell: Cell) -> "Recipe":
@@ -27,7 +32,7 @@ def recipe_of(cell: Cell) -> "Recipe":
         if name not in known or name in ("share", "group"):
             raise UserError(f"points have no setting {name:.100}; {nearest(name, known)}")
         wanted = type(known[name].default)
-        if not isinstance(value, wanted | (int if wanted is float else list if wanted is tuple else wanted)):
+        if not isinstance(value, TAKES[wanted]):
             raise UserError(f"{name} wants a {wanted.__name__}, got {value!r:.100}")
     settings: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in cell.settings.items()}
     recipe = Recipe(**{**settings, "group": BATCH})

@@ -1,7 +1,5 @@
 """Cells that are runs of `saddle train`, each in a process of its own, scored as `saddle evaluate` does."""
 
-import base64
-import io
 import json
 import shlex
 import signal
@@ -16,6 +14,7 @@ import numpy as np
 
 from gan.errors import UserError
 from launch.grid.cells import Cell, Result, Work, weighted
+from launch.settings import set_flags
 
 if TYPE_CHECKING:
     from gan.config import TrainConfig
@@ -75,7 +74,7 @@ def arguments(cell: Cell, outdir: str) -> list[str]:
     """Those of `saddle train`."""
     preset, settings, _ = split(cell)
     flags = [f"--data={cell.dataset}", f"--outdir={outdir}", f"--preset={preset}"]
-    return flags + [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+    return flags + set_flags(settings)
 
 
 def command_line(cell: Cell) -> str:
@@ -198,11 +197,6 @@ def reference_of(dataset: str, level: int, score: str) -> "Reference":
 
 def picture(snapshot: Any) -> str:
     """A grid of samples, as a PNG in base64."""
-    from PIL import Image
+    from launch.pictures import grid_picture, png_text
 
-    from launch.pictures import grid_picture
-
-    pixels = grid_picture(snapshot, range(COLUMNS * ROWS), None, 1.0, COLUMNS)
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[-1] == 1 else pixels).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
+    return png_text(grid_picture(snapshot, range(COLUMNS * ROWS), None, 1.0, COLUMNS))

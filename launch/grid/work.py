@@ -7,7 +7,6 @@ have ended, in whatever way. Each finished cell is a file that appears whole.
 import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,6 @@ from gan.errors import UserError
 from gan.files import write_json
 from launch.grid.cells import Work
 from launch.grid.kinds import Unit, find_kind, row_of
-
-PAUSE = 2.0  # seconds between looks at what others do
 
 
 def cell_path(folder: Path, identity: str) -> Path:
@@ -59,20 +56,17 @@ def prepare(folder: Path) -> None:
         raise UserError(f"{folder} cannot be used: {error.strerror or error}; choose another outdir") from error
 
 
-def work_on(units: Sequence[Unit], folder: Path, source: str, patience: float = 0.0) -> list[Unit]:
+def work_on(units: Sequence[Unit], folder: Path, source: str) -> list[Unit]:
     """Work on what is missing until others have the rest. -> the units that are not finished: theirs.
 
-    source: the command that the cells' rows name, without the cell. patience: seconds to wait for others to finish.
+    source: the command that the cells' rows name, without the cell.
     """
-    deadline = time.monotonic() + patience
     while True:
         open_units = [unit for unit in units if missing(folder, unit)]
         done = sum([work_on_unit(unit, folder, source) for unit in open_units])
         left = [unit for unit in open_units if missing(folder, unit)]
-        if not left or (not done and time.monotonic() > deadline):
+        if not left or not done:
             return left
-        if not done:
-            time.sleep(PAUSE)
 
 
 def work_on_unit(unit: Unit, folder: Path, source: str) -> int:
