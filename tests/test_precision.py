@@ -1,5 +1,8 @@
 """bfloat16 and the memory order: what is computed in which dtype, and that nothing is copied between orders."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from tiny import one_thread, tiny_config, tiny_feed, tiny_format, tiny_task  # noqa: F401 - a fixture
@@ -131,3 +134,16 @@ def test_bfloat16_without_hardware_for_it_is_refused(monkeypatch):
     with pytest.raises(UserError, match="Tesla V100 has no bfloat16 arithmetic"):
         resolve(override(tiny_config(), BF16))
     assert resolve(tiny_config()).precision.compute == "fp32"
+
+
+def test_numbers_too_small_for_all_their_digits_are_0_in_every_thread_of_a_run():
+    code = """
+import torch
+from gan.ranks.distributed import Ranks, set_precision
+set_precision(Ranks(), deterministic=False)
+torch.set_num_threads(2)
+smallest = torch.finfo(torch.float32).tiny
+print(int((torch.full([1 << 20], smallest) * 0.5).count_nonzero()), int(torch.full([8], smallest).count_nonzero()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "8"]

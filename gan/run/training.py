@@ -102,6 +102,7 @@ def set_up(plan: RunPlan, ranks: Ranks, saved: dict[str, Any]) -> dict[str, Any]
     """Set threads and precision as they were when the state was saved. -> the values that must be the same as then for
     the resumed run to be bit-equal."""
     how = plan.config.distributed
+    set_precision(ranks, how.deterministic or how.exact)
     same_world = saved.get("world_size") == ranks.world
     recorded = saved.get("threads", 0) if how.exact or same_world else 0
     now = {
@@ -112,7 +113,6 @@ def set_up(plan: RunPlan, ranks: Ranks, saved: dict[str, Any]) -> dict[str, Any]
         "machine": f"{platform.machine()} {ranks.device.type}",
         "ops": same_on_all("the ops", kernels()),
     }
-    set_precision(ranks, how.deterministic or how.exact)
     return now
 
 

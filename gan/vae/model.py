@@ -45,7 +45,7 @@ class Evidence:
     log_prior: Tensor  # log p(z), [k, N]
     log_q: Tensor  # log q(z | x), [k, N]
     divergence: Tensor  # KL(q || p) [N]: exact where that is known, else a mean over the k latents
-    squared_error: Tensor  # of the likelihood's mean, per number of an image, mean over the latents: [N]
+    squared_error: Tensor  # of the likelihood's mean, per number of an image, over the latents; 0 without a scale: [N]
     features: Tensor  # what the posterior knew of the images, [N, F]
     stopped: bool  # does log_q's gradient reach z only?
 
@@ -246,8 +246,11 @@ class VAE(nn.Module):
         x = images.repeat(k, 1, 1, 1)
         log_prob = self.likelihood.log_mass if masses else self.likelihood.log_prob
         values = log_prob(outputs, x, self.log_scale.to(x.dtype))
+        values = values.unflatten(0, (k, -1))
+        if not self.likelihood.scale:
+            return values, torch.zeros_like(values[0])
         error = (self.likelihood.mean(outputs.detach(), self.channels) - x).square().flatten(1).mean(1)
-        return values.unflatten(0, (k, -1)), error.unflatten(0, (k, -1)).mean(0)
+        return values, error.unflatten(0, (k, -1)).mean(0)
 
     def evidence(
         self, images: Tensor, noise: Tensor, labels: Tensor | None = None, stopped: bool = False, masses: bool = False

@@ -72,6 +72,7 @@ def run(work: Sequence[tuple[Cell, Work]]) -> Iterator[tuple[Cell, dict[str, Any
     from gan.theory.clusters import POINTS, train_seeds
 
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # `gan.ranks.distributed.set_precision` says why
     cell = work[0][0]
     recipe = recipe_of(cell)
     looks = [recipe.steps * (i + 1) // LOOKS for i in range(LOOKS)]
