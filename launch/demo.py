@@ -271,6 +271,7 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
         click.echo("(Halves are small samples, which alone makes their distance larger.)")
     return {
         **figures(network_score),
+        "provenance": network_score.provenance and network_score.provenance.to_json(),
         "images_seen": snapshot.images_seen,
         "classifier_accuracy": reference.classifier and reference.classifier.accuracy,
         "floors": {name: figures(floor) for name, floor in floors.items()},

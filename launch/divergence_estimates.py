@@ -1,5 +1,6 @@
 """Divergences between two sets of samples, for `saddle evaluate --divergence`."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,14 +28,15 @@ def estimate_divergences(
     that cannot be read or compared.
     """
     from gan.methods.divergences import divergence
+    from gan.metrics.provenance import versions
     from gan.theory.ruler import check_samples, estimate_divergence
 
     rows = {name: divergence(name) for name in split_names(names)}
     if not rows:
         raise UserError("--divergence is empty; write for example --divergence=kl,js")
-    encode = find_encoding(features, data, seed)
-    p = read_set(data, samples, seed, encode)
-    q = read_set(against, samples, seed, encode)
+    encode, weights = find_encoding(features, data, seed)
+    p, p_sha256 = read_set(data, samples, seed, encode)
+    q, q_sha256 = read_set(against, samples, seed, encode)
     check_samples(p, q)
     click.echo(f"{len(p)} samples of {data} against {len(q)} of {against}, {list(p.shape[1:])} each")
     table: list[dict[str, Any]] = []
@@ -44,26 +46,36 @@ def estimate_divergences(
         click.echo(f"{name} done in {result.steps} steps")
     click.echo(text_table(table))
     click.echo("bound: at most the divergence, up to sampling error; low, high: 95 % confidence interval of the bound")
-    save_rows(json_path, table)
+    origin = {
+        "features": {"name": features, "sha256": weights},
+        "p": {"set": data, "sha256": p_sha256, "samples": len(p)},
+        "q": {"set": against, "sha256": q_sha256, "samples": len(q)},
+        "seed": seed,
+        "versions": versions(device()),
+    }
+    save_rows(json_path, [{**row, **origin} for row in table])
 
 
-def find_encoding(features: str, data: str, seed: int) -> Encode:
-    """What turns images into the arrays between which divergences are estimated. A classifier is trained on `data`."""
+def find_encoding(features: str, data: str, seed: int) -> tuple[Encode, str]:
+    """What turns images into the arrays between which divergences are estimated, and the SHA-256 sum of its weights.
+    A classifier is trained on `data`."""
     from data.dataset import ImageDataset
     from gan.metrics.features import classifier_features, load_features
     from gan.ranks.distributed import Ranks
 
     if features == PIXELS:
-        return as_input
+        return as_input, ""
     if features != CLASSIFIER:
-        return load_features(features, device())
+        network = load_features(features, device())
+        return network, network.sha256
     if Path(data).suffix == ".npy":
         raise UserError("--features=classifier needs images, and a dataset with classes for --data")
     dataset = ImageDataset(data)
     level = max(dataset.manifest.levels)
     classifier = train_on_first(dataset, level, seed, Ranks(), click.echo)
     click.echo(classifier_line(classifier, dataset.manifest.size(level)))
-    return classifier_features(classifier)
+    network = classifier_features(classifier)
+    return network, network.sha256
 
 
 def as_input(images: np.ndarray) -> np.ndarray:
@@ -73,21 +85,24 @@ def as_input(images: np.ndarray) -> np.ndarray:
     return to_input(shrink(images)).numpy()
 
 
-def read_set(source: str, samples: int, seed: int, encode: Encode) -> np.ndarray:
-    """Up to `samples` samples of a .npy file, a dataset, a snapshot or a run: vectors [n, K], or encoded images."""
+def read_set(source: str, samples: int, seed: int, encode: Encode) -> tuple[np.ndarray, str]:
+    """Up to `samples` samples of a .npy file, a dataset, a snapshot or a run: vectors [n, K], or encoded images. And
+    the SHA-256 sum of what they are taken from."""
     path = Path(source)
     if path.suffix == ".npy":
-        return _encode_array(path, _read_array(path)[:samples], encode)
+        array = _read_array(path)
+        return _encode_array(path, array[:samples], encode), hashlib.sha256(array.tobytes()).hexdigest()
     if path.suffix == ".safetensors" or (path.is_dir() and not (path / "data.mdb").exists()):
         snapshot = load_network(source)
         made = network_source(snapshot, classes_in_turn(snapshot, samples), snapshot.stage, samples, seed)
-        return _in_batches(made.read, made.count, made.batch, encode)
+        return _in_batches(made.read, made.count, made.batch, encode), snapshot.sha256
     from data.dataset import ImageDataset
 
     dataset = ImageDataset(source)
     level = max(dataset.manifest.levels)
     indices = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:samples])
-    return _in_batches(lambda rows: dataset.read(indices[rows], level), len(indices), READ, encode)
+    encoded = _in_batches(lambda rows: dataset.read(indices[rows], level), len(indices), READ, encode)
+    return encoded, dataset.manifest.content_hash
 
 
 def _in_batches(read: Callable[[slice], np.ndarray], count: int, batch: int, encode: Encode) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gan.errors import UserError
 from launch.samples import check_match, load_network
+from launch.scores import device
 from launch.tables import save_rows, text_table
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from data.dataset import Dataset
     from gan.checkpoint import Snapshot
+    from gan.metrics.provenance import Provenance
     from gan.vae.estimates import Estimator
 
 BATCH = 100  # images at a time
@@ -29,21 +31,27 @@ def estimate_likelihoods(
 ) -> None:
     """Print a table with a row for each network and estimator, of `samples` random images of the dataset.
 
-    Raises UserError for estimators that do not exist, and networks that are no likelihood models or do not fit.
+    Raises UserError for estimators that do not exist, networks that are no likelihood models or do not fit, and
+    networks of other pixels than the first, whose likelihoods do not compare.
     """
     from gan.methods.rows import split_names
     from gan.metrics.intervals import mean
+    from gan.metrics.provenance import check_comparable
     from gan.vae.estimates import bits_per_number, find_estimator
     from gan.vae.model import VAE
 
     estimators = {name: find_estimator(name) for name in split_names(names)}
     indices = random_images(dataset, samples, seed)
     rows: list[dict[str, Any]] = []
-    for network, path in paths.items():
-        snapshot = load_network(path)
-        level = check_match(path, snapshot, dataset)
+    snapshots = {network: load_network(path) for network, path in paths.items()}
+    for network, snapshot in snapshots.items():
+        check_match(paths[network], snapshot, dataset)
         if not isinstance(snapshot.G, VAE):
             raise UserError(f"{network} is a {snapshot.config.model}, which gives images no likelihood")
+    origins = {network: origin(snapshot, dataset, len(indices), seed) for network, snapshot in snapshots.items()}
+    check_comparable(origins)
+    for network, snapshot in snapshots.items():
+        numbers = math.prod(dataset.shape(snapshot.stage))
         for name, estimator in estimators.items():
             values = log_likelihoods(estimator, snapshot, dataset, indices, seed)
             found = mean(values)
@@ -54,11 +62,28 @@ def estimate_likelihoods(
                     "images": len(values),
                     "log p(x), nats": round(found.value, 2),
                     "±": round((found.high - found.low) / 2, 2),
-                    "bits per number": round(bits_per_number(found.value, math.prod(dataset.shape(level))), 4),
+                    "bits per number": round(bits_per_number(found.value, numbers), 4),
                 }
             )
     click.echo(text_table(rows))
-    save_rows(json_path, rows)
+    save_rows(json_path, [{**row, **origins[row["network"]].to_json()} for row in rows])
+
+
+def origin(snapshot: "Snapshot", dataset: "Dataset", images: int, seed: int) -> "Provenance":
+    """Where log p(x) of so many images comes from. Networks of black and white pixels and of levels do not compare."""
+    from gan.metrics.provenance import Features, Provenance, versions
+
+    pixels = "black and white pixels" if snapshot.config.vae.binarize else "pixels"
+    return Provenance(
+        Features(pixels, "", 0, "none"),
+        dataset.manifest.content_hash,
+        tuple(dataset.shape(snapshot.stage)[:2]),
+        images,
+        0,
+        seed,
+        snapshot.sha256,
+        versions(device()),
+    )
 
 
 def quick_bound(snapshot: "Snapshot", dataset: "Dataset", seed: int) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def test_demo_makes_pictures_video_and_figures_and_can_be_repeated(tmp_path, mon
     summary = json.loads((out / "summary.json").read_text())
     assert summary["frechet_distance"] > summary["floors"]["blurred reals"]["frechet_distance"]
     assert summary["mode_kl"] >= 0
+    assert summary["provenance"]["samples"] == summary["samples"]
     assert summary["images_seen"] == 3000
     assert set(summary["seconds"]) == {"prepare", "train", "grid", "video", "progress", "score"}
     cell = 8 + GAP

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -278,3 +279,13 @@ def test_the_tables_have_lines_of_intervals_and_no_empty_columns_or_rows():
     assert lines[2].split() == ["±", "0.50", "0.0005"]
     assert lines[3].split() == ["longer", "50", "1.00", "-"]
     assert [line.split() for line in others.splitlines()] == [["samples", "spread"], ["longer", "50", "0.500"], ["±"]]
+
+
+def test_likelihoods_of_other_pixels_are_not_put_in_one_table(dataset, tmp_path):
+    kinds = {"levels": {}, "black": {"vae.likelihood": "bernoulli", "vae.binarize": True}, "levels too": {}}
+    paths = [write_snapshot(tmp_path / f"{name}.safetensors", model="vae", more=more) for name, more in kinds.items()]
+    flags = [f"--data={dataset}", "--samples=20", "--likelihood=elbo"]
+    result = saddle_evaluate(*flags, f"--network={paths[0]}", f"--network={paths[2]}")
+    assert result.exit_code == 0, (result.output, result.exception)
+    result = saddle_evaluate(*flags, *(f"--network={path}" for path in paths[:2]))
+    assert result.exit_code and re.search("differ in features .pixels.* and black and white", str(result.exception))

@@ -4,6 +4,7 @@ import json
 import math
 import zipfile
 from functools import partial
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -184,6 +185,8 @@ def test_the_command_on_vectors(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["divergence"] for row in rows] == ["kl", "jsw:pi=0.5"]
     assert rows[0]["bound"] == pytest.approx(2, rel=0.3) and "95 %" in result.output
+    assert rows[1]["p"] == {"set": str(tmp_path / "p.npy"), "sha256": sha256(p).hexdigest(), "samples": 1000}
+    assert rows[1]["features"] == {"name": "pixels", "sha256": ""} and rows[1]["seed"] == 0
 
 
 def test_the_command_on_images_networks_and_features(dataset, tmp_path, monkeypatch):  # noqa: F811

@@ -66,7 +66,9 @@ def test_a_vae_learns_a_gaussian_and_tells_its_likelihood(tmp_path, monkeypatch,
     out = tmp_path / "rows.json"
     arguments = [f"--network={run}", f"--data={tmp_path / 'test.npz'}", "--likelihood=iwae:draws=200", f"--json={out}"]
     evaluate.main(arguments, standalone_mode=False)
-    found = float(json.loads(out.read_text())[0]["log p(x), nats"])
+    (row,) = json.loads(out.read_text())
+    assert row["dataset_hash"] == open_dataset(tmp_path / "test.npz").manifest.content_hash and row["reals"] == 500
+    found = float(row["log p(x), nats"])
     assert exact - 0.15 < found < exact + 0.1
 
 

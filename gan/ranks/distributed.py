@@ -148,8 +148,8 @@ def set_threads(threads: int) -> int:
 
 
 def set_precision(ranks: Ranks, deterministic: bool) -> None:
-    """On CUDA: allow tf32 products, and use deterministic algorithms if `deterministic`. On a CPU: let numbers too small
-    for all their digits (denormals, below 1.2e-38 in float32) be 0.
+    """On CUDA: allow tf32 products, and use deterministic algorithms if `deterministic`. On a CPU: let denormals, which
+    are numbers too small for all their digits (below 1.2e-38 in float32), be 0.
 
     A processor computes with denormals a hundred times more slowly, and the gradients of importance weights are full of
     them: a step of an IWAE of 50 samples took 1.29 s with them and .15 s without. Threads take this setting from the
