@@ -57,6 +57,17 @@ def test_the_determinant_is_that_of_the_jacobian(flow):
             torch.testing.assert_close(log_det[k, n], expected, atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize("name", FLOWS)
+def test_new_layers_do_nearly_the_same_to_all_images(name):
+    torch.manual_seed(0)
+    z = torch.randn(1, 1, 16).expand(1, 200, 16)
+    h = torch.randn(200, 64)
+    with torch.no_grad():
+        for _ in range(4):
+            z, _ = FLOWS[name](64, 16)(z, h)
+    assert z.std(1).mean() < 0.15 * z.square().mean().sqrt()
+
+
 def test_the_inverse_undoes_it(flow):
     layer, z, h = flow
     if not hasattr(layer, "inverse"):

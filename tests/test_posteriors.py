@@ -125,6 +125,8 @@ def test_no_posterior_exceeds_the_evidence_and_their_weights_have_its_mean(name)
 @pytest.mark.parametrize("name", ["diagonal", "householder", "iaf", "coupling"])
 def test_the_density_of_latents_is_that_with_which_they_were_drawn(name):
     posterior = made(name, d=4, features=3)
+    for parameter in posterior.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
     h = torch.randn(5, 3, dtype=torch.float64)
     z, log_q = posterior(noise(posterior, 3, 5), h)
     torch.testing.assert_close(posterior.log_density(z, h), log_q, atol=1e-8, rtol=0)

