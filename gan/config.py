@@ -59,6 +59,9 @@ class NetworkConfig:
     channel_base: int = setting(16384, low=1, high=WHOLE)  # used where widths is empty, as is channel_max
     channel_max: int = setting(512, low=1, high=65536)
     filter: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)  # taps of the resampling filter; (1, 1) is nearest and mean
+    depth: int = setting(1, low=1, high=1000)  # residual blocks of each stage after the first, of two convolutions each
+    # share of a block's variance that its convolutions make at first, the skip connection the rest; 1: there is none
+    residual: float = setting(0.5, low=TINY, high=1)
     minibatch_stddev: bool = True  # D sees the standard deviation over each coupling group (Karras et al. 2018, 3)
     # blocks of this stage and later ones are computed again in the backward pass, to save memory; 0: none
     recompute: int = setting(0, low=0, high=WHOLE)

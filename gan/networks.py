@@ -27,7 +27,7 @@ from gan.recompute import recomputed
 from ops import bias_leaky_relu, conv2d, downsample2d, setup_filter, upsample2d
 
 Alpha = Tensor | float
-SQRT_HALF = math.sqrt(0.5)
+HALF = 0.5  # of a block's variance its convolutions make, and the other half its skip connection
 
 
 def size_at(base: tuple[int, int], stage: int) -> tuple[int, int]:
@@ -94,34 +94,66 @@ class Stem(nn.Module):
         return self.conv(bias_leaky_relu(channels_last(x.unflatten(1, self.shape))))
 
 
-class GrowBlock(nn.Module):
-    """[N, in, H, W] -> [N, out, 2H, 2W];  (up(x) + conv(conv(up(x)))) / sqrt(2)."""
+class ResidualBlock(nn.Module):
+    """[N, width, H, W] -> the same;  sqrt(1 - r) x + sqrt(r) conv(conv(x)), of which r is `residual`."""
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, width: int, residual: float = HALF):
+        super().__init__()
+        self.conv0 = Conv2d(width, width, 3, activate=True)
+        self.conv1 = Conv2d(width, width, 3, activate=True)
+        self.gain = GAIN * math.sqrt(residual)
+        self.skip_gain = math.sqrt(1 - residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.conv1(self.conv0(x), gain=self.gain), x, alpha=self.skip_gain)
+
+
+class GrowBlock(nn.Module):
+    """[N, in, H, W] -> [N, out, 2H, 2W];  sqrt(1 - r) up(x) + sqrt(r) conv(conv(up(x))), then further blocks."""
+
+    def __init__(self, inputs: int, outputs: int, residual: float = HALF, depth: int = 1):
         super().__init__()
         self.conv0 = Conv2d(inputs, outputs, 3, activate=True)
         self.conv1 = Conv2d(outputs, outputs, 3, activate=True)
-        self.skip = Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        self.skip = skip_connection(inputs, outputs, residual)
+        self.gain = GAIN * math.sqrt(residual)
+        self.skip_gain = math.sqrt(1 - residual)
+        self.more = nn.Sequential(*(ResidualBlock(outputs, residual) for _ in range(depth - 1)))
 
     def forward(self, x: Tensor, filter: Tensor) -> Tensor:
-        # A 1x1 convolution commutes with upsampling, and costs less before it.
-        skip = upsample2d(self.skip(x), filter, gain=SQRT_HALF)
-        return skip + self.conv1(self.conv0(upsample2d(x, filter)), gain=GAIN * SQRT_HALF)
+        y = self.conv1(self.conv0(upsample2d(x, filter)), gain=self.gain)
+        if self.skip is not None:
+            # A 1x1 convolution commutes with upsampling, and costs less before it.
+            y = upsample2d(self.skip(x), filter, gain=self.skip_gain) + y
+        return self.more(y)
 
 
 class ShrinkBlock(nn.Module):
-    """[N, in, 2H, 2W] -> [N, out, H, W];  (down(x) + down(conv(conv(x)))) / sqrt(2)."""
+    """[N, in, 2H, 2W] -> [N, out, H, W];  further blocks, then sqrt(1 - r) down(x) + sqrt(r) down(conv(conv(x)))."""
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, inputs: int, outputs: int, residual: float = HALF, depth: int = 1):
         super().__init__()
         hidden = min(inputs, outputs)
         self.conv0 = Conv2d(inputs, hidden, 3, activate=True)
         self.conv1 = Conv2d(hidden, outputs, 3, activate=True)
-        self.skip = Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        self.skip = skip_connection(inputs, outputs, residual)
+        self.gain = GAIN * math.sqrt(residual)
+        self.skip_gain = math.sqrt(1 - residual)
+        self.more = nn.Sequential(*(ResidualBlock(inputs, residual) for _ in range(depth - 1)))
 
     def forward(self, x: Tensor, filter: Tensor) -> Tensor:
-        skip = self.skip(downsample2d(x, filter, gain=SQRT_HALF))
-        return skip + downsample2d(self.conv1(self.conv0(x), gain=GAIN * SQRT_HALF), filter)
+        x = self.more(x)
+        y = downsample2d(self.conv1(self.conv0(x), gain=self.gain), filter)
+        if self.skip is not None:
+            y = self.skip(downsample2d(x, filter, gain=self.skip_gain)) + y
+        return y
+
+
+def skip_connection(inputs: int, outputs: int, residual: float) -> nn.Module | None:
+    """What a block's input passes on its way round the convolutions; None if these make all of the output."""
+    if residual == 1:
+        return None
+    return Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
 
 
 class Head(nn.Module):
@@ -173,6 +205,8 @@ class ResNetGenerator(nn.Module):
         filter: Sequence[float] = (1, 3, 3, 1),
         class_gain: float = 1.0,
         normalize: bool = True,
+        residual: float = HALF,
+        depth: int = 1,
     ):
         super().__init__()
         self.z_dim = z_dim
@@ -184,7 +218,7 @@ class ResNetGenerator(nn.Module):
         self.class_gain = class_gain  # root mean square of the class's part of the input; that of z's part is 1
         self.first = Linear(z_dim * (2 if classes else 1), widths[0] * math.prod(base))
         self.blocks = nn.ModuleList([Stem(widths[0], base)])
-        self.blocks.extend(GrowBlock(a, b) for a, b in pairwise(widths))
+        self.blocks.extend(GrowBlock(a, b, residual, depth) for a, b in pairwise(widths))
         self.to_image = nn.ModuleList(Conv2d(width, channels, 1) for width in widths)
         self.register_buffer("filter", setup_filter(filter), persistent=False)
         self.register_buffer("box", setup_filter([1, 1]), persistent=False)  # images fade by 2x2 means, as the data
@@ -241,12 +275,14 @@ class ResNetDiscriminator(nn.Module):
         filter: Sequence[float] = (1, 3, 3, 1),
         stddev_group: int = 4,
         outputs: int = 1,
+        residual: float = HALF,
+        depth: int = 1,
     ):
         super().__init__()
         self.classes = classes
         self.outputs = outputs
         self.blocks = nn.ModuleList([Head(widths[0], base, stddev_group)])
-        self.blocks.extend(ShrinkBlock(b, a) for a, b in pairwise(widths))
+        self.blocks.extend(ShrinkBlock(b, a, residual, depth) for a, b in pairwise(widths))
         self.from_image = nn.ModuleList(Conv2d(channels, width, 1, activate=True) for width in widths)
         self.logit = Linear(widths[0], outputs)
         self.embedding = Embedding(classes, widths[0]) if classes else None
@@ -303,6 +339,8 @@ def build_generator(config: TrainConfig, images: ImageFormat) -> ResNetGenerator
         classes=image_classes(config, images),
         filter=config.network.filter,
         class_gain=config.network.class_gain,
+        residual=config.network.residual,
+        depth=config.network.depth,
     )
     G.compute = compute_dtype(config)
     G.recompute = config.network.recompute
@@ -319,6 +357,8 @@ def build_discriminator(config: TrainConfig, images: ImageFormat, outputs: int =
         filter=config.network.filter,
         stddev_group=config.distributed.group if config.network.minibatch_stddev else 0,
         outputs=outputs,
+        residual=config.network.residual,
+        depth=config.network.depth,
     )
     D.compute = compute_dtype(config)
     D.recompute = config.network.recompute

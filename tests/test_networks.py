@@ -1,11 +1,15 @@
 """Shapes for every size, fading that begins and ends without a jump, groups that do not leak, labels that matter."""
 
+import math
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
 
 from gan.layers import Conv2d, Linear, minibatch_stddev, pixel_norm
-from gan.networks import ResNetDiscriminator, ResNetGenerator, default_widths, stage_of
+from gan.networks import GrowBlock, ResNetDiscriminator, ResNetGenerator, ShrinkBlock, default_widths, stage_of
+from ops import setup_filter
 
 
 def pair(last=2, base=(4, 4), channels=3, classes=0, width=6, **options):
@@ -27,8 +31,9 @@ def test_shapes_up_to_2048_and_not_square(last, base, channels):
         assert D(images, last).shape == (4,)
 
 
-def test_the_start_keeps_variances_near_one():
-    G, D = pair(last=5, width=64)
+@pytest.mark.parametrize("shape", [{}, {"residual": 1.0}, {"residual": 0.01, "depth": 5}], ids=str)
+def test_the_start_keeps_variances_near_one(shape):
+    G, D = pair(last=5, width=64, **shape)
     with torch.no_grad():
         x = G(torch.randn(8, 8), 5)
         assert 0.1 < x.std() < 2
@@ -46,6 +51,37 @@ def test_a_fade_begins_at_the_old_stage_and_ends_at_the_new():
         half = torch.nn.functional.avg_pool2d(x, 2)
         torch.testing.assert_close(D(x, 2, torch.tensor(0.0)), D(half, 1))
         torch.testing.assert_close(D(x, 2, torch.tensor(1.0)), D(x, 2, 1.0))
+
+
+def plain(conv, x, gain):
+    """A convolution and a leaky ReLU by torch's own functions."""
+    weight = conv.weight / math.sqrt(conv.weight[0].numel())
+    return F.leaky_relu(F.conv2d(x, weight, conv.bias, padding="same"), 0.2) * math.sqrt(2) * gain
+
+
+@pytest.mark.parametrize("r", [0.5, 0.1, 1.0])
+def test_convolutions_make_a_share_of_a_block_and_further_blocks_keep_its_size(r):
+    torch.manual_seed(0)
+    box = setup_filter([1, 1]).double()
+    grow, shrink = GrowBlock(3, 5, r, depth=2).double(), ShrinkBlock(5, 3, r, depth=2).double()
+    for parameter in (*grow.parameters(), *shrink.parameters()):
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+
+    def share(block, x, y):
+        return math.sqrt(1 - r) * x + plain(block.conv1, plain(block.conv0, y, 1), math.sqrt(r))
+
+    def skip(block, x):
+        return x.new_zeros(1) if block.skip is None else F.conv2d(x, block.skip.weight * block.skip.scale)
+
+    assert (grow.skip is None) == (shrink.skip is None) == (r == 1)
+    with torch.no_grad():
+        up = F.interpolate(x, scale_factor=2)
+        y = share(grow, skip(grow, up), up)
+        y = share(grow.more[0], y, y)
+        torch.testing.assert_close(grow(x, box), y)
+        wide = share(shrink.more[0], y, y)
+        torch.testing.assert_close(shrink(y, box), F.avg_pool2d(share(shrink, skip(shrink, wide), wide), 2))
 
 
 @pytest.mark.parametrize("gain", [1.0, 0.3])

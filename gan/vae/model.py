@@ -61,11 +61,19 @@ class ConvEncoder(nn.Module):
     filter: Tensor
     recompute = 0  # as of the discriminator
 
-    def __init__(self, widths: Sequence[int], channels: int, base: tuple[int, int], filter: Sequence[float]):
+    def __init__(
+        self,
+        widths: Sequence[int],
+        channels: int,
+        base: tuple[int, int],
+        filter: Sequence[float],
+        residual: float,
+        depth: int,
+    ):
         super().__init__()
         self.features = widths[0]
         self.blocks = nn.ModuleList([Head(widths[0], base, stddev_group=0)])
-        self.blocks.extend(ShrinkBlock(b, a) for a, b in pairwise(widths))
+        self.blocks.extend(ShrinkBlock(b, a, residual, depth) for a, b in pairwise(widths))
         self.from_image = Conv2d(channels, widths[-1], 1, activate=True)
         self.register_buffer("filter", setup_filter(filter), persistent=False)
         self.compute: torch.dtype | None = None
@@ -299,12 +307,21 @@ def build_vae(config: TrainConfig, images: ImageFormat) -> VAE:
         decoder = DenseDecoder(z_dim, options.hidden[::-1], (outputs, *size), images.base, classes)
     else:
         widths = network_widths(config, images)
-        filter = config.network.filter
-        encoder = ConvEncoder(widths, images.channels, images.base, filter)
+        n = config.network
+        encoder = ConvEncoder(widths, images.channels, images.base, n.filter, n.residual, n.depth)
         decoder = ResNetGenerator(
-            z_dim, widths, outputs, images.base, classes, filter, config.network.class_gain, normalize=False
+            z_dim,
+            widths,
+            outputs,
+            images.base,
+            classes,
+            filter=n.filter,
+            class_gain=n.class_gain,
+            normalize=False,
+            residual=n.residual,
+            depth=n.depth,
         )
-        encoder.recompute = decoder.recompute = config.network.recompute
+        encoder.recompute = decoder.recompute = n.recompute
     features = encoder.features + (z_dim if classes else 0)
     posterior = look_up(
         "vae.posterior", options.posterior, POSTERIORS, features=features, d=z_dim, group=config.distributed.group

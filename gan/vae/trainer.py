@@ -26,7 +26,9 @@ from gan.vae.posteriors import POSTERIORS, Implicit
 FOREIGN = ("data.aug", "optimizer.d_lr", "optimizer.n_critic", "network.minibatch_stddev")
 OF_ADVERSARIES = ("objective.", "regularizer.")  # what they do is done to the adversary of an implicit posterior
 WITHOUT_TURNS = ("objective.", "regularizer.every", "regularizer.share")  # not even there
-OF_CONVOLUTIONS = ("network.widths", "network.channel", "network.filter", "network.class_gain", "network.recompute")
+OF_CONVOLUTIONS = tuple(
+    f"network.{name}" for name in ("widths", "channel", "filter", "class_gain", "recompute", "depth", "residual")
+)
 LAG = 20  # steps in which the average of squared errors, which makes the scale, forgets half of what it was
 
 

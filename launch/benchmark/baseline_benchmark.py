@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from gan.state import Task
     from launch.benchmark.timing import Call
 
-DECODER = ("network.z_dim", "network.widths", "network.channel_base", "network.channel_max", "network.filter")
+OF_DECODER = ("z_dim", "widths", "channel_base", "channel_max", "filter", "depth", "residual")
+DECODER = tuple(f"network.{name}" for name in OF_DECODER)
 SHARED = (*DECODER, "network.class_gain", "batch", "data.resolution", "data.cond", "data.mirror")
 ROUNDS = 5
 COLUMNS = 10

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from gan.config import TrainConfig
 from gan.methods.pairs import configured
-from gan.networks import ImageFormat, network_widths
+from gan.networks import HALF, ImageFormat, network_widths
 from gan.schedules import ema_beta, gamma_at, learning_rate
 
 PENALTIES = {"none": (), "r1": ("real",), "r2": ("fake",), "r1_r2": ("real", "fake")}  # where the gradient is squared
@@ -28,6 +28,8 @@ def obstacle(config: TrainConfig) -> str:
         f"regularizer.name={config.regularizer.name}": config.regularizer.name not in PENALTIES,
         f"objective.name={config.objective.name}": configured(config)[0].discriminator is None,
         f"network.filter={list(config.network.filter)}": len(config.network.filter) % 2 == 1,
+        f"network.depth={config.network.depth}": config.network.depth > 1,
+        f"network.residual={config.network.residual:g}": config.network.residual != HALF,
         f"regularizer.share={config.regularizer.share:g}": config.regularizer.share < 1,
         "data.cond=1": config.data.cond,
         "data.mirror=1": config.data.mirror,
