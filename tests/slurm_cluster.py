@@ -130,8 +130,8 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
 
-    def job(self, number: int) -> dict[str, str]:
-        """What `scontrol show job` says of a job."""
+    def job(self, number: int | str) -> dict[str, str]:
+        """What `scontrol show job` says of a job, or of a task of an array, as in "7_0"."""
         words = self.ask("scontrol", "show", "job", str(number)).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 

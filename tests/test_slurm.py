@@ -1,5 +1,5 @@
 """launch/slurm.sbatch on a real Slurm of two nodes: it trains over both, and after a signal, a lost node and the time
-limit the job goes on by itself from what was saved.
+limit the job goes on by itself from what was saved. And launch/benchmark.sbatch, whose tasks share a grid.
 
 They take minutes, as Slurm lets a requeued job wait for two: before that the nodes would refuse it, as its number is
 that of the job that just ended there."""
@@ -110,3 +110,29 @@ def test_a_job_that_reaches_its_time_limit_saves_before_it_and_goes_on(cluster, 
     assert saved["code"] == 75 and saved["images_seen"] == job.seen() > 0
     job.until(lambda: f"going on from training-state-{saved['images_seen']:010d}" in job.log(), "going on")
     cluster.ask("scancel", str(job.number))
+
+
+def test_tasks_of_an_array_share_a_grid_and_one_that_is_preempted_comes_back(cluster, tmp_path):
+    out = tmp_path / "grid"
+    script = str(ROOT / "launch" / "benchmark.sbatch")
+    grid = ["--regularizers=none,r1,r2,r1_r2", "--seeds=0,1", "--set=steps=1500", f"--outdir={out}"]
+    number = cluster.submit("--array=0-1", f"--output={tmp_path}/%a.log", script, *grid, folder=ROOT)
+
+    def logs() -> str:
+        return "".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
+
+    def until(condition, what: str) -> None:
+        try:
+            wait_until(condition, PATIENCE, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {cluster.job(number)}\n{logs()[-3000:]}") from None
+
+    until(lambda: len(list(out.glob("claims/*.lock"))) > 1, "both tasks at work")
+    cluster.ask("scancel", "--signal=USR1", "--batch", f"{number}_0")
+    until(lambda: cluster.job(f"{number}_0").get("Restarts") == "1", "requeueing")
+    until((out / "regularizers.html").exists, "the page, by the task that is left")
+    until(lambda: cluster.job(f"{number}_0").get("JobState") == "COMPLETED", "the end of the task that came back")
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and all(row["figures"] for row in rows)
+    finished = [line for line in logs().splitlines() if line.startswith("grid f:gan ")]
+    assert len(finished) == len(set(finished)) == 8
