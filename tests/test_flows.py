@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gan.layers import Linear
 from gan.vae.flows import FLOWS, gated, householder, planar
 
 D, FEATURES = 5, 3
@@ -77,3 +78,19 @@ def test_the_inverse_undoes_it(flow):
     old, again = layer.inverse(new, h)
     torch.testing.assert_close(old, z, atol=1e-8, rtol=0)
     torch.testing.assert_close(again, log_det, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_step_of_adam_changes_all_weights_by_a_small_share_of_themselves(name):
+    torch.manual_seed(0)
+    layer = FLOWS[name](64, 16)
+    kinds = (Linear, torch.nn.Linear)
+    linear = [module for module in layer.modules() if isinstance(module, kinds) and module.weight.any()]
+    before = [module.weight.detach().clone() * getattr(module, "scale", 1.0) for module in linear]
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.004)
+    z, log_det = layer(torch.randn(2, 8, 16), torch.randn(8, 64))
+    (z.square().sum() - log_det.sum()).backward()
+    optimizer.step()
+    for module, old in zip(linear, before, strict=True):
+        change = module.weight.detach() * getattr(module, "scale", 1.0) - old
+        assert 0 < change.square().mean() < 0.05**2 * old.square().mean()

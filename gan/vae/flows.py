@@ -4,12 +4,14 @@ Each layer maps latents [k, N, d] and features of the images [N, F] to new laten
 Jacobian, [k, N]. Layers that can be inverted have `inverse`, which returns the old latents and the same logarithm.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import register_parametrization
 
 from gan.errors import UserError
 from gan.layers import Linear
@@ -94,6 +96,7 @@ class InverseAutoregressive(nn.Module):
             earlier = torch.ones(d, d, dtype=torch.bool).tril(-1)
             sees = torch.cat([earlier, torch.ones(d, features, dtype=torch.bool)], 1)
             self.network = _zuko().nn.MaskedMLP(sees.repeat(2, 1), HIDDEN, activation=nn.ELU)
+        equalize(self.network)
         for layer in self.network:  # masks are no part of what is saved: they follow from the sizes
             if hasattr(layer, "mask"):
                 layer.register_buffer("mask", layer.mask, persistent=False)
@@ -132,6 +135,7 @@ class Coupling(nn.Module):
             self.network = _zuko().nn.MLP(self.sizes[0] + features, 2 * self.sizes[1], HIDDEN, activation=nn.ELU)
         for parameter in self.network[-1].parameters():
             nn.init.zeros_(parameter)  # nothing is moved or scaled at first
+        equalize(self.network)
 
     def _move_and_scale(self, first: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         move, log_scale = self.network(torch.cat([first, h.expand(*first.shape[:-1], -1)], -1)).chunk(2, -1)
@@ -146,6 +150,29 @@ class Coupling(nn.Module):
         first, second = z.flip(-1).split(self.sizes, -1)
         move, log_scale = self._move_and_scale(first, h)
         return torch.cat([first, (second - move) * (-log_scale).exp()], -1), log_scale.sum(-1)
+
+
+class RunTimeScale(nn.Module):
+    """A weight as a multiple of a parameter, which is of the order of 1, as in `gan.layers`."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, parameter: Tensor) -> Tensor:
+        return parameter * self.scale
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The parameter that makes a weight."""
+        return weight / self.scale
+
+
+def equalize(network: nn.Module) -> None:
+    """Let a network's weights be learned at the pace of `gan.layers`: a step of Adam, which is as large for any weight,
+    would else change those of a wide layer by a tenth of themselves."""
+    for layer in list(network.modules()):
+        if isinstance(layer, nn.Linear):
+            register_parametrization(layer, "weight", RunTimeScale(1 / math.sqrt(layer.in_features)))
 
 
 def _zuko() -> Any:
