@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_metrics import classifier, reals  # noqa: F401 - fixtures
+from test_metrics import QUICK, classifier, reals  # noqa: F401 - fixtures
 
 from gan.metrics.alarms import alarms
 from gan.metrics.sample import Sample, Source, View, observe
@@ -36,8 +36,8 @@ def halves(look, reals):  # noqa: F811
 
 def told(training: Sample, sample: Sample, honest: Sample) -> set[str]:
     """What the alarms tell of a sample: which kind, by which figure."""
-    beside = score(training, honest, METRICS, "x")
-    lines = alarms(score(training, sample, METRICS, "x").figures, beside.figures)
+    beside = score(training, honest, QUICK, "x")
+    lines = alarms(score(training, sample, QUICK, "x").figures, beside.figures)
     return {" ".join(line.split()[:2]) for line in lines}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gan.config import choice
 from gan.errors import UserError
+from gan.methods.divergences import divergence
 from gan.metrics.blocks import ROWS
 from gan.metrics.classifier import one_thread, shrink
 from gan.metrics.copies import NEIGHBORS, copies
@@ -23,6 +24,7 @@ from gan.metrics.neighbors import density_coverage, precision_recall
 from gan.metrics.provenance import Provenance
 from gan.metrics.sample import Sample, View
 from gan.metrics.sliced import SIDE, level_sizes, patches, sliced_wasserstein, standardized
+from gan.theory.ruler import FEWEST, estimate_divergence
 
 SAMPLES = 10_000
 MOST_PAIRS = 10_000  # images of each set that metrics of all pairs compare
@@ -137,6 +139,11 @@ def _copies(real: Sample, fake: Sample) -> dict[str, Estimate]:
 def _pixel_copies(real: Sample, fake: Sample) -> dict[str, Estimate]:
     found = copies(*(torch.from_numpy(sample.images).flatten(1).to(_device()) for sample in (real, fake)))
     return {f"pixel-{name}": figure for name, figure in found.items()}
+
+
+def _js(real: Sample, fake: Sample) -> dict[str, Estimate]:
+    found = estimate_divergence(divergence("js"), real.features.astype(np.float32), fake.features.astype(np.float32))
+    return {"js": Estimate(found.bound, found.low, found.high)}
 
 
 PATCHES = View("patches", most=10_000, look=patches)
@@ -256,6 +263,15 @@ METRICS = {
         alone=True,
         usual=False,
         view=THUMBNAILS,
+    ),
+    "js": Metric(
+        "lower bound of the Jensen-Shannon divergence, at most .693, by a network that tells the features apart "
+        "(Nguyen et al. 2010)",
+        _js,
+        best="js",
+        higher=False,
+        fewest=lambda width: FEWEST,
+        usual=False,
     ),
     "copies": Metric(
         "share of copies of reals, and how near samples are to the nearest, by features (Carlini et al. 2023)",
