@@ -4,8 +4,9 @@ import json
 import math
 import statistics
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ from launch.cli import run as run_command
 from launch.tables import json_option, save_rows, text_table
 
 if TYPE_CHECKING:
+    from data.dataset import ImageDataset
     from gan.checkpoint import Snapshot
+    from launch.scores import Reference
 
 POINTS = Path(__file__).with_name("convergence.toml")
 DEFAULT_SAMPLES = 10_000  # of each snapshot, where no point says it
@@ -62,12 +65,18 @@ def main(
     three standard deviations of the known runs.
     """
     from data.dataset import ImageDataset
+    from launch.scores import build_reference
 
     chosen = {path: find_point(path, distance, samples) for path in runs}
     dataset = ImageDataset(data)
+
+    @cache
+    def reference(level: int, count: int) -> "Reference":
+        return build_reference(dataset, level, 0, metrics="fd", samples=count)
+
     rows: list[dict[str, Any]] = []
     for path, point in chosen.items():
-        curve = score_run(path, dataset, point.samples)
+        curve = score_run(path, dataset, point.samples, reference)
         kimg = crossing(curve, point.distance)
         last = curve[-1][1]
         rows.append(
@@ -112,15 +121,16 @@ def find_point(run: Path, distance: float | None, samples: int | None) -> Point:
     return replace(point, samples=samples, kimg=()) if samples else point
 
 
-def score_run(run: Path, dataset: Any, samples: int) -> list[tuple[int, float]]:
+def score_run(
+    run: Path, dataset: "ImageDataset", samples: int, reference: "Callable[[int, int], Reference]"
+) -> list[tuple[int, float]]:
     """(images seen, Fréchet distance) of a run's snapshots at the last stage, none of them fading, in that order.
 
-    Raises UserError if there are none, or they do not fit the dataset.
+    reference: (level, samples) -> the reals. Raises UserError if there are none, or they do not fit the dataset.
     """
     from gan.checkpoint import SNAPSHOT
     from gan.metrics.classifier import one_thread
     from launch.samples import check_match, load_network
-    from launch.scores import build_reference
 
     snapshots = sorted(run.glob(f"{SNAPSHOT}*.safetensors"))
     networks: list[tuple[Path, Snapshot]] = [(path, load_network(path)) for path in snapshots]
@@ -130,8 +140,8 @@ def score_run(run: Path, dataset: Any, samples: int) -> list[tuple[int, float]]:
         raise UserError(f"{run} has no snapshot whose last stage is faded in; train on, or save more often (--snap)")
     level = max(check_match(path, network, dataset) for path, network in whole)
     with one_thread():
-        reference = build_reference(dataset, level, 0, metrics="fd", samples=samples)
-        return [(n.images_seen, reference.score_network(n, samples)["fd-classifier"]) for _, n in whole]
+        reals = reference(level, samples)
+        return [(n.images_seen, reals.score_network(n, samples)["fd-classifier"]) for _, n in whole]
 
 
 def crossing(curve: Sequence[tuple[int, float]], distance: float) -> float:
