@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from gan.layers import Linear
 from gan.vae.flows import FLOWS, gated, householder, planar
 
 D, FEATURES = 5, 3
@@ -84,13 +83,14 @@ def test_the_inverse_undoes_it(flow):
 def test_a_step_of_adam_changes_all_weights_by_a_small_share_of_themselves(name):
     torch.manual_seed(0)
     layer = FLOWS[name](64, 16)
-    kinds = (Linear, torch.nn.Linear)
-    linear = [module for module in layer.modules() if isinstance(module, kinds) and module.weight.any()]
+    linear = [m for m in layer.modules() if isinstance(getattr(m, "weight", None), torch.Tensor) and m.weight.any()]
+    assert linear
     before = [module.weight.detach().clone() * getattr(module, "scale", 1.0) for module in linear]
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.004)
-    z, log_det = layer(torch.randn(2, 8, 16), torch.randn(8, 64))
-    (z.square().sum() - log_det.sum()).backward()
-    optimizer.step()
+    for _ in range(2):  # the first reaches only the last of layers that begin at 0
+        z, log_det = layer(torch.randn(2, 8, 16), torch.randn(8, 64))
+        (z.square().sum() - log_det.sum()).backward()
+        optimizer.step()
     for module, old in zip(linear, before, strict=True):
         change = module.weight.detach() * getattr(module, "scale", 1.0) - old
-        assert 0 < change.square().mean() < 0.05**2 * old.square().mean()
+        assert 0 < change.square().mean() < 0.1**2 * old.square().mean()

@@ -169,10 +169,11 @@ class RunTimeScale(nn.Module):
 
 def equalize(network: nn.Module) -> None:
     """Let a network's weights be learned at the pace of `gan.layers`: a step of Adam, which is as large for any weight,
-    would else change those of a wide layer by a tenth of themselves."""
+    would else change those of a wide layer by a half of themselves, at the rate that suits all others."""
     for layer in list(network.modules()):
-        if isinstance(layer, nn.Linear):
-            register_parametrization(layer, "weight", RunTimeScale(1 / math.sqrt(layer.in_features)))
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, nn.Parameter):
+            register_parametrization(layer, "weight", RunTimeScale(1 / math.sqrt(weight.shape[1])))
 
 
 def _zuko() -> Any:
