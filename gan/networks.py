@@ -121,11 +121,10 @@ class GrowBlock(nn.Module):
         self.more = nn.Sequential(*(ResidualBlock(outputs, residual) for _ in range(depth - 1)))
 
     def forward(self, x: Tensor, filter: Tensor) -> Tensor:
+        # A 1x1 convolution commutes with upsampling, and costs less before it.
+        skip = None if self.skip is None else upsample2d(self.skip(x), filter, gain=self.skip_gain)
         y = self.conv1(self.conv0(upsample2d(x, filter)), gain=self.gain)
-        if self.skip is not None:
-            # A 1x1 convolution commutes with upsampling, and costs less before it.
-            y = upsample2d(self.skip(x), filter, gain=self.skip_gain) + y
-        return self.more(y)
+        return self.more(y if skip is None else skip + y)
 
 
 class ShrinkBlock(nn.Module):
@@ -143,10 +142,9 @@ class ShrinkBlock(nn.Module):
 
     def forward(self, x: Tensor, filter: Tensor) -> Tensor:
         x = self.more(x)
+        skip = None if self.skip is None else self.skip(downsample2d(x, filter, gain=self.skip_gain))
         y = downsample2d(self.conv1(self.conv0(x), gain=self.gain), filter)
-        if self.skip is not None:
-            y = self.skip(downsample2d(x, filter, gain=self.skip_gain)) + y
-        return y
+        return y if skip is None else skip + y
 
 
 def skip_connection(inputs: int, outputs: int, residual: float) -> nn.Module | None:

@@ -32,11 +32,22 @@ from launch.ranks import environment
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """150 grey images of 8x8 in three classes that differ in brightness."""
+    return grey_images(tmp_path_factory, 50)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """The same with 450 images, enough for every metric."""
+    return grey_images(tmp_path_factory, 150)
+
+
+def grey_images(tmp_path_factory, count):
+    """A dataset with so many images of each class."""
     folder = tmp_path_factory.mktemp("source")
     random = np.random.RandomState(0)
     for label, name in enumerate(("1", "ape", "bee")):
         (folder / name).mkdir()
-        for index in range(50):
+        for index in range(count):
             pixels = random.randint(0, 80, (8, 8)) + 80 * label
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.png")
     path = tmp_path_factory.mktemp("data") / "tiny.lmdb"
@@ -166,15 +177,15 @@ def in_processes(command: list[str]) -> str:
     return done.stdout
 
 
-def test_all_metrics_and_their_alarms_by_the_command(dataset, tmp_path, monkeypatch):
+def test_all_metrics_and_their_alarms_by_the_command(larger, tmp_path, monkeypatch):
     """An untrained network, which makes one class: collapse is named, in the output and in the file."""
     monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=60))
     network = write_snapshot(tmp_path / "0.safetensors")
-    command = [f"--network={network}", f"--data={dataset}", "--samples=100", f"--json={tmp_path / 'rows.json'}"]
+    command = [f"--network={network}", f"--data={larger}", "--samples=400", f"--json={tmp_path / 'rows.json'}"]
     result = saddle_evaluate(*command, "--metrics=all")
     assert result.exit_code == 0, (result.output, result.exception)
     rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
-    assert list(rows)[1] == "reals" and rows["reals"]["samples"] == 100  # of 150, as many as samples
+    assert list(rows)[1] == "reals" and rows["reals"]["samples"] == 400  # of 450, as many as samples
     named = [line.removeprefix(f"alarm: {network}: ") for line in result.output.splitlines() if "alarm" in line]
     assert named == rows[str(network)]["alarms"] and all(line.startswith("collapse: ") for line in named)
     assert any(line.startswith("collapse: recall-classifier") for line in named) and rows["reals"]["alarms"] == []
@@ -187,13 +198,13 @@ def test_all_metrics_and_their_alarms_by_the_command(dataset, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_scores_are_equal_for_any_number_of_ranks(dataset, means, tmp_path, monkeypatch):
+def test_scores_are_equal_for_any_number_of_ranks(larger, means, tmp_path, monkeypatch):
     """Odd numbers of samples, in two batches. A classifier is trained on rank 0 and sent to the others."""
     monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=60))
     monkeypatch.setattr("snapshots.NAMES", ("1", "ape", "bee"))
     network = write_snapshot(tmp_path / "a.safetensors", cond=True)
     out = tmp_path / "rows.json"
-    flags = [f"--network={network}", f"--data={dataset}", f"--json={out}", "--samples=301", "--metrics=all"]
+    flags = [f"--network={network}", f"--data={larger}", f"--json={out}", "--samples=301", "--metrics=all"]
 
     def report() -> dict:
         rows = json.loads(out.read_text())
