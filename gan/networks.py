@@ -101,8 +101,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv0 = Conv2d(width, width, 3, activate=True)
         self.conv1 = Conv2d(width, width, 3, activate=True)
-        self.gain = GAIN * math.sqrt(residual)
-        self.skip_gain = math.sqrt(1 - residual)
+        self.gain, self.skip_gain = gains(residual)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.add(self.conv1(self.conv0(x), gain=self.gain), x, alpha=self.skip_gain)
@@ -116,8 +115,7 @@ class GrowBlock(nn.Module):
         self.conv0 = Conv2d(inputs, outputs, 3, activate=True)
         self.conv1 = Conv2d(outputs, outputs, 3, activate=True)
         self.skip = skip_connection(inputs, outputs, residual)
-        self.gain = GAIN * math.sqrt(residual)
-        self.skip_gain = math.sqrt(1 - residual)
+        self.gain, self.skip_gain = gains(residual)
         self.more = nn.Sequential(*(ResidualBlock(outputs, residual) for _ in range(depth - 1)))
 
     def forward(self, x: Tensor, filter: Tensor) -> Tensor:
@@ -136,8 +134,7 @@ class ShrinkBlock(nn.Module):
         self.conv0 = Conv2d(inputs, hidden, 3, activate=True)
         self.conv1 = Conv2d(hidden, outputs, 3, activate=True)
         self.skip = skip_connection(inputs, outputs, residual)
-        self.gain = GAIN * math.sqrt(residual)
-        self.skip_gain = math.sqrt(1 - residual)
+        self.gain, self.skip_gain = gains(residual)
         self.more = nn.Sequential(*(ResidualBlock(inputs, residual) for _ in range(depth - 1)))
 
     def forward(self, x: Tensor, filter: Tensor) -> Tensor:
@@ -145,6 +142,11 @@ class ShrinkBlock(nn.Module):
         skip = None if self.skip is None else self.skip(downsample2d(x, filter, gain=self.skip_gain))
         y = downsample2d(self.conv1(self.conv0(x), gain=self.gain), filter)
         return y if skip is None else skip + y
+
+
+def gains(residual: float) -> tuple[float, float]:
+    """Of the last leaky ReLU of a block's convolutions, and of what goes round them."""
+    return GAIN * math.sqrt(residual), math.sqrt(1 - residual)
 
 
 def skip_connection(inputs: int, outputs: int, residual: float) -> nn.Module | None:

@@ -7,7 +7,8 @@ that of the job that just ended there."""
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def until(cluster: Cluster, number: int, log: Callable[[], str], condition: Callable[[], object], what: str) -> None:
+    """Wait for something of a job, and show the job if it does not come."""
+    try:
+        wait_until(condition, PATIENCE, what)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {cluster.job(number)}\n{log()[-3000:]}") from None
+
+
 class Job:
     """A submitted launch/slurm.sbatch."""
 
@@ -66,10 +75,7 @@ class Job:
         return json.loads(path.read_text())
 
     def until(self, condition, what: str) -> None:
-        try:
-            wait_until(condition, PATIENCE, what)
-        except AssertionError as error:
-            raise AssertionError(f"{error}: {self.cluster.job(self.number)}\n{self.log()[-3000:]}") from None
+        until(self.cluster, self.number, self.log, condition, what)
 
     def until_begun(self, times: int) -> None:
         """Until ranks on both nodes have met so many times, and trained since."""
@@ -121,17 +127,12 @@ def test_tasks_of_an_array_share_a_grid_and_one_that_is_preempted_comes_back(clu
     def logs() -> str:
         return "".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
 
-    def until(condition, what: str) -> None:
-        try:
-            wait_until(condition, PATIENCE, what)
-        except AssertionError as error:
-            raise AssertionError(f"{error}: {cluster.job(number)}\n{logs()[-3000:]}") from None
-
-    until(lambda: len(list(out.glob("claims/*.lock"))) > 1, "both tasks at work")
+    wait = partial(until, cluster, number, logs)
+    wait(lambda: len(list(out.glob("claims/*.lock"))) > 1, "both tasks at work")
     cluster.ask("scancel", "--signal=USR1", "--batch", f"{number}_0")
-    until(lambda: cluster.job(f"{number}_0").get("Restarts") == "1", "requeueing")
-    until((out / "regularizers.html").exists, "the page, by the task that is left")
-    until(lambda: cluster.job(f"{number}_0").get("JobState") == "COMPLETED", "the end of the task that came back")
+    wait(lambda: cluster.job(f"{number}_0").get("Restarts") == "1", "requeueing")
+    wait((out / "regularizers.html").exists, "the page, by the task that is left")
+    wait(lambda: cluster.job(f"{number}_0").get("JobState") == "COMPLETED", "the end of the task that came back")
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 8 and all(row["figures"] for row in rows)
     finished = [line for line in logs().splitlines() if line.startswith("grid f:gan ")]

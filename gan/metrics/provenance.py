@@ -46,7 +46,7 @@ class Provenance:
         """What two scores must agree in, by name. counts: of images too."""
         features = self.features
         values = {
-            "features": f"{features.name} {features.sha256[:12]}",
+            "features": f"{features.name} {features.sha256[:12]}".strip(),  # pixels have no sum
             "resize": f"{features.resize} ({features.side})" if features.side else features.resize,
             "dataset": self.dataset_hash[:12],
             "resolution": "x".join(map(str, self.size)),

@@ -126,7 +126,8 @@ def score_run(
 ) -> list[tuple[int, float]]:
     """(images seen, Fréchet distance) of a run's snapshots at the last stage, none of them fading, in that order.
 
-    reference: (level, samples) -> the reals. Raises UserError if there are none, or they do not fit the dataset.
+    reference: (level, samples) -> the reals. Raises UserError if there are no such snapshots, or they do not fit the
+    dataset.
     """
     from gan.checkpoint import SNAPSHOT
     from gan.metrics.classifier import one_thread

@@ -69,10 +69,11 @@ def run(work: Sequence[tuple[Cell, Work]]) -> Iterator[tuple[Cell, dict[str, Any
     """Train the cells of a unit, which differ in their seeds."""
     import torch
 
+    from gan.ranks.distributed import Ranks, set_precision
     from gan.theory.clusters import POINTS, train_seeds
 
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # `gan.ranks.distributed.set_precision` says why
+    set_precision(Ranks(), deterministic=False)
     cell = work[0][0]
     recipe = recipe_of(cell)
     looks = [recipe.steps * (i + 1) // LOOKS for i in range(LOOKS)]
