@@ -125,6 +125,21 @@ def test_what_cannot_be_is_one_line(monkeypatch, capsys, tmp_path, flags, messag
     assert not (tmp_path / "out").exists()
 
 
+def test_several_plans_make_one_grid(monkeypatch, tmp_path, capsys):
+    plan = tmp_path / "ring.toml"
+    plan.write_text("kind = 'points'\ndatasets = ['ring']\nseeds = [7]\n[[methods]]\nregularizers = ['r1']\n")
+    alone = ["regularizers", f"--outdir={tmp_path / 'out'}", "-n"]
+
+    def cells(*plans: str) -> list[str]:
+        assert saddle(monkeypatch, *alone, *(f"--plan={name}" for name in plans)) == 0
+        return capsys.readouterr().out.splitlines()[1:-1]
+
+    both = cells("points", str(plan))
+    assert len(cells(str(plan))) == 1
+    assert [line.split() for line in both] == [line.split() for line in cells("points") + cells(str(plan))]
+    assert len(cells("points", "points")) == len(both) - 1  # the same cells are counted once
+
+
 def test_cells_are_filled_once_and_reported(monkeypatch, tmp_path, capsys):
     command = [*TINY, "--regularizers=none,r1", "--seeds=0,4", f"--outdir={tmp_path}"]
     assert saddle(monkeypatch, *command) == 0

@@ -41,7 +41,14 @@ def numbers(_ctx: click.Context, param: click.Parameter, text: str | None) -> tu
 
 
 @click.command(context_settings={"max_content_width": 120})
-@click.option("--plan", default="points", show_default=True, help="A name in launch/plans, or a .toml file.")
+@click.option(
+    "--plan",
+    "plans",
+    multiple=True,
+    default=["points"],
+    show_default=True,
+    help="A name in launch/plans, or a .toml file; repeatable.",
+)
 @click.option(
     "--outdir", type=click.Path(path_type=Path, file_okay=False), default="runs/regularizers", help="Results."
 )
@@ -79,8 +86,7 @@ def main(outdir: Path, results: Sequence[Path], penalties: Path | None, **flags:
         lines = [line for path in results for line in read_results(path)]
         click.echo(write_report(lines, outdir, penalties))
         return 0
-    plan = chosen_plan(flags)
-    units, left_out = chosen_units(plan, flags["cell"])
+    units, left_out = chosen_units(chosen_plans(flags), flags["cell"])
     if not flags["part"]:
         for line in left_out:
             click.echo(f"left out: {line}")
@@ -89,27 +95,28 @@ def main(outdir: Path, results: Sequence[Path], penalties: Path | None, **flags:
     return fill(units, outdir, penalties, flags)
 
 
-def chosen_plan(flags: Mapping[str, Any]) -> "Plan":
-    """The plan with what the flags say. Raises UserError for what cannot be."""
+def chosen_plans(flags: Mapping[str, Any]) -> "list[Plan]":
+    """The plans with what the flags say. Raises UserError for what cannot be."""
     from launch.grid.plan import narrowed, read_plan
 
     given = ("datasets", "objectives", "regularizers", "gammas", "seeds")
     settings = dict(parse_assignment(text) for text in flags["assignments"])
-    return narrowed(read_plan(flags["plan"]), **{key: flags[key] for key in given}, settings=settings)
+    replaced = {key: flags[key] for key in given}
+    return [narrowed(read_plan(name), **replaced, settings=settings) for name in flags["plans"]]
 
 
-def chosen_units(plan: "Plan", cell: str | None) -> "tuple[list[Unit], list[str]]":
-    """The units of a plan, of one cell if it is given, and lines about what cannot be."""
+def chosen_units(plans: "Sequence[Plan]", cell: str | None) -> "tuple[list[Unit], list[str]]":
+    """The units of all plans, of one cell if it is given, and lines about what cannot be."""
     from launch.grid.kinds import Unit, units_of
     from launch.grid.plan import cells_of
 
-    units, left_out = units_of(list(cells_of(plan)))
+    units, left_out = units_of([one for plan in plans for one in cells_of(plan)])
     if cell is None:
         return units, left_out
     found = [Unit(u.name, tuple(pair for pair in u.cells if pair[0].startswith(cell))) for u in units]
     found = [unit for unit in found if unit.cells]
     if sum(len(unit.cells) for unit in found) != 1:
-        raise UserError(f"--cell={cell} is the beginning of {len(found) or 'no'} cells' hashes in this plan; give one")
+        raise UserError(f"--cell={cell} is the beginning of {len(found) or 'no'} cells' hashes of this grid; give one")
     return found, left_out
 
 
@@ -175,11 +182,12 @@ def words(flags: Mapping[str, Any]) -> list[str]:
     """The arguments of `saddle benchmark` that say which cells there are."""
     keys = ("datasets", "objectives", "regularizers", "gammas", "seeds")
     given = [f"--{key}={','.join(map(str, flags[key]))}" for key in keys if flags[key]]
-    return ["regularizers", f"--plan={flags['plan']}", *given, *(f"--set={text}" for text in flags["assignments"])]
+    plans = [f"--plan={name}" for name in flags["plans"]]
+    return ["regularizers", *plans, *given, *(f"--set={text}" for text in flags["assignments"])]
 
 
 def source_command(flags: Mapping[str, Any]) -> str:
-    """The command that works on the plan's cells, without what changes no result."""
+    """The command that works on these cells, without what changes no result."""
     return shlex.join(["saddle", "benchmark", *words(flags)])
 
 
