@@ -14,7 +14,7 @@ import numpy as np
 from launch.cli import run
 from launch.pictures import enlarge, grid_picture, images_of_seeds, keyframe_seeds, opaque, save_png, walk
 from launch.ranks import call
-from launch.samples import find_snapshot, load_network
+from launch.samples import find_snapshot, last_run, load_network
 from launch.scores import build_reference, check_scores, score_table
 from launch.tables import write_json
 from launch.video import find_ffmpeg, write_video
@@ -105,6 +105,7 @@ def main(
         code = train(data, training, preset, cond, seed, gpus)
     if code:
         return code
+    training = last_run(training)
     made = show(outdir, training, seconds)
     if kind.encodes:
         with timed(seconds, "reconstructions"):
@@ -164,7 +165,7 @@ def train(data: Path, outdir: Path, preset: str, cond: bool, seed: int, gpus: in
 
 
 def show(outdir: Path, training: Path, seconds: dict[str, float]) -> dict[str, Path]:
-    """Make grid, video and progress strip from the newest run of `training`. -> their paths by name."""
+    """Make grid, video and progress strip of a run. -> their paths by name."""
     newest = find_snapshot(training)
     snapshot = load_network(newest)
     made = {

@@ -30,6 +30,15 @@ def find_snapshot(network: str | Path) -> Path:
     return max(last_of_runs, key=lambda snapshot: (snapshot.stat().st_mtime, snapshot))
 
 
+def last_run(outdir: str | Path) -> Path:
+    """The run in a folder that ended last, or that `saddle train` last found finished. Raises UserError if there is
+    none."""
+    found = list(Path(outdir).glob("*/exit.json"))
+    if not found:
+        raise UserError(f"no run in {outdir} has ended; train first")
+    return max(found, key=lambda path: path.stat().st_mtime_ns).parent
+
+
 def load_network(network: str | Path) -> "Snapshot":
     """Load the snapshot that `find_snapshot` finds, onto the GPU if there is one. Raises UserError if its images do not
     have 1, 3 or 4 channels."""

@@ -37,6 +37,7 @@ OF_FEATURES = {
     "recall-": ("recall", ".3f"),
     "density-": ("density", ".3f"),
     "coverage-": ("coverage", ".3f"),
+    "js-": (None, ".3f"),
     "is-": (None, ".2f"),
     "copies-": ("copies", ".3f"),
     "copies-by-chance-": ("(by chance)", ".3f"),

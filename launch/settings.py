@@ -118,6 +118,16 @@ def as_flags(message: str) -> str:
     return message
 
 
+def noise_format(resolution: int) -> "ImageFormat":
+    """Color images from 4x4 to a resolution. Raises UserError where that is not 4, 8, 16, ..."""
+    from gan.networks import ImageFormat
+
+    last = resolution.bit_length() - 3
+    if last < 0 or 4 << last != resolution:
+        raise UserError(f"resolution={resolution} is not 4, 8, 16, ...")
+    return ImageFormat(channels=3, base=(4, 4), last=last, class_names=(), dataset_hash="noise")
+
+
 def image_format(dataset: "Dataset", config: TrainConfig) -> "ImageFormat":
     """What the networks must know about the dataset. Raises UserError for a resolution or labels that it lacks."""
     from gan.networks import ImageFormat

@@ -1,5 +1,6 @@
 """Rows of plain values as a table for people and as JSON for programs."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -40,6 +41,11 @@ def write_json(path: Path, values: Any) -> None:
     """Write plain values as indented JSON, never half-written. Raises UserError if the file cannot be written."""
     with output_file(path) as part:
         part.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def fingerprint(values: Any) -> str:
+    """A hash of plain values, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:

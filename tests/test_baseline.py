@@ -71,6 +71,12 @@ def test_the_vae_gets_the_time_of_the_gan_and_its_decoder(digits, monkeypatch):
     assert budget["vae"]["kimg"] == pytest.approx(3 * 1.92)
 
 
+def test_steps_of_a_conditional_network_are_timed_with_labels(digits):
+    config = configuration("digits", {"network.widths": [8, 8, 8], "data.cond": True})
+    of = baseline_benchmark.task(config, ImageDataset(digits))
+    baseline_benchmark.cycle_of_steps(of, baseline_benchmark.moments_of_stages(of)[0][:1], ImageDataset(digits))()
+
+
 @pytest.mark.slow
 def test_a_baseline_is_trained_scored_and_shown_once(digits, tmp_path, monkeypatch):
     tiny = ["--set=network.widths=[8,8,8]"]
@@ -95,6 +101,8 @@ def test_a_baseline_is_trained_scored_and_shown_once(digits, tmp_path, monkeypat
     flags = [f"--data={digits}", f"--outdir={tmp_path}", "--kimg=0.64", "--samples=200", f"--json={tmp_path}/r.json"]
     first = call(baseline_benchmark.main, *flags)
     monkeypatch.setattr(baseline_benchmark, "score_all", lambda *of: pytest.fail("they are kept"))
+    with pytest.raises(pytest.fail.Exception, match="they are kept"):
+        call(baseline_benchmark.main, *flags, "--seed=1")  # other networks have other scores
     again = call(baseline_benchmark.main, *flags)
     assert again.splitlines() == [line for line in first.splitlines() if not line.startswith("training a classifier")]
     found = json.loads((tmp_path / "r.json").read_text())

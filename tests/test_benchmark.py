@@ -75,7 +75,7 @@ def test_a_priced_step_takes_the_penalty_in_and_moves_nothing(monkeypatch):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["penalties", "--resolution=24"], "try --resolution=16"),
+        (["penalties", "--resolution=24"], "resolution=24 is not 4, 8, 16"),
         (["penalties", "--regularizers=r3"], "did you mean"),
         (["penalties", "--objective=hinge"], "use an objective f:..., or roth_js"),
         (["penalties", "--objective=energy"], "no D step"),

@@ -113,6 +113,7 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path, text, message):
         (["--plan=pints"], "did you mean points"),
         (["--seeds=0.5"], "whole numbers"),
         (["--gammas=much"], "is no number"),
+        (["--gammas=1,-1"], "gammas are numbers from 0"),
         (["--set=step=3"], "points have no setting step; did you mean steps"),
         (["--set=steps=3"], "steps must be at least"),
         (["--cell=x"], "is the beginning of no cells' hashes"),

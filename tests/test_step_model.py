@@ -5,7 +5,7 @@ import torch
 
 from gan.config import TrainConfig, override
 from gan.errors import UserError
-from launch.benchmark.step_contest import Case, Ours, build, line_up, noise_format
+from launch.benchmark.step_contest import Case, Ours, build, line_up
 from launch.benchmark.step_contest import Ranks as Alone
 from launch.benchmark.step_model import (
     WANTED,
@@ -21,6 +21,7 @@ from launch.benchmark.step_model import (
     sum_seconds,
     tree_seconds,
 )
+from launch.settings import noise_format
 
 LINK = Link(latency=1e-3, bandwidth=1e6)
 FABRIC = Fabric(inside=Link(1e-5, 2e11), between=Link(2e-5, 2.5e10), per_host=8)
@@ -91,7 +92,12 @@ def test_steps_are_read_from_a_file(tmp_path):
     assert sum(eight.messages) > sum(four.messages) > 0
 
 
-@pytest.mark.parametrize("text", ["", "[[step]]\nresolution = 8\nbatch = 4", "[[step]]\nresolution = 'a'", "[[step"])
+ODD = "[[step]]\nresolution = 48\nbatch = 4\nms = 1"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[[step]]\nresolution = 8\nbatch = 4", "[[step]]\nresolution = 'a'", "[[step", ODD]
+)
 def test_bad_files_of_steps_are_refused(tmp_path, text):
     path = tmp_path / "steps.toml"
     path.write_text(text)

@@ -10,9 +10,10 @@ from devices import DEVICES
 from tiny import one_thread, tiny_config  # noqa: F401 - a fixture
 
 from gan.ranks.distributed import Ranks
-from launch.benchmark.step_contest import Case, Ours, build, hold_contest, line_up, noise_format
+from launch.benchmark.step_contest import Case, Ours, build, hold_contest, line_up
 from launch.benchmark.step_memory import STATUS, peak_bytes
 from launch.benchmark.step_parts import PartTimer, time_parts, trace, watched
+from launch.settings import noise_format
 
 NARROW = {"batch": 8, "growth.mode": "none", "growth.shares": [], "network.widths": [8, 8]}
 
@@ -40,6 +41,15 @@ def test_forward_passes_and_updates_are_seen_and_only_while_watched(device):
     assert all(seconds > 0 for seconds in timer.seconds().values())
     ours.step()
     assert len(timer.pairs) == 7
+
+
+def test_a_conditional_network_gets_labels():
+    case = tiny_case(**{"data.cond": True})
+    case = replace(case, images=replace(case.images, class_names=("a", "b", "c")))
+    ours = build(line_up(case, Ranks(), ())["ours"], case, 1)
+    assert ours.state.networks["G"].embedding.weight.shape[0] == 3
+    ours.step()
+    assert ours.state.networks["G"].embedding.weight.grad.abs().sum(1).min() > 0  # each class was among the labels
 
 
 def test_seconds_of_a_part_are_those_between_its_begin_and_its_end():

@@ -11,7 +11,7 @@ import click
 from gan.errors import UserError
 from launch.cli import run
 from launch.outputs import output_file
-from launch.tables import json_option, save_rows, text_table
+from launch.tables import fingerprint, json_option, save_rows, text_table
 
 if TYPE_CHECKING:
     from data.dataset import ImageDataset
@@ -59,6 +59,7 @@ def main(
     training as long as the GAN's. Started again after it was stopped, it goes on.
     """
     from data.dataset import ImageDataset
+    from gan.config import trajectory
     from launch.benchmark.training import kept, trained
     from launch.likelihood_estimates import quick_bound
     from launch.samples import load_network
@@ -72,9 +73,8 @@ def main(
     vae = configuration(vae_preset, {"seed": seed, **decoder})
     if vae.model != "vae":
         raise UserError(f"--vae-preset={vae_preset} is a {vae.model}")
-    budget = kept(
-        outdir / f"budget-{gan.run.kimg:g}-kimg-{threads}-threads.json", lambda: equal_time(gan, vae, dataset, threads)
-    )
+    of = fingerprint([trajectory(gan), trajectory(vae), gan.run.kimg, dataset.manifest.content_hash, threads])
+    budget = kept(outdir / f"budget-{of}.json", lambda: equal_time(gan, vae, dataset, threads))
     click.echo(
         f"GAN {budget['gan']['kimg']:g} kimg, VAE {budget['vae']['kimg']:g} kimg, {budget['seconds']:.0f} s each"
     )
@@ -83,16 +83,12 @@ def main(
     paths = {"GAN": trained(data, outdir / "gan", {"preset": preset, **length}, of_all)}
     length = {"seed": seed, "kimg": budget["vae"]["kimg"]}
     paths["VAE"] = trained(data, outdir / "vae", {"preset": vae_preset, **length}, decoder | of_all)
-    names = "-".join(path.stem.rpartition("-")[2] for path in paths.values())
-    scores = kept(
-        outdir / f"scores-{names}-{features.rpartition('/')[2]}-{samples}.json",
-        lambda: score_all(paths, dataset, features, samples, seed),
-    )
+    networks = {name: load_network(path).sha256 for name, path in paths.items()}
+    of = fingerprint([*networks.values(), dataset.manifest.content_hash, features, samples, seed])
+    scores = kept(outdir / f"scores-{of}.json", lambda: score_all(paths, dataset, features, samples, seed))
     held_out = ImageDataset(test or data)
-    label = f"{names}-{held_out.manifest.content_hash[:8]}"
-    likelihood = kept(
-        outdir / f"likelihood-{label}.json", lambda: quick_bound(load_network(paths["VAE"]), held_out, seed)
-    )
+    of = fingerprint([networks["VAE"], held_out.manifest.content_hash, seed])
+    likelihood = kept(outdir / f"likelihood-{of}.json", lambda: quick_bound(load_network(paths["VAE"]), held_out, seed))
     rows = table(scores, budget, likelihood)
     click.echo(text_table(rows))
     page = outdir / "baseline.html"
@@ -185,12 +181,17 @@ def cycle_of_steps(of: "Task", moments: "list[Moment]", dataset: "ImageDataset")
     from gan.state import initial_state
 
     state = initial_state(of)
-    images = torch.from_numpy(dataset.read(np.arange(of.config.batch), moments[0].stage)).to(of.ranks.device)
+    first = np.arange(of.config.batch)
+    images = torch.from_numpy(dataset.read(first, moments[0].stage)).to(of.ranks.device)
+    labels = None
+    if of.config.data.cond:
+        assert dataset.labels is not None  # `image_format` has looked
+        labels = torch.from_numpy(dataset.labels[first]).to(images.device)
     stats = Statistics()
 
     def call() -> None:
         for now in moments:
-            of.family.step(state, of, now, step_inputs(of, now, images, None), stats)
+            of.family.step(state, of, now, step_inputs(of, now, images, labels), stats)
         stats.take()  # waits for a GPU
 
     return call

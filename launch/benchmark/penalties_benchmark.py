@@ -79,21 +79,18 @@ def task(name: str, device: "torch.device", resolution: int, batch: int, channel
     from gan.errors import UserError
     from gan.families import build_task
     from gan.methods.pairs import configured
-    from gan.networks import ImageFormat
     from gan.ranks.distributed import Ranks, set_precision
     from gan.schedules import build_schedule
+    from launch.settings import noise_format
 
-    last = resolution.bit_length() - 3
-    if resolution != 4 << last:
-        raise UserError(f"--resolution={resolution} is not a power of two; try --resolution={4 << last}")
+    images = noise_format(resolution)
     values = {"batch": batch, "growth.mode": "none", "network.channel_max": channels}
     config = override(TrainConfig(), values | {"objective.name": objective, "regularizer.name": name})
     ranks = Ranks(device=device)
     set_precision(ranks, config.distributed.deterministic)
-    images = ImageFormat(channels=3, base=(4, 4), last=last, class_names=(), dataset_hash="")
     if configured(config)[0].discriminator is None:
         raise UserError(f"--objective={objective} has no critic, and so no D step")
-    return build_task(config, build_schedule(config, last), images, ranks)
+    return build_task(config, build_schedule(config, images.last), images, ranks)
 
 
 def d_step(task: "Task") -> "Call":

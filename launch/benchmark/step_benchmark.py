@@ -19,7 +19,7 @@ from gan.networks import network_widths
 from gan.ranks import distributed
 from gan.ranks.distributed import Ranks
 from launch.benchmark.plain_loop import obstacle
-from launch.benchmark.step_contest import ALSO, PLAIN, PRODUCTS, Case, hold_contest, noise_format, stage_row, time_sums
+from launch.benchmark.step_contest import ALSO, PLAIN, PRODUCTS, Case, hold_contest, stage_row, time_sums
 from launch.benchmark.step_memory import peak_bytes
 from launch.benchmark.step_model import ASSUMPTIONS, Fabric, Link, Step, read_steps
 from launch.benchmark.step_parts import time_parts, trace
@@ -27,7 +27,7 @@ from launch.benchmark.step_tables import in_short, parts_row, prediction_rows, r
 from launch.benchmark.timing import describe_machine, machine_line
 from launch.cli import run
 from launch.ranks import call, end_with_parent, torchrun
-from launch.settings import image_format, read_preset
+from launch.settings import image_format, noise_format, read_preset
 from launch.tables import json_option, save_rows, text_table
 
 NARROW = 64  # channels at most where there is no GPU and nobody says otherwise

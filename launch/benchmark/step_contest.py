@@ -15,7 +15,6 @@ import torch.distributed as dist
 from data.dataset import ImageDataset
 from data.loader import load
 from gan.config import TrainConfig, override
-from gan.errors import UserError
 from gan.families import build_task
 from gan.methods.pairs import configured
 from gan.networks import ImageFormat
@@ -67,13 +66,13 @@ class Contestant:
     def step(self) -> None:
         """One step on the next batch."""
         begin = time.perf_counter()
-        images, _ = to_device(next(self.batches), self.task)
+        images, labels = to_device(next(self.batches), self.task)
         self.waited += time.perf_counter() - begin
-        self.train(images)
+        self.train(images, labels)
         self.steps += 1
 
-    def train(self, images: torch.Tensor) -> None:
-        """The step itself; images: uint8 [n, H, W, C]."""
+    def train(self, images: torch.Tensor, labels: torch.Tensor | None) -> None:
+        """The step itself; images: uint8 [n, H, W, C], labels: [n] of a conditional network."""
         raise NotImplementedError
 
     def sample(self, steps: int) -> float:
@@ -96,10 +95,10 @@ class Ours(Contestant):
         self.moment = replace(moment(task.schedule, 0), stage=stage)
         self.warm_up = self.period * (WARM_UP + 1)  # graphs are captured then
 
-    def train(self, images: torch.Tensor) -> None:
+    def train(self, images: torch.Tensor, labels: torch.Tensor | None) -> None:
         """See Contestant."""
         now = replace(self.moment, step=self.steps, images_seen=self.steps * self.task.config.batch)
-        self.stepper.step(now, images, None)
+        self.stepper.step(now, images, labels)
 
     def messages(self) -> list[float]:
         """Bytes of D's and of G's sum over ranks, mean over steps."""
@@ -117,7 +116,7 @@ class Plain(Contestant):
         super().__init__(task, stage, dataset)
         self.loop = PlainLoop(task.config, task.images, stage, task.ranks.device)
 
-    def train(self, images: torch.Tensor) -> None:
+    def train(self, images: torch.Tensor, labels: torch.Tensor | None) -> None:
         """See Contestant."""
         shape = (2, len(images), self.task.config.network.z_dim)
         self.loop.step(images, *torch.randn(shape, device=images.device))
@@ -147,14 +146,6 @@ def stopwatch(ranks: Ranks, dataset: ImageDataset | None) -> Callable[[], float]
     return time.process_time if alone and on_cpu else time.perf_counter
 
 
-def noise_format(resolution: int) -> ImageFormat:
-    """Color images from 4x4 to a resolution. UserError where that is not 4, 8, 16, ..."""
-    last = round(math.log2(max(resolution, 1) / 4))
-    if last < 0 or 4 * 2**last != resolution:
-        raise UserError(f"--resolution={resolution} is not 4, 8, 16, ...")
-    return ImageFormat(channels=3, base=(4, 4), last=last, class_names=(), dataset_hash="noise")
-
-
 def feed(task: Task, stage: int, dataset: ImageDataset | None) -> Generator[Batch, None, None]:
     """A rank's batches of a dataset as a run reads them, or the same noise again and again."""
     if dataset:
@@ -162,7 +153,8 @@ def feed(task: Task, stage: int, dataset: ImageDataset | None) -> Generator[Batc
         return load(dataset, requests, task.config.seed)
     shape = (task.samples(0)[1], *task.images.size(stage), task.images.channels)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return ((noise, None) for _ in repeat(None))
+    labels = np.arange(len(noise)) % max(len(task.images.class_names), 1)  # a network without classes gets none of them
+    return ((noise, labels) for _ in repeat(None))
 
 
 def line_up(case: Case, ranks: Ranks, also: Iterable[str]) -> dict[str, tuple[type[Contestant], TrainConfig, Ranks]]:

@@ -15,6 +15,7 @@ from gan.errors import UserError
 from gan.families import find_family
 from gan.networks import ImageFormat, stage_of
 from gan.state import build_networks
+from launch.settings import noise_format
 
 WANTED = 0.93  # efficiency, of the images per second that as many separate GPUs would reach
 ASSUMPTIONS = (
@@ -125,10 +126,9 @@ def read_steps(path: Path, config: TrainConfig) -> list[Step]:
 
 
 def _read_step(row: dict[str, float], config: TrainConfig) -> Step:
-    last = round(math.log2(row["resolution"] / 4))
-    images = ImageFormat(channels=3, base=(4, 4), last=last, class_names=(), dataset_hash="")
+    images = noise_format(int(row["resolution"]))
     return Step(
-        images.size_name(last),
+        images.size_name(images.last),
         int(row["batch"]),
         row["ms"] / 1e3,
         message_sizes(config, images),

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.ranks import call
-from launch.samples import find_snapshot
+from launch.samples import find_snapshot, last_run
 from launch.settings import set_flags
 from launch.tables import write_json
 
 
 def trained(data: Path, outdir: Path, flags: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
-    """Run `saddle train` until it is done, or go on with it. -> the newest snapshot.
+    """Run `saddle train` until it is done, or go on with it. -> its newest snapshot.
 
     The process ends with the training's exit code if that is not 0, as when a signal stopped it.
     """
@@ -22,7 +22,7 @@ def trained(data: Path, outdir: Path, flags: Mapping[str, Any], settings: Mappin
     code = call([sys.executable, "-m", "launch.train", *given], 1)
     if code:
         raise SystemExit(code)
-    return find_snapshot(outdir)
+    return find_snapshot(last_run(outdir))
 
 
 def kept(path: Path, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:

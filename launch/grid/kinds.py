@@ -1,7 +1,5 @@
 """Kinds of cells, as rows of a table: what decides a result, which cells are worked on together, and how."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +9,7 @@ from gan.errors import UserError
 from gan.methods.regularizers import REGULARIZERS
 from launch.grid import points, training
 from launch.grid.cells import Cell, Work
+from launch.tables import fingerprint
 
 FORMAT = 1  # of identities: raised if the same settings come to mean something else
 
@@ -54,11 +53,6 @@ def find_kind(name: str) -> Kind:
     if not known:
         raise UserError(message)
     return KINDS[name]
-
-
-def fingerprint(values: Any) -> str:
-    """A hash of plain values, 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

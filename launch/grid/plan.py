@@ -111,6 +111,7 @@ def narrowed(
         seeds=tuple(seeds) or plan.seeds,
     )
     _checked({"seeds": list(plan.seeds)}, FIELDS, "--seeds")
+    _checked({"gammas": list(gammas)}, METHOD_FIELDS, "--gammas")
     return plan
 
 
