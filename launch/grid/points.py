@@ -87,7 +87,7 @@ def run(work: Sequence[tuple[Cell, Work]]) -> Iterator[tuple[Cell, dict[str, Any
 
 
 def result_of(cell: Cell, recipe: "Recipe", trained: "Trained", seconds: float) -> dict[str, Any]:
-    """A cell's result as plain values, as launch.grid.kinds.Result has them."""
+    """A cell's result as plain values, as launch.grid.cells.Result has them."""
     import numpy as np
 
     from gan.metrics.modes import mode_kl_floor

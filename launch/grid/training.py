@@ -127,7 +127,7 @@ def newest_run(folder: Path) -> Path:
 
 
 def result_of(cell: Cell, folder: Path, diverged: bool) -> dict[str, Any]:
-    """A cell's result as plain values, as launch.grid.kinds.Result has them."""
+    """A cell's result as plain values, as launch.grid.cells.Result has them."""
     from gan.metrics.classifier import one_thread
     from gan.metrics.provenance import figures_to_json
     from launch.samples import load_network
