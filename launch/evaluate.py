@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from launch.scores import Reference
 
 MEETING = 3600.0  # seconds that ranks wait for each other: rank 0 may train a classifier meanwhile
-FEATURES = {"0": "pixels", "1": CLASSIFIER}  # other names
 
 
 class Evaluate(click.Command):
@@ -100,8 +99,6 @@ def main(**flags: Any) -> int:
     each of them uses one core.
     """
     end_with_parent()
-    if flags["features"] in FEATURES:
-        flags["features"] = FEATURES[flags["features"]]
     if flags["divergences"] is not None:
         return divergences(flags)
     if not flags["networks"]:

@@ -239,7 +239,7 @@ def vector_labels(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("flags", [[], ["--divergence=js", "--features=1"]])
+@pytest.mark.parametrize("flags", [[], ["--divergence=js", "--features=classifier"]])
 def test_labels_that_are_vectors_are_refused_in_one_line(vector_labels, tmp_path, flags, monkeypatch, capsys):
     network = write_snapshot(tmp_path / "a.safetensors")
     command = ["saddle", "evaluate", f"--network={network}", f"--data={vector_labels}", "--samples=100", *flags]

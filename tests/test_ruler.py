@@ -194,7 +194,11 @@ def test_the_command_on_images_networks_and_features(dataset, tmp_path, monkeypa
     monkeypatch.setattr("gan.theory.ruler.estimate_divergence", partial(estimate_divergence, most_steps=50))
     monkeypatch.setattr("gan.metrics.classifier.train_classifier", partial(train_classifier, steps=60))
     network = write_snapshot(tmp_path / "a.safetensors")
-    for flags in ([f"--against={network}"], [f"--network={network}"], [f"--network={network}", "--features=1"]):
+    for flags in (
+        [f"--against={network}"],
+        [f"--network={network}"],
+        [f"--network={network}", "--features=classifier"],
+    ):
         result = saddle_evaluate("--divergence=js", f"--data={dataset}", "--samples=100", *flags)
         assert result.exit_code == 0, (result.output, result.exception)
     assert "[64] each" in result.output
@@ -223,7 +227,7 @@ def test_the_command_refuses_in_one_line(dataset, tmp_path):  # noqa: F811
         (["--divergence=kl", f"--against={tmp_path / 'npz.npy'}"], "cannot be read as an .npy file"),
         (["--divergence=kl", f"--against={tmp_path / 'none.npy'}"], "cannot be read"),
         (["--divergence=kl", f"--against={dataset}"], "differ in shape"),
-        (["--divergence=kl", f"--against={a}", "--features=1"], "needs images"),
+        (["--divergence=kl", f"--against={a}", "--features=classifier"], "needs images"),
         (["--divergence=,", f"--against={a}"], "--divergence is empty"),
         (["--divergence=kl"], "give --against"),
         ([], "give --network"),
