@@ -26,7 +26,6 @@ from gan.metrics.sample import Sample, View
 from gan.metrics.sliced import SIDE, level_sizes, patches, sliced_wasserstein, standardized
 from gan.theory.ruler import FEWEST, estimate_divergence
 
-SAMPLES = 10_000
 MOST_PAIRS = 10_000  # images of each set that metrics of all pairs compare
 
 
