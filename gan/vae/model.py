@@ -118,7 +118,6 @@ class DenseDecoder(nn.Module):
     """The same the other way, with the interface of a generator: latents [N, z_dim] -> [N, *shape]."""
 
     filter: Tensor
-    box: Tensor
 
     def __init__(
         self, z_dim: int, hidden: Sequence[int], shape: tuple[int, int, int], base: tuple[int, int], classes: int
@@ -133,7 +132,6 @@ class DenseDecoder(nn.Module):
         self.layers = nn.Sequential(*(CReLU(2 * a, b) for a, b in pairwise(hidden)))
         self.last = Linear(2 * hidden[-1], math.prod(shape))
         self.register_buffer("filter", setup_filter([1, 1]), persistent=False)
-        self.register_buffer("box", setup_filter([1, 1]), persistent=False)
         self.register_buffer("latent_mean", torch.zeros(z_dim), persistent=False)
         self.compute: torch.dtype | None = None
 
@@ -193,10 +191,6 @@ class VAE(nn.Module):
     @property
     def filter(self) -> Tensor:
         return self.decoder.filter
-
-    @property
-    def box(self) -> Tensor:
-        return self.decoder.box
 
     @property
     def latent_mean(self) -> Tensor:
