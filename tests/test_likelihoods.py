@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal
 
-from gan.errors import UserError
-from gan.vae.likelihoods import LIKELIHOODS, find_likelihood, log1mexp, mixture_outputs
+from gan.config import settings
+from gan.vae.likelihoods import LIKELIHOODS, log1mexp, mixture_outputs
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 SCALE = torch.tensor(math.log(0.1), dtype=torch.float64)
@@ -21,21 +21,21 @@ def some_outputs(channels, scale=1.0, seed=0):
 @pytest.mark.parametrize("name", ["gaussian", "logistic"])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
 def test_the_probabilities_of_all_levels_add_up_to_one(name, scale):
-    row = find_likelihood(name)
+    row = LIKELIHOODS[name]
     outputs = some_outputs(row.outputs(1), scale).expand(256, -1, -1, -1)
     total = row.log_mass(outputs, LEVELS.view(256, 1, 1, 1), SCALE).logsumexp(0)
     assert total.item() == pytest.approx(0, abs=1e-10)
 
 
 def test_the_probabilities_of_all_pairs_of_colors_add_up_to_one():
-    row = find_likelihood("logistic")
+    row = LIKELIHOODS["logistic"]
     pairs = torch.cartesian_prod(LEVELS, LEVELS).view(-1, 2, 1, 1)
     outputs = some_outputs(mixture_outputs(2)).expand(len(pairs), -1, -1, -1)
     assert row.log_prob(outputs, pairs, SCALE).logsumexp(0).item() == pytest.approx(0, abs=1e-10)
 
 
 def test_a_color_depends_on_those_before_it():
-    row = find_likelihood("logistic")
+    row = LIKELIHOODS["logistic"]
     outputs = some_outputs(mixture_outputs(2))
     joint = row.log_prob(
         outputs.expand(65536, -1, -1, -1), torch.cartesian_prod(LEVELS, LEVELS).view(-1, 2, 1, 1), SCALE
@@ -89,6 +89,5 @@ def test_log1mexp_keeps_digits():
     torch.testing.assert_close(log1mexp(a), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
-def test_an_unknown_name_is_refused():
-    with pytest.raises(UserError, match="known: gaussian, bernoulli, logistic"):
-        find_likelihood("laplace")
+def test_the_rows_are_the_choices_of_the_configuration():
+    assert settings()["vae.likelihood"].choices == tuple(LIKELIHOODS)

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gan.errors import UserError
-
 HALF_LEVEL = 1 / 255
 TINY = 1e-12
 MIXTURES = 10  # logistic distributions that a pixel's colors are a mixture of (Salimans et al. 2017)
@@ -150,10 +148,3 @@ LIKELIHOODS = {
     ),
     "logistic": Likelihood(mixture_outputs, mixture_log_prob, mixture_log_prob, mixture_mean),
 }
-
-
-def find_likelihood(name: str) -> Likelihood:
-    """The row of a name. Raises UserError for one that does not exist."""
-    if name not in LIKELIHOODS:
-        raise UserError(f"vae.likelihood={name} is unknown; known: {', '.join(LIKELIHOODS)}")
-    return LIKELIHOODS[name]

@@ -29,7 +29,7 @@ from gan.networks import (
 )
 from gan.precision import compute_dtype
 from gan.vae.gaussians import normal_log_density
-from gan.vae.likelihoods import Likelihood, find_likelihood
+from gan.vae.likelihoods import LIKELIHOODS, Likelihood
 from gan.vae.posteriors import POSTERIORS, stopped_log_density
 from ops import setup_filter
 
@@ -291,7 +291,7 @@ def build_vae(config: TrainConfig, images: ImageFormat) -> VAE:
     options = config.vae
     z_dim = config.network.z_dim
     classes = image_classes(config, images)
-    likelihood = find_likelihood(options.likelihood)
+    likelihood = LIKELIHOODS[options.likelihood]
     outputs = likelihood.outputs(images.channels)
     size = images.size(images.last)
     encoder: Any

@@ -19,7 +19,7 @@ from gan.state import Family, StepInputs, Task, TrainState
 from gan.undo import undo_step
 from gan.vae.bounds import doubly_reparameterized, iwae
 from gan.vae.groups import Grouped
-from gan.vae.likelihoods import binarized, find_likelihood
+from gan.vae.likelihoods import LIKELIHOODS, binarized
 from gan.vae.model import VAE, Evidence, build_vae
 from gan.vae.posteriors import POSTERIORS, Implicit
 
@@ -138,11 +138,12 @@ def check(config: TrainConfig) -> None:
     if config.growth.mode != "none":
         raise UserError("growth.mode=progressive: a VAE is trained at its final resolution; give growth.mode=none")
     options = config.vae
-    if find_likelihood(options.likelihood).binary and not options.binarize:
+    likelihood = LIKELIHOODS[options.likelihood]
+    if likelihood.binary and not options.binarize:
         raise UserError(f"vae.likelihood={options.likelihood} is of black and white pixels; give vae.binarize=1 too")
-    if options.binarize and not find_likelihood(options.likelihood).binary:
+    if options.binarize and not likelihood.binary:
         raise UserError(f"vae.binarize=1 leaves nothing for vae.likelihood={options.likelihood} to tell; leave it out")
-    if options.scale != "auto" and not find_likelihood(options.likelihood).scale:
+    if options.scale != "auto" and not likelihood.scale:
         raise UserError(
             f"vae.scale={options.scale} does nothing with vae.likelihood={options.likelihood}; leave it out"
         )
