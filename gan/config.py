@@ -9,7 +9,7 @@ import functools
 import math
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
@@ -338,9 +338,8 @@ def value_of(config: TrainConfig, key: str) -> Any:
 
 def _check_setting(key: str, value: Any, known: Setting) -> None:
     """Raises UserError for a name that is not among the choices, and a number that is out of bounds."""
-    if isinstance(value, str) and known.choices and value not in known.choices:
-        other = "; or give a number" if known.low is not None else ""
-        raise UserError(choice(key, value, known.choices)[1] + other)
+    if isinstance(value, str) and known.choices:
+        check_name(key, value, known.choices, "; or give a number" if known.low is not None else "")
     if known.low is None or known.high is None or isinstance(value, str):
         return
     for number in value if isinstance(value, tuple) else (value,):
@@ -382,9 +381,10 @@ def _interval(low: float, high: float, number: float) -> str:
     return above if far and not number > high else f"{above} and at most {high:g}"
 
 
-def choice(what: str, name: str, known: Iterable[str]) -> tuple[bool, str]:
-    """(is it known, the message that names the nearest ones if it is not)."""
-    return name in known, f"{what}={name:.100} is unknown; {nearest(name, known)}"
+def check_name(what: str, name: str, known: Collection[str], ending: str = "") -> None:
+    """Raises UserError for a name that is not among the known ones. The message names the nearest."""
+    if name not in known:
+        raise UserError(f"{what}={name:.100} is unknown; {nearest(name, known)}{ending}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
 """The kinds of models that can be trained, one row each. No other code asks which kind a model is."""
 
-from gan.config import TrainConfig, choice
-from gan.errors import UserError
+from gan.config import TrainConfig, check_name
 from gan.networks import ImageFormat
 from gan.ranks.distributed import Ranks
 from gan.schedules import Schedule
@@ -14,9 +13,7 @@ FAMILIES: dict[str, Family] = {"gan": GAN, "vae": VAE_FAMILY}
 
 def find_family(config: TrainConfig) -> Family:
     """The row that a configuration names. Raises UserError for a name that does not exist."""
-    known, message = choice("model", config.model, FAMILIES)
-    if not known:
-        raise UserError(message)
+    check_name("model", config.model, FAMILIES)
     return FAMILIES[config.model]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data.names import printable
-from gan.config import NO_SUCH_KEY, Setting, TrainConfig, choice, flatten, override, parse_assignment, settings
+from gan.config import NO_SUCH_KEY, Setting, TrainConfig, check_name, flatten, override, parse_assignment, settings
 from gan.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ def read_toml(flag: str, name: str, folder: Path) -> dict[str, Any]:
     if there is none, or it cannot be read."""
     path = Path(name)
     if path.suffix != ".toml":
-        known, message = choice(flag, name, [p.stem for p in folder.glob("*.toml")])
-        if not known:
-            raise UserError(message)
+        check_name(flag, name, [p.stem for p in folder.glob("*.toml")])
         path = folder / f"{name}.toml"
     try:
         return tomllib.loads(path.read_text())

@@ -190,7 +190,7 @@ def test_several_ranks_by_hand():
     [
         (["--gpus=two"], "--gpus=two: write numbers"),
         (["--gpus=0"], "--gpus=0: write numbers"),
-        (["--also=fp8"], "known are exact, bf16 sums"),
+        (["--also=fp8"], "known: bf16 sums, exact"),
         (["--batch=6"], "--batch=6 is not a multiple of the coupling group"),
         (["--preset=33"], "did you mean"),
         (["--preset=32,33"], "did you mean"),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan.config import choice
+from gan.config import check_name
 from gan.errors import UserError
 from gan.methods.divergences import divergence
 from gan.metrics.blocks import ROWS
@@ -308,9 +308,7 @@ def find_metrics(text: str, classifier: bool, probabilities: bool = False) -> di
         return applying
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        known, message = choice("run.metrics", name, METRICS)
-        if not known:
-            raise UserError(message)
+        check_name("run.metrics", name, METRICS)
         if METRICS[name].classes and not classifier:
             raise UserError(
                 f"run.metrics={name} needs a classifier of the dataset's classes: give run.features=classifier, and a "

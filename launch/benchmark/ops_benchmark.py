@@ -1,7 +1,7 @@
 """Time the fused ops beside their plain versions, the fastest in stock PyTorch, and a copy of the same bytes."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from itertools import cycle, product
 from pathlib import Path
@@ -10,8 +10,7 @@ from typing import Any
 import click
 import torch
 
-from gan.config import choice
-from gan.errors import UserError
+from gan.config import check_name
 from launch.benchmark.op_contestants import (
     ALONE,
     DTYPES,
@@ -59,13 +58,11 @@ QUICK_SHAPES, QUICK_REPEATS = ((2, 8, 16, 16),), 3
 REPEATS = 11
 
 
-def _names(what: str, text: str, known: Sequence[str]) -> list[str]:
+def _names(what: str, text: str, known: Collection[str]) -> list[str]:
     """The names in a list like "fp32,bf16", each once. UserError names the nearest of one that does not exist."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names or [text]:
-        good, message = choice(what, name, known)
-        if not good:
-            raise UserError(message)
+        check_name(what, name, known)
     return names
 
 
@@ -111,13 +108,11 @@ def main(
     speed. --against=copy measures each pass apart from those before it, beside the copy alone. Ctrl-C stops and shows
     what has been measured.
     """
-    names = _names("--op", ops_, list(OPS))
-    dtypes = _names("--dtype", dtype, list(DTYPES))
-    layouts = _names("--layout", layout, list(LAYOUTS))
-    for what, name, known in (("--device", device, DEVICES), ("--against", against, AGAINST)):
-        good, message = choice(what, name, list(known))
-        if not good:
-            raise UserError(message)
+    names = _names("--op", ops_, OPS)
+    dtypes = _names("--dtype", dtype, DTYPES)
+    layouts = _names("--layout", layout, LAYOUTS)
+    check_name("--device", device, DEVICES)
+    check_name("--against", against, AGAINST)
     target = find_device(device)
     torch.set_num_threads(threads)
     machine = describe_machine(target)

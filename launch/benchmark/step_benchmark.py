@@ -12,7 +12,7 @@ import click
 import torch
 
 from data.dataset import ImageDataset
-from gan.config import TrainConfig, override, parse_assignment
+from gan.config import TrainConfig, check_name, override, parse_assignment
 from gan.errors import UserError
 from gan.methods.pairs import configured
 from gan.networks import network_widths
@@ -166,9 +166,8 @@ def read_case(preset: str, flags: Mapping[str, Any], at: tuple[int, int] | None 
         case = read_case(preset, {**flags, "resolution": side, "batch": batch, "stages": str(last)})
         return replace(case, preset=f"{preset}, batch {batch}")  # the name by which a report tells cases apart
     config = read_config(preset, flags)
-    also = names_of(flags["also"])
-    if set(also) - set(ALSO):
-        raise UserError(f"--also={flags['also']}: known are {', '.join(ALSO)}")
+    for name in names_of(flags["also"]):
+        check_name("--also", name, ALSO)
     configured(config)
     dataset = ImageDataset(flags["data"]) if flags["data"] else None
     if dataset:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gan.config import choice
+from gan.config import check_name
 from gan.errors import UserError
 from gan.methods.regularizers import REGULARIZERS
 from launch.grid import points, training
@@ -49,9 +49,7 @@ KINDS: dict[str, Kind] = {
 
 def find_kind(name: str) -> Kind:
     """The row of a name. Raises UserError for one that does not exist."""
-    known, message = choice("kind", name, KINDS)
-    if not known:
-        raise UserError(message)
+    check_name("kind", name, KINDS)
     return KINDS[name]
 
 

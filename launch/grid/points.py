@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from gan.config import choice, nearest
+from gan.config import check_name, nearest
 from gan.errors import UserError
 from launch.grid.cells import Cell, Result, Work
 
@@ -46,9 +46,7 @@ def decides(cell: Cell) -> Mapping[str, Any]:
     from gan.methods.pairs import find_pair
     from gan.theory.clusters import POINTS
 
-    known, message = choice("datasets", cell.dataset, POINTS)
-    if not known:
-        raise UserError(message)
+    check_name("datasets", cell.dataset, POINTS)
     _, regularizer = find_pair(cell.objective, cell.regularizer)
     if regularizer.pictures:
         raise UserError(f"regularizer.name={cell.regularizer} changes pictures, and these are points")
