@@ -72,16 +72,20 @@ def _each(weight: Tensor, x: Tensor) -> Tensor:
     return weight.view(-1, *[1] * (x.dim() - 1))
 
 
+def _like_first(x: Tensor, *others: Tensor) -> Tensor:
+    return torch.empty_like(dense(x, is_channels_last(x)))
+
+
+def _save_inputs(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
 def _dot_reference(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() * b.double()).flatten(1).sum(1).to(wide(a))
 
 
 def _dot_fake(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[:1], dtype=wide(a))
-
-
-def _dot_setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _dot_backward(ctx, dy: Tensor):
@@ -100,10 +104,6 @@ def _norm_fake(x: Tensor) -> Tensor:
     return _dot_fake(x, x)
 
 
-def _norm_setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
 def _norm_backward(ctx, dy: Tensor):
     (x,) = ctx.saved_tensors
     return torch.ops.gan_ops.sample_scale(x, 2 * dy)
@@ -112,14 +112,6 @@ def _norm_backward(ctx, dy: Tensor):
 def _scale_reference(x: Tensor, weight: Tensor) -> Tensor:
     x = dense(x, is_channels_last(x))
     return (x.to(wide(x)) * _each(weight, x)).to(x.dtype)
-
-
-def _scale_fake(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.empty_like(dense(x, is_channels_last(x)))
-
-
-def _scale_setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _scale_backward(ctx, dy: Tensor):
@@ -132,14 +124,6 @@ def _lerp_reference(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     a = dense(a, is_channels_last(a))
     each = _each(weight, a)
     return (each * a.to(wide(a)) + (1 - each) * b.to(wide(a))).to(a.dtype)
-
-
-def _lerp_fake(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    return torch.empty_like(dense(a, is_channels_last(a)))
-
-
-def _lerp_setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _lerp_backward(ctx, dy: Tensor):
@@ -155,27 +139,27 @@ register(
     "sample_squared_norm(Tensor x) -> Tensor",
     reference=_norm_reference,
     fake=_norm_fake,
-    setup_context=_norm_setup,
+    setup_context=_save_inputs,
     backward=_norm_backward,
 )
 register(
     "sample_dot(Tensor a, Tensor b) -> Tensor",
     reference=_dot_reference,
     fake=_dot_fake,
-    setup_context=_dot_setup,
+    setup_context=_save_inputs,
     backward=_dot_backward,
 )
 register(
     "sample_scale(Tensor x, Tensor w) -> Tensor",
     reference=_scale_reference,
-    fake=_scale_fake,
-    setup_context=_scale_setup,
+    fake=_like_first,
+    setup_context=_save_inputs,
     backward=_scale_backward,
 )
 register(
     "sample_lerp(Tensor a, Tensor b, Tensor w) -> Tensor",
     reference=_lerp_reference,
-    fake=_lerp_fake,
-    setup_context=_lerp_setup,
+    fake=_like_first,
+    setup_context=_save_inputs,
     backward=_lerp_backward,
 )
