@@ -15,6 +15,19 @@ def blocks(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, x[rows].double()
 
 
+def nearest_squares(queries: Tensor, points: Tensor, k: int, held_out: bool = False) -> Tensor:
+    """The squared distances of queries [n, F] to their k nearest points [m, F], ascending -> float64 [n, k]. held_out:
+    the queries are the first n points, and each is held out of the points that it is compared with."""
+    nearest = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=queries.device)
+    for columns, others in blocks(points):
+        for rows, block in blocks(queries):
+            distances = squared_distances(block, others)
+            if held_out and rows.start == columns.start:
+                distances.fill_diagonal_(torch.inf)
+            nearest[rows] = torch.cat([nearest[rows], distances], dim=1).topk(k, largest=False).values
+    return nearest
+
+
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """||x_i - y_j||^2 of float64 x [n, F] and y [m, F] -> [n, m]. It is 0 for equal rows: differences as small as
     rounding errors of the sum count as 0."""

@@ -5,10 +5,9 @@ A real image is held out of all others: it is as independent of them as an image
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from gan.metrics.blocks import blocks, squared_distances
+from gan.metrics.blocks import nearest_squares
 from gan.metrics.intervals import Estimate, normal, share
 
 NEIGHBORS = 50  # among which the nearest must stand out
@@ -19,14 +18,7 @@ RARE = 0.01  # the share of held-out images that stand out as a copy does
 def nearest(queries: Tensor, points: Tensor, k: int, held_out: bool = False) -> np.ndarray:
     """The distances of queries [n, F] to their k nearest points [m, F], ascending -> float64 [n, k]. held_out: the
     queries are the first n points, and each is held out of the points that it is compared with."""
-    found = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=queries.device)
-    for columns, others in blocks(points):
-        for rows, block in blocks(queries):
-            distances = squared_distances(block, others)
-            if held_out and rows.start == columns.start:
-                distances.fill_diagonal_(torch.inf)
-            found[rows] = torch.cat([found[rows], distances], dim=1).topk(k, largest=False).values
-    return found.sort(1).values.sqrt().cpu().numpy()
+    return nearest_squares(queries, points, k, held_out).sqrt().cpu().numpy()
 
 
 def relative(distances: np.ndarray) -> np.ndarray:

@@ -9,20 +9,13 @@ import math
 import torch
 from torch import Tensor
 
-from gan.metrics.blocks import blocks, squared_distances
+from gan.metrics.blocks import blocks, nearest_squares, squared_distances
 from gan.metrics.intervals import Estimate, normal, share
 
 
 def radii(x: Tensor, k: int) -> Tensor:
     """The squared distance of each row of x [n > k, F] to its k-th nearest other row -> float64 [n]."""
-    nearest = torch.full((len(x), k), math.inf, dtype=torch.float64, device=x.device)
-    for columns, others in blocks(x):
-        for rows, block in blocks(x):
-            distances = squared_distances(block, others)
-            if rows == columns:
-                distances.fill_diagonal_(math.inf)
-            nearest[rows] = torch.cat([nearest[rows], distances], dim=1).topk(k, largest=False).values
-    return nearest.max(1).values
+    return nearest_squares(x, x, k, held_out=True).max(1).values
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> dict[str, Estimate]:
