@@ -71,6 +71,7 @@ def code_rows(
     """The lines of one network. codes [N, 2 d] and labels [N], of which the first `half` train the classifiers."""
     import torch
 
+    from gan.metrics.sample import groups_of_class
     from gan.vae.gaussians import product_of_gaussians
 
     mean, log_variance = codes.chunk(2, 1)
@@ -98,15 +99,6 @@ def code_rows(
             rate = accuracy(by_content, shared, y[members[0]])
             rows.append(line("content", together, rate, len(groups), float((log_shared / 2).exp().mean())))
     return rows
-
-
-def groups_of_class(labels: np.ndarray, size: int) -> np.ndarray:
-    """Positions of images of one class each, no image twice: int64 [groups, size]."""
-    groups = [np.empty((0, size), np.int64)]
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        groups.append(members[: len(members) // size * size].reshape(-1, size))
-    return np.concatenate(groups)
 
 
 def fit_classifier(codes: "torch.Tensor", labels: "torch.Tensor", classes: int, seed: int) -> "torch.nn.Module":

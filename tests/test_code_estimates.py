@@ -10,9 +10,10 @@ from snapshots import write_snapshot
 
 from data.prepare import prepare
 from gan.errors import UserError
+from gan.metrics.sample import groups_of_class
 from gan.vae.groups import Grouped
 from launch import code_estimates, evaluate
-from launch.code_estimates import code_rows, groups_of_class
+from launch.code_estimates import code_rows
 
 NOISE = 1.0
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gan.metrics.ms_ssim import WEIGHTS, ms_ssim, pairs_in_groups, similarities
+from gan.metrics.ms_ssim import WEIGHTS, ms_ssim, similarities
+from gan.metrics.sample import groups_of_class
 
 RANDOM = np.random.RandomState(0)
 
@@ -75,7 +76,7 @@ def test_equal_images_are_alike_and_unlike_ones_are_not():
 
 def test_pairs_are_of_one_group_and_no_image_is_in_two():
     groups = np.array([2, 0, 2, 1, 0, 2, 0, 0, 2])
-    pairs = pairs_in_groups(groups)
+    pairs = groups_of_class(groups, 2)
     assert pairs.tolist() == [[1, 4], [6, 7], [0, 2], [5, 8]]
     images = smooth(9, 3, 16, 16).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     planes = images.permute(0, 3, 1, 2).double()

@@ -3,8 +3,6 @@
 It is near 1 for a generator that makes one image again and again (Odena et al. 2017).
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -68,14 +66,3 @@ def similarities(images: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         for part in np.array_split(pairs, -(-len(pairs) // CHUNK))
     ]
     return torch.cat(parts).numpy()
-
-
-def pairs_in_groups(groups: np.ndarray) -> np.ndarray:
-    """Pairs of rows that are in one group, int64 [N]; no row is in two pairs -> int64 [n, 2]."""
-    return np.array(list(_pairs(groups)), np.int64).reshape(-1, 2)
-
-
-def _pairs(groups: np.ndarray) -> Iterator[np.ndarray]:
-    for group in np.unique(groups):
-        rows = np.flatnonzero(groups == group)
-        yield from rows[: len(rows) // 2 * 2].reshape(-1, 2)

@@ -105,3 +105,12 @@ def _unseen(view: View, source: Source) -> Seen:
     rows = np.full(source.count, -1)
     rows[chosen] = np.arange(len(chosen))
     return Seen(np.zeros((len(chosen), *trial.shape[1:]), trial.dtype), rows, source.shape[:2])
+
+
+def groups_of_class(labels: np.ndarray, size: int) -> np.ndarray:
+    """Positions of images of one class each, no image twice: int64 [groups, size]."""
+    groups = [np.empty((0, size), np.int64)]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        groups.append(members[: len(members) // size * size].reshape(-1, size))
+    return np.concatenate(groups)

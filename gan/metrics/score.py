@@ -19,10 +19,10 @@ from gan.metrics.frechet import frechet_estimate
 from gan.metrics.intervals import Estimate, mean, share
 from gan.metrics.kernel_distance import kernel_distance
 from gan.metrics.modes import CONFIDENT, inception_score, mode_count, mode_kl_estimate, mode_kl_floor
-from gan.metrics.ms_ssim import pairs_in_groups, similarities
+from gan.metrics.ms_ssim import similarities
 from gan.metrics.neighbors import density_coverage, precision_recall
 from gan.metrics.provenance import Provenance
-from gan.metrics.sample import Sample, View
+from gan.metrics.sample import Sample, View, groups_of_class
 from gan.metrics.sliced import SIDE, level_sizes, patches, sliced_wasserstein, standardized
 from gan.theory.ruler import FEWEST, estimate_divergence
 
@@ -167,7 +167,7 @@ def _ms_ssim(_: Sample, fake: Sample) -> dict[str, Estimate]:
 
 def _similarity(images: np.ndarray, groups: np.ndarray, ending: str) -> dict[str, Estimate]:
     """Of pairs of images in one group, unless there is no second pair."""
-    pairs = pairs_in_groups(groups)
+    pairs = groups_of_class(groups, 2)
     return {f"ms-ssim{ending}": mean(similarities(images, pairs))} if len(pairs) > 1 else {}
 
 
