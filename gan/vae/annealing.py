@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gan.vae.gaussians import normal_log_density
+from gan.vae.posteriors import leapfrog
 
 GOAL = 0.65  # share of proposals that Hamiltonian dynamics should have accepted (Neal 2011, section 4.4)
 FASTER, SLOWER = 1.02, 0.98
@@ -52,23 +53,20 @@ def _move(
     seen: log p(x | z). -> (latents, their log p(x | z), which moves were accepted).
     """
 
-    def slope(z: Tensor) -> tuple[Tensor, Tensor]:
+    value = seen
+
+    def slope(z: Tensor) -> Tensor:
+        nonlocal value  # that of the last z is needed once more
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            value = log_likelihood(z)
-            (gradient,) = torch.autograd.grad((normal_log_density(z) + beta * value).sum(), z)
-        return gradient, value.detach()
+            likelihood = log_likelihood(z)
+            (gradient,) = torch.autograd.grad((normal_log_density(z) + beta * likelihood).sum(), z)
+        value = likelihood.detach()
+        return gradient
 
     momentum = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
     energy = normal_log_density(z) + beta * seen + normal_log_density(momentum)
-    gradient, _ = slope(z)
-    moved = z
-    value = seen
-    end = momentum + size / 2 * gradient
-    for leap in range(LEAPS):
-        moved = moved + size * end
-        gradient, value = slope(moved)
-        end = end + size * (1 if leap < LEAPS - 1 else 0.5) * gradient
+    moved, end = leapfrog(z, momentum, slope, size, LEAPS)
     change = normal_log_density(moved) + beta * value + normal_log_density(end) - energy
     chance = torch.rand(change.shape, generator=generator, dtype=z.dtype, device=z.device).log()
     accepted = chance < change

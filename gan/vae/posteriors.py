@@ -72,11 +72,11 @@ class Flowed(nn.Module):
 
 
 def leapfrog(
-    z: Tensor, momentum: Tensor, slope: Callable[[Tensor], Tensor], step: Tensor, steps: int, mass: Tensor
+    z: Tensor, momentum: Tensor, slope: Callable[[Tensor], Tensor], step: Tensor, steps: int, mass: Tensor | float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """So many steps of the leapfrog integrator, which keeps volume -> (z, momentum) (Neal 2011, eq. 5.18 to 5.20).
 
-    slope: z -> the gradient of the log density there. step, mass: [d].
+    slope: z -> the gradient of the log density there. step, mass: what broadcasts with z, as [d].
     """
     momentum = momentum + step / 2 * slope(z)
     for i in range(steps):
