@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from launch.cli import run
 from launch.pictures import enlarge, grid_picture, images_of_seeds, keyframe_seeds, opaque, save_png, walk
 from launch.ranks import call
-from launch.samples import find_snapshot, last_run, load_network
+from launch.samples import find_snapshot, last_run, load_network, spread
 from launch.scores import build_reference, check_scores, score_table
 from launch.tables import write_json
 from launch.video import find_ffmpeg, write_video
@@ -242,12 +242,6 @@ def progress_strip(run_dir: Path) -> np.ndarray:
 def strip_column(path: Path) -> np.ndarray:
     """The images that a snapshot makes of the strip's latents: uint8 [STRIP_ROWS, H, W, C]."""
     return np.stack(list(images_of_seeds(load_network(path), range(STRIP_ROWS), None, 1.0)))
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spaced, the first and the last among them."""
-    picks = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[pick] for pick in picks]
 
 
 def score(training: Path, data: Path, seed: int) -> dict[str, Any]:

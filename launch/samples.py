@@ -1,7 +1,8 @@
 """Finding and loading networks, sampling them, and reading the real images of datasets, for several commands."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -54,6 +55,19 @@ def load_network(network: str | Path) -> "Snapshot":
         raise UserError(f"{path} makes images of {snapshot.G.channels} channels; pictures have 1, 3 or 4")
     snapshot.G.to("cuda" if torch.cuda.is_available() else "cpu")
     return snapshot
+
+
+def whole_snapshots(run: Path) -> "dict[Path, Snapshot]":
+    """A run's snapshots that can be scored, in the order of training: at the last stage, and not fading in."""
+    found = {path: load_network(path) for path in sorted(run.glob("network-snapshot-*.safetensors"))}
+    last = max((snapshot.stage for snapshot in found.values()), default=0)
+    return {path: snapshot for path, snapshot in found.items() if snapshot.stage == last and snapshot.alpha == 1}
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of the items, evenly spaced: the last one, and where there are more also the first."""
+    picks = np.linspace(len(items) - 1, 0, max(min(count, len(items)), 1)).round().astype(int)
+    return [items[pick] for pick in reversed(picks)]
 
 
 def check_match(path: Path, snapshot: "Snapshot", dataset: "Dataset") -> int:

@@ -15,6 +15,7 @@ from data.prepare import prepare
 from gan.metrics.classifier import train_classifier
 from gan.sampling import GAP
 from launch import demo, likelihood_estimates
+from launch.samples import spread
 from launch.video import find_ffmpeg
 
 
@@ -124,6 +125,7 @@ def test_progress_strip_has_a_row_per_latent_and_a_column_per_snapshot(tmp_path)
 
 
 def test_spread_keeps_first_and_last():
-    assert demo.spread(range(21), 5) == [0, 5, 10, 15, 20]
-    assert demo.spread(range(3), 10) == [0, 1, 2]
-    assert demo.spread([7], 10) == [7]
+    assert spread(range(21), 5) == [0, 5, 10, 15, 20]
+    assert spread(range(3), 10) == [0, 1, 2]
+    assert spread([7], 10) == [7]
+    assert spread(range(3), 1) == spread(range(3), 0) == [2]

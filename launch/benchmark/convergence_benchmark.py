@@ -18,7 +18,6 @@ from launch.tables import json_option, save_rows, text_table
 
 if TYPE_CHECKING:
     from data.dataset import ImageDataset
-    from gan.checkpoint import Snapshot
     from launch.scores import Reference
 
 POINTS = Path(__file__).with_name("convergence.toml")
@@ -129,20 +128,16 @@ def score_run(
     reference: (level, samples) -> the reals. Raises UserError if there are no such snapshots, or they do not fit the
     dataset.
     """
-    from gan.checkpoint import SNAPSHOT
     from gan.metrics.classifier import one_thread
-    from launch.samples import check_match, load_network
+    from launch.samples import check_match, whole_snapshots
 
-    snapshots = sorted(run.glob(f"{SNAPSHOT}*.safetensors"))
-    networks: list[tuple[Path, Snapshot]] = [(path, load_network(path)) for path in snapshots]
-    last = max((network.stage for _, network in networks), default=0)
-    whole = [(path, network) for path, network in networks if network.stage == last and network.alpha == 1]
+    whole = whole_snapshots(run)
     if not whole:
         raise UserError(f"{run} has no snapshot whose last stage is faded in; train on, or save more often (--snap)")
-    level = max(check_match(path, network, dataset) for path, network in whole)
+    level = max(check_match(path, network, dataset) for path, network in whole.items())
     with one_thread():
         reals = reference(level, samples)
-        return [(n.images_seen, reals.score_network(n, samples)["fd-classifier"]) for _, n in whole]
+        return [(n.images_seen, reals.score_network(n, samples)["fd-classifier"]) for n in whole.values()]
 
 
 def crossing(curve: Sequence[tuple[int, float]], distance: float) -> float:

@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gan.errors import UserError
 from launch.grid.cells import Cell, Result, Work, weighted
 from launch.settings import set_flags
@@ -130,7 +128,7 @@ def result_of(cell: Cell, folder: Path, diverged: bool) -> dict[str, Any]:
     """A cell's result as plain values, as launch.grid.cells.Result has them."""
     from gan.metrics.classifier import one_thread
     from gan.metrics.provenance import figures_to_json
-    from launch.samples import load_network
+    from launch.samples import spread, whole_snapshots
 
     lines = stats(folder)
     config = config_of(cell)
@@ -145,7 +143,7 @@ def result_of(cell: Cell, folder: Path, diverged: bool) -> dict[str, Any]:
         reason = json.loads((folder / "exit.json").read_text())["reason"]
         return vars(Result(diverged=str(reason)[:300], figures={}, curve=[], provenance={}, **about))
     score = split(cell)[2]
-    snapshots = [load_network(path) for path in last_stage(folder, int(score["score.looks"]))]
+    snapshots = spread(list(whole_snapshots(folder).values()), int(score["score.looks"]))
     with one_thread():
         reference = reference_of(cell.dataset, snapshots[-1].stage, json.dumps(score))
         scores = [reference.score_network(snapshot, int(score["score.samples"])) for snapshot in snapshots]
@@ -171,18 +169,6 @@ def stats(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's stats.jsonl."""
     path = folder / "stats.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def last_stage(folder: Path, looks: int) -> list[Path]:
-    """At most `looks` snapshots that can be scored, evenly spaced, the last one among them."""
-    from launch.samples import load_network
-
-    paths = sorted(folder.glob("network-snapshot-*.safetensors"))
-    final = load_network(paths[-1])
-    found = {path: load_network(path) for path in paths}
-    whole = [path for path, snapshot in found.items() if snapshot.stage == final.stage and snapshot.alpha == 1]
-    picks = np.linspace(len(whole) - 1, 0, max(min(looks, len(whole)), 1)).round().astype(int)
-    return [whole[pick] for pick in reversed(picks)]
 
 
 @cache
