@@ -11,7 +11,7 @@ import numpy as np
 
 from gan.errors import UserError
 from gan.methods.rows import split_names
-from launch.samples import classes_in_turn, load_network, network_source
+from launch.samples import classes_in_turn, load_network, network_source, random_images
 from launch.scores import CLASSIFIER, READ, classifier_line, device, train_on_first
 from launch.tables import save_rows, text_table
 
@@ -100,7 +100,7 @@ def read_set(source: str, samples: int, seed: int, encode: Encode) -> tuple[np.n
 
     dataset = ImageDataset(source)
     level = max(dataset.manifest.levels)
-    indices = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:samples])
+    indices = random_images(dataset, samples, seed)
     encoded = _in_batches(lambda rows: dataset.read(indices[rows], level), len(indices), READ, encode)
     return encoded, dataset.manifest.content_hash
 

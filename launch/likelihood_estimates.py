@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from gan.errors import UserError
-from launch.samples import check_match, load_network
+from launch.samples import check_match, load_network, random_images
 from launch.scores import device
 from launch.tables import save_rows, text_table
 
@@ -101,11 +101,6 @@ def quick_bound(snapshot: "Snapshot", dataset: "Dataset", seed: int) -> dict[str
         "error": float(values.std(ddof=1)) / len(values) ** 0.5,
         "bits": bits_per_number(nats, math.prod(dataset.shape(snapshot.stage))),
     }
-
-
-def random_images(dataset: "Dataset", most: int, seed: int) -> np.ndarray:
-    """The indices of at most `most` random images of a dataset, in ascending order. Fewer are some of more."""
-    return np.sort(np.random.RandomState(seed).permutation(len(dataset))[:most])
 
 
 def log_likelihoods(

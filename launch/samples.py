@@ -125,11 +125,16 @@ def network_source(
     return Source(samples, (*snapshot.images.size(level), G.channels), batch_size(G, snapshot.stage), read)
 
 
+def random_images(dataset: "Dataset", most: int, seed: int) -> np.ndarray:
+    """The indices of at most `most` random images of a dataset, in ascending order. Fewer are some of more."""
+    return np.sort(np.random.RandomState(seed).permutation(len(dataset))[:most])
+
+
 def read_reals(dataset: "Dataset", most: int, level: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """At most `most` images of a level, uint8 [n, H, W, C] in the size that the classifier takes, and their indices
     [n]."""
     from gan.metrics.classifier import shrink
 
-    indices = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:most])
+    indices = random_images(dataset, most, seed)
     parts = [shrink(dataset.read(chunk, level)) for chunk in np.array_split(indices, -(-len(indices) // 500))]
     return np.concatenate(parts), indices

@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 
 from gan.errors import UserError
 from launch.cli import run
+from launch.samples import random_images
 from launch.tables import json_option, save_rows, text_table
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def main(data: str, features: str, samples: int, seed: int, json_path: Path | No
             f"{min(samples, len(dataset))} images of {dataset.path} are too few: {network.name} has {network.width} "
             "features, and needs more images than that; give more --samples or a larger dataset"
         )
-    indices = np.sort(np.random.RandomState(seed).permutation(len(dataset))[:samples])
+    indices = random_images(dataset, samples, seed)
     images = on_white(dataset.read(indices, max(dataset.manifest.levels)))
     rows = ladder_rows(images, network, seed)
     click.echo(text_table(rows))

@@ -68,7 +68,7 @@ def main(
     from gan.config import parse_assignment
     from gan.sampling import parse_seeds
     from launch.benchmark.training import trained
-    from launch.likelihood_estimates import random_images
+    from launch.samples import random_images
 
     names = check_rows(rows)
     numbers = parse_seeds(seeds)
