@@ -11,8 +11,8 @@ import numpy as np
 
 from gan.errors import UserError
 from gan.methods.rows import split_names
-from launch.samples import classes_in_turn, load_network, network_source, random_images
-from launch.scores import CLASSIFIER, READ, classifier_line, device, train_on_first
+from launch.samples import classes_in_turn, device, load_network, network_source, random_images
+from launch.scores import CLASSIFIER, READ, classifier_line, train_on_first
 from launch.tables import save_rows, text_table
 
 Encode = Callable[[np.ndarray], np.ndarray]  # images uint8 [n, H, W, C] -> float32 [n, ...]

@@ -9,8 +9,7 @@ import click
 import numpy as np
 
 from gan.errors import UserError
-from launch.samples import check_match, load_network, random_images
-from launch.scores import device
+from launch.samples import check_match, device, load_network, random_images
 from launch.tables import save_rows, text_table
 
 if TYPE_CHECKING:

@@ -40,11 +40,16 @@ def last_run(outdir: str | Path) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime_ns).parent
 
 
+def device() -> str:
+    """Where networks run: on the GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_network(network: str | Path) -> "Snapshot":
     """Load the snapshot that `find_snapshot` finds, onto the GPU if there is one. Raises UserError if its images do not
     have 1, 3 or 4 channels."""
-    import torch
-
     from gan.checkpoint import load_snapshot
 
     path = find_snapshot(network)
@@ -53,7 +58,7 @@ def load_network(network: str | Path) -> "Snapshot":
         click.echo(f"note: {path} is of an older version, without a SHA-256 sum of its weights to check", err=True)
     if snapshot.G.channels not in (1, 3, 4):
         raise UserError(f"{path} makes images of {snapshot.G.channels} channels; pictures have 1, 3 or 4")
-    snapshot.G.to("cuda" if torch.cuda.is_available() else "cpu")
+    snapshot.G.to(device())
     return snapshot
 
 

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from gan.errors import UserError
-from launch.samples import classes_in_turn, network_source, read_reals
+from launch.samples import classes_in_turn, device, network_source, read_reals
 from launch.tables import aligned
 
 if TYPE_CHECKING:
@@ -246,13 +246,6 @@ def class_labels(dataset: "Dataset") -> tuple[np.ndarray, int]:
             "sub-folder per class, or give run.features=lite0"
         )
     return labels, len(classes)
-
-
-def device() -> str:
-    """Where feature networks run."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build_reference(

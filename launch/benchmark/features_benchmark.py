@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from gan.errors import UserError
 from launch.cli import run
-from launch.samples import random_images
+from launch.samples import device, random_images
 from launch.tables import json_option, save_rows, text_table
 
 if TYPE_CHECKING:
@@ -41,13 +41,11 @@ def main(data: str, features: str, samples: int, seed: int, json_path: Path | No
     above that of the row before by more than their intervals. The kernel distance, a mean over pairs of images, is
     between degraded images and the originals of others. Images with transparency are first put on white.
     """
-    import torch
-
     from data.dataset import ImageDataset
     from gan.metrics.features import load_features
 
     dataset = ImageDataset(data)
-    network = load_features(features, "cuda" if torch.cuda.is_available() else "cpu")
+    network = load_features(features, device())
     if min(samples, len(dataset)) <= network.width:
         raise UserError(
             f"{min(samples, len(dataset))} images of {dataset.path} are too few: {network.name} has {network.width} "
