@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 import torch
@@ -123,6 +124,20 @@ def field(game: Game, state: Tensor) -> Tensor:
             half = game.consensus / 2 * v.square().sum()
             v = v - torch.stack(torch.autograd.grad(half, (theta, psi), create_graph=True))
     return v
+
+
+def arrows(game: Game, reach: float, half: int, length: float) -> list[tuple[float, float, float, float]]:
+    """A phase portrait of the field: (theta, psi, the arrow's extent in each), all of one length.
+
+    half: rows, and columns, of arrows on either side of 0; they fill |theta| and |psi| up to `reach`.
+    """
+    places = [reach * (i + 0.5) / half for i in range(-half, half)]
+    found = []
+    for theta, psi in product(places, places):
+        u, v = field(game, torch.tensor([theta, psi], dtype=torch.float64)).tolist()
+        size = max(math.hypot(u, v), 1e-9)
+        found.append((theta, psi, length * u / size, length * v / size))
+    return found
 
 
 def jacobian(game: Game, state: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:

@@ -130,9 +130,7 @@ def draw(path: Path, games: "dict[str, Game]", walks: dict[str, list[tuple[float
 
 def portrait(pen: Any, game: "Game", states: list[tuple[float, float]]) -> None:
     """One tile."""
-    import torch
-
-    from gan.theory.dirac import field
+    from gan.theory.dirac import arrows
 
     def place(theta: float, psi: float) -> tuple[float, float]:
         middle, unit = SIDE / 2, SIDE / 2 / REACH
@@ -140,15 +138,10 @@ def portrait(pen: Any, game: "Game", states: list[tuple[float, float]]) -> None:
 
     pen.line([place(-REACH, 0), place(REACH, 0)], fill="#ddd")
     pen.line([place(0, -REACH), place(0, REACH)], fill="#ddd")
-    ticks = [REACH * (i + 0.5) / 8 for i in range(-8, 8)]
-    for theta in ticks:
-        for psi in ticks:
-            v = field(game, torch.tensor([theta, psi], dtype=torch.float64)).tolist()
-            size = max(math.hypot(*v), 1e-9)
-            a, b = (0.16 * x / size for x in v)
-            pen.line([place(theta, psi), place(theta + a, psi + b)], fill="#999")
-            x, y = place(theta, psi)
-            pen.ellipse([x - 1, y - 1, x + 1, y + 1], fill="#999")  # where the arrow begins
+    for theta, psi, a, b in arrows(game, REACH, 8, 0.16):
+        pen.line([place(theta, psi), place(theta + a, psi + b)], fill="#999")
+        x, y = place(theta, psi)
+        pen.ellipse([x - 1, y - 1, x + 1, y + 1], fill="#999")  # where the arrow begins
     inside = [s for s in states if max(map(abs, s)) < 2 * REACH]
     pen.line([place(*s) for s in inside], fill="#c22", width=2)
 

@@ -254,20 +254,12 @@ def findings(tables: Sequence[Table]) -> list[str]:
 @cache
 def portraits() -> list[dict[str, Any]]:
     """Phase portraits of the Dirac-GAN, where an equilibrium is all there is to find."""
-    import torch
-
-    from gan.theory.dirac import Game, field, trajectory
+    from gan.theory.dirac import Game, arrows, trajectory
 
     found = []
-    places = [REACH * (i + 0.5) / 5 for i in range(-5, 5)]
     for objective, regularizer, gamma, caption in GAMES:
         game = Game(objective, regularizer, gamma)
-        arrows = []
-        for theta in places:
-            for psi in places:
-                u, v = field(game, torch.tensor([theta, psi], dtype=torch.float64)).tolist()
-                size = max(math.hypot(u, v), 1e-9)
-                arrows.append((theta, psi, 0.22 * u / size, 0.22 * v / size))
         walk = [(1.0, 1.0), *trajectory(game, 0.1, 250, True)]
-        found.append({"caption": caption, "svg": charts.portrait(f"Dirac-GAN, {caption}", arrows, walk, REACH)})
+        drawn = charts.portrait(f"Dirac-GAN, {caption}", arrows(game, REACH, 5, 0.22), walk, REACH)
+        found.append({"caption": caption, "svg": drawn})
     return found
