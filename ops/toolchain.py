@@ -157,7 +157,7 @@ def cuda() -> tuple[Nvcc | None, tuple[str, ...], str]:
     if wanted and wanted != "native":
         return nvcc, CUDA_FLAGS, ""  # torch reads the variable, exactly as written
     try:
-        return nvcc, (*CUDA_FLAGS, *gencode(architectures(gpus, nvcc.architectures, wanted))), ""
+        return nvcc, (*CUDA_FLAGS, *gencode(architectures(gpus, nvcc.architectures))), ""
     except ValueError as error:
         return None, (), str(error)
 
@@ -176,14 +176,12 @@ def capabilities() -> list[tuple[int, int]]:
             return []
 
 
-def architectures(gpus: Collection[tuple[int, int]], nvcc: Collection[int], wanted: str | None = None) -> str:
-    """The CUDA architectures to compile for, as TORCH_CUDA_ARCH_LIST names them; `wanted` is that variable, and wins.
+def architectures(gpus: Collection[tuple[int, int]], nvcc: Collection[int]) -> str:
+    """The CUDA architectures to compile for, as TORCH_CUDA_ARCH_LIST names them.
 
     gpus: capabilities, (9, 0) for Hopper. nvcc: what it compiles for, 90 for Hopper. A GPU that nvcc does not know gets
     PTX of the newest architecture before it, which the driver compiles on. ValueError if nvcc is too new for every GPU.
     """
-    if wanted and wanted != "native":
-        return wanted
     served = set()
     for major, minor in gpus:
         known = max((arch for arch in nvcc if arch <= 10 * major + minor), default=None)

@@ -676,22 +676,19 @@ def test_the_kernels_compile_without_a_warning(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "wanted", "expected"),
+    ("gpus", "expected"),
     [
-        ([(9, 0)], None, "9.0"),
-        ([(8, 0), (9, 0), (9, 0)], None, "8.0;9.0"),
-        ([(12, 0)], "8.6 9.0+PTX", "8.6 9.0+PTX"),  # the user's word, exactly
-        ([(9, 0)], "native", "9.0"),
-        ([(9, 0)], "", "9.0"),
-        ([(13, 0)], None, "12.1+PTX"),  # newer than nvcc
-        ([(10, 1)], None, "10.0+PTX"),  # between two that it knows
-        ([(9, 0), (13, 5)], None, "9.0;12.1+PTX"),
-        ([(6, 1), (9, 0)], None, "9.0"),  # too old: not served, the other is
-        ([(12, 1), (12, 2)], None, "12.1;12.1+PTX"),
+        ([(9, 0)], "9.0"),
+        ([(8, 0), (9, 0), (9, 0)], "8.0;9.0"),
+        ([(13, 0)], "12.1+PTX"),  # newer than nvcc
+        ([(10, 1)], "10.0+PTX"),  # between two that it knows
+        ([(9, 0), (13, 5)], "9.0;12.1+PTX"),
+        ([(6, 1), (9, 0)], "9.0"),  # too old: not served, the other is
+        ([(12, 1), (12, 2)], "12.1;12.1+PTX"),
     ],
 )
-def test_architectures(gpus, wanted, expected):
-    assert architectures(gpus, [75, 80, 86, 89, 90, 100, 103, 120, 121], wanted) == expected
+def test_architectures(gpus, expected):
+    assert architectures(gpus, [75, 80, 86, 89, 90, 100, 103, 120, 121]) == expected
 
 
 def test_a_gpu_too_old_for_nvcc_is_named():
@@ -724,6 +721,9 @@ def test_what_cuda_lacks_is_named(monkeypatch, tmp_path):
     assert "no longer compiles for the GPUs here (9.0)" in lacks(replace(good, architectures=(100,)))[2]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
     assert lacks(good) == (good, toolchain.CUDA_FLAGS, ""), "torch reads the variable"
+    for value in ("native", ""):
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", value)
+        assert lacks(good) == (good, (*toolchain.CUDA_FLAGS, *gencode("9.0")), "")
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     monkeypatch.setattr(toolchain, "capabilities", list)
     assert lacks(good) == (None, (), ""), "no GPU, and none named"
