@@ -54,9 +54,9 @@ def array_source(name: str, images: np.ndarray, labels: Labels, max_images: int 
     return Source(name, count, labels.classes, read, label_dim=labels.dim)
 
 
-def show_counts(counts: Mapping[str, int], most: int = 8) -> str:
-    """Such as "12 .txt, 3 .heic and 2 others": the most frequent first."""
-    shown = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:most]
+def show_counts(counts: Mapping[str, int]) -> str:
+    """Such as "12 .txt, 3 .heic and 2 others": the eight most frequent, in that order."""
+    shown = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:8]
     parts = ", ".join(f"{count} {name}" for name, count in shown)
     rest = sum(counts.values()) - sum(count for _, count in shown)
     return f"{parts} and {rest} others" if rest else parts

@@ -154,24 +154,18 @@ def eigenvalues(matrix: np.ndarray) -> tuple[complex, complex]:
 
 
 def trajectory(
-    game: Game,
-    step: float = 0.1,
-    count: int = 500,
-    alternating: bool = True,
-    start: tuple[float, float] = (1.0, 1.0),
-    n_critic: int = 1,
+    game: Game, step: float = 0.1, count: int = 500, alternating: bool = True
 ) -> Iterator[tuple[float, float]]:
-    """`count` states after `start`, of gradient descent by both players with the same step size.
+    """`count` states after (1, 1), of gradient descent by both players with the same step size.
 
-    alternating: theta moves first, then psi n_critic times with the new theta; otherwise both at once.
+    alternating: theta moves first, then psi with the new theta; otherwise both at once.
     """
-    state = torch.tensor(start, dtype=torch.float64)
+    state = torch.ones(2, dtype=torch.float64)
     for _ in range(count):
         move = field(game, state).detach()
         if alternating:
             state = state + step * move * torch.tensor([1.0, 0.0])
-            for _ in range(n_critic):
-                state = constrained(game, state + step * field(game, state).detach() * torch.tensor([0.0, 1.0]))
+            state = constrained(game, state + step * field(game, state).detach() * torch.tensor([0.0, 1.0]))
         else:
             state = constrained(game, state + step * move)
         yield state[0].item(), state[1].item()
@@ -187,7 +181,7 @@ def step_matrix(matrix: np.ndarray, step: float, alternating: bool, n_critic: in
     return np.linalg.matrix_power(second, n_critic) @ first
 
 
-def step_bound(game: Game, alternating: bool, n_critic: int = 1, largest: float = 64.0) -> float:
+def step_bound(game: Game, alternating: bool, n_critic: int = 1) -> float:
     """The step size below which updates contract to the equilibrium (0, 0), by bisection of the spectral radius.
 
     0 where none does, which is how a game without damping comes out.
@@ -197,7 +191,7 @@ def step_bound(game: Game, alternating: bool, n_critic: int = 1, largest: float 
     def contracts(step: float) -> bool:
         return max(map(abs, eigenvalues(step_matrix(matrix, step, alternating, n_critic)))) < 1 - 1e-14
 
-    steps = np.geomspace(1e-3, largest, 2000)
+    steps = np.geomspace(1e-3, 64, 2000)
     good = [contracts(step) for step in steps]
     if not good[0]:
         return 0.0

@@ -22,6 +22,7 @@ from gan.methods.pairs import critic_loss, find_pair, generator_loss
 from gan.ranks.gradients import GradientSum
 
 WIDE = 14.0  # integrals extend over this many standard deviations to either side
+FINENESS = 24  # means, and deviations, of the grid on which minima are looked for
 
 
 @dataclass(frozen=True)
@@ -131,20 +132,20 @@ class Optimum:
     deviation: float
 
 
-def optima(divergence: Divergence, mixture: Mixture, fineness: int = 24) -> list[Optimum]:
+def optima(divergence: Divergence, mixture: Mixture) -> list[Optimum]:
     """The local minima over mean and deviation, found from those of a grid; the global one comes first."""
     center, spread = mixture.moments
     low = min(m - 0.5 * math.sqrt(v) for m, v in zip(mixture.means, mixture.variances, strict=True))
     high = max(m + 0.5 * math.sqrt(v) for m, v in zip(mixture.means, mixture.variances, strict=True))
-    means = np.append(np.linspace(low, high, fineness), center)
+    means = np.append(np.linspace(low, high, FINENESS), center)
     means.sort()
-    deviations = np.geomspace(min(map(math.sqrt, mixture.variances)) / 1.6, 1.8 * spread, fineness)
+    deviations = np.geomspace(min(map(math.sqrt, mixture.variances)) / 1.6, 1.8 * spread, FINENESS)
     with torch.no_grad():
         pairs = [torch.tensor([m, math.log(s)], dtype=torch.float64) for m in means for s in deviations]
         values = [exact_divergence(divergence, mixture, pair[0], pair[1], coarse=True).item() for pair in pairs]
-    table = np.array(values).reshape(len(means), fineness)
+    table = np.array(values).reshape(len(means), FINENESS)
     padded = np.pad(table, 1, constant_values=math.inf)
-    around = [padded[1 + i : 1 + i + len(means), 1 + j : 1 + j + fineness] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    around = [padded[1 + i : 1 + i + len(means), 1 + j : 1 + j + FINENESS] for i in (-1, 0, 1) for j in (-1, 0, 1)]
     # Where the divergence is very large, so are the errors of its quadrature: no minimum is looked for there.
     starts = np.argwhere((table <= np.min(around, axis=0)) & (table < 1e4 * (1 + abs(table.min()))))
     found: list[Optimum] = []

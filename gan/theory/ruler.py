@@ -34,6 +34,7 @@ FEWEST = 200  # samples in a set
 CHECK = 50  # steps between looks at the second part
 LOGISTIC = DIVERGENCES["gan"].make().paper  # its output is log u as well, and its gradients have no heavy tails
 PATIENCE = 12  # looks without a new best before the fit stops
+WIDTH = 64  # of the hidden layers
 RARE = 2  # samples at the worst end of a set that do not choose the limit
 LIMITS = tuple(step / 2 for step in range(1, 33))  # of |log ratio|; e^16 is more samples than anybody has
 
@@ -58,7 +59,7 @@ class Ratio(nn.Module):
     strided convolutions before them.
     """
 
-    def __init__(self, shape: tuple[int, ...], width: int = 64):
+    def __init__(self, shape: tuple[int, ...]):
         super().__init__()
         self.body: nn.Module = nn.Identity()
         size = int(np.prod(shape))
@@ -68,11 +69,11 @@ class Ratio(nn.Module):
                 layers += [nn.Conv2d(inputs, 32 if inputs == shape[0] else 64, 3, 2, 1), nn.LeakyReLU(0.2)]
             self.body = nn.Sequential(*layers, nn.Flatten())
             size = self.body(torch.zeros(1, *shape)).shape[1]
-        hidden = [nn.Linear(size, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()]
-        self.network = nn.Sequential(*hidden, nn.Linear(width, 1))
+        hidden = [nn.Linear(size, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU()]
+        self.network = nn.Sequential(*hidden, nn.Linear(WIDTH, 1))
         self.linear = nn.Linear(size, 1)
-        self.factor = nn.Linear(size, min(size, width), bias=False)
-        self.signs = nn.Linear(min(size, width), 1, bias=False)
+        self.factor = nn.Linear(size, min(size, WIDTH), bias=False)
+        self.signs = nn.Linear(min(size, WIDTH), 1, bias=False)
         for layer in (self.network[-1], self.linear, self.signs):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
@@ -83,13 +84,7 @@ class Ratio(nn.Module):
 
 
 def estimate_divergence(
-    divergence: Divergence,
-    p: np.ndarray,
-    q: np.ndarray,
-    seed: int = 0,
-    most_steps: int = 4000,
-    batch: int = 512,
-    lr: float = 1e-3,
+    divergence: Divergence, p: np.ndarray, q: np.ndarray, seed: int = 0, most_steps: int = 4000, batch: int = 512
 ) -> DivergenceEstimate:
     """D_f(P||Q) from samples of P [n, ...] and of Q [m, ...]: vectors [K] or images [C, H, W] each.
 
@@ -102,7 +97,7 @@ def estimate_divergence(
         parts = [split(x) for x in standardized(p, q)]
         net = Ratio(tuple(p.shape[1:]))
         ascended = LOGISTIC if divergence.log_ratio else divergence.paper
-        steps = fit(net, ascended, parts, most_steps, batch, lr)
+        steps = fit(net, ascended, parts, most_steps, batch)
     n, m = (len(part[2]) for part in parts)
     limit = best_limit(form, log_ratios(net, parts[0][1]), log_ratios(net, parts[1][1]), n, m)
     t, c = limited_values(form, limit, log_ratios(net, parts[0][2]), log_ratios(net, parts[1][2]))
@@ -203,15 +198,13 @@ def split(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x[order[:fitted]], x[order[fitted:chosen]], x[order[chosen:]]
 
 
-def fit(
-    net: Ratio, form: Form, parts: list[tuple[Tensor, Tensor, Tensor]], most_steps: int, batch: int, lr: float
-) -> int:
+def fit(net: Ratio, form: Form, parts: list[tuple[Tensor, Tensor, Tensor]], most_steps: int, batch: int) -> int:
     """Ascend the form's bound on the first parts; leaves `net` at the average of weights that is best on the second.
 
     -> steps up to that state; 0 if nothing was better than knowing nothing.
     """
     average = copy.deepcopy(net).requires_grad_(False)
-    optimizer = torch.optim.Adam(net.parameters(), lr)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     best = -math.inf
     best_state = copy.deepcopy(average.state_dict())
     best_step = 0

@@ -11,14 +11,11 @@ from gan.vae.posteriors import leapfrog
 GOAL = 0.65  # share of proposals that Hamiltonian dynamics should have accepted (Neal 2011, section 4.4)
 FASTER, SLOWER = 1.02, 0.98
 LEAPS = 10
+FIRST_STEP = 0.1  # of each image, before it follows its moves
 
 
 def annealed_log_weights(
-    log_likelihood: Callable[[Tensor], Tensor],
-    start: Tensor,
-    steps: int,
-    generator: torch.Generator,
-    step_size: float = 0.1,
+    log_likelihood: Callable[[Tensor], Tensor], start: Tensor, steps: int, generator: torch.Generator
 ) -> Tensor:
     """Log weights [k, N] whose `iwae` is a lower bound on log p(x) on average, tighter with more steps and chains.
 
@@ -29,7 +26,7 @@ def annealed_log_weights(
     beta = torch.sigmoid(torch.linspace(-4, 4, steps + 1, dtype=torch.float64))
     beta = (beta - beta[0]) / (beta[-1] - beta[0])
     z = start
-    size = torch.full_like(start[:1, :, :1], step_size)
+    size = torch.full_like(start[:1, :, :1], FIRST_STEP)
     log_weights = torch.zeros_like(start[..., 0])
     seen = log_likelihood(z).detach()
     for before, now in zip(beta[:-1].tolist(), beta[1:].tolist(), strict=True):
