@@ -155,12 +155,11 @@ def hold(run: Path, patience: float = 0.0) -> AbstractContextManager[Any]:
 
     Processes on other hosts see the lock if the file system passes locks on, as NFS does from version 4.
     """
-    try:
-        return FileLock(run / LOCK, thread_local=False).acquire(timeout=patience, poll_interval=0.2)
-    except Timeout:
-        raise UserError(f"{run} is in use by another run; wait for it, stop it, or choose another outdir") from None
-    except OSError as error:
-        raise UserError(f"{run} cannot be written: {error.strerror or error}; choose another outdir") from error
+    with writing(str(run)):
+        try:
+            return FileLock(run / LOCK, thread_local=False).acquire(timeout=patience, poll_interval=0.2)
+        except Timeout:
+            raise UserError(f"{run} is in use by another run; wait for it, stop it, or choose another outdir") from None
 
 
 def _runs_with_options(outdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
