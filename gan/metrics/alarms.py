@@ -1,6 +1,6 @@
 """Alarms: what a table of scores shows of a collapse, or of copies of the training set, in words."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gan.metrics.diversity import LEAST_SPREAD, MOST_COHERENCE
@@ -37,10 +37,7 @@ ALARMS = (
 
 def alarms(figures: Mapping[str, Estimate], reals: Mapping[str, Estimate]) -> list[str]:
     """What the figures of a network show, line by line; [] if all is well. reals: the same figures of real images."""
-    return list(_alarms(figures, reals))
-
-
-def _alarms(figures: Mapping[str, Estimate], reals: Mapping[str, Estimate]) -> Iterator[str]:
+    lines = []
     for name, found in figures.items():
         for alarm in ALARMS:
             if not name.startswith(alarm.figure) or "by-chance" in name:
@@ -48,4 +45,6 @@ def _alarms(figures: Mapping[str, Estimate], reals: Mapping[str, Estimate]) -> I
             other = f"{alarm.beside or alarm.figure}{name.removeprefix(alarm.figure)}"
             beside = figures.get(other) if alarm.beside else reals.get(other)
             if beside and alarm.rings(found, beside.value):
-                yield f"{alarm.tells}: {name} {found.value:.4g}, of reals {beside.value:.4g} (limit: {alarm.limit})"
+                values = f"{found.value:.4g}, of reals {beside.value:.4g}"
+                lines.append(f"{alarm.tells}: {name} {values} (limit: {alarm.limit})")
+    return lines

@@ -126,15 +126,10 @@ def descend(optimizer: torch.optim.Optimizer, lr: Tensor | float, void: Tensor) 
 
 def pack(parameters: Sequence[Tensor], *numbers: Tensor | float) -> Tensor:
     """One flat tensor of all gradients in memory order, followed by the numbers, 0-dim each."""
-    gradients = in_memory_order([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad.as_strided((p.numel(),), (1,)) for p in parameters if p.grad is not None]
     like = gradients[0]
     last = [n.to(like.dtype).view(1) if isinstance(n, Tensor) else like.new_full((1,), n) for n in numbers]
     return torch.cat([*gradients, *last])
-
-
-def in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Views [numel] of tensors without gaps, each in the order in which it lies in memory."""
-    return [t.as_strided((t.numel(),), (1,)) for t in tensors]
 
 
 def _sum(flat: Tensor, ranks: Ranks) -> None:
