@@ -23,6 +23,7 @@ def pretend_to_train_a_vae(data, outdir, preset, cond, seed, gpus):
     """Leave what a run of a VAE of 8 pixels leaves."""
     assert preset == "vae-digits"
     write_snapshot(outdir / "00000-run" / "network-snapshot-0000003000.safetensors", seen=3000, model="vae")
+    (outdir / "00000-run" / "exit.json").write_text("{}")
     return 0
 
 
@@ -31,6 +32,7 @@ def pretend_to_train(data, outdir, preset, cond, seed, gpus):
     for seen, stage in ((1000, 0), (2000, 1), (3000, 1)):
         path = outdir / "00000-run" / f"network-snapshot-{seen:010d}.safetensors"
         write_snapshot(path, stage=stage, seen=seen, cond=cond)
+    (outdir / "00000-run" / "exit.json").write_text("{}")
     return 0
 
 
