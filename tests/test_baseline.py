@@ -1,6 +1,7 @@
 """The benchmarks that train: equal time, what they keep, and their tables; with trainings of a few steps."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from launch import likelihood_estimates
 from launch.benchmark import baseline_benchmark, posteriors_benchmark, training
 from launch.benchmark.baseline_benchmark import configuration, equal_time, shared_settings
 from launch.benchmark.posteriors_benchmark import mean_and_error, row
+from launch.samples import find_snapshot, last_run
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,18 @@ def test_what_was_found_is_not_looked_for_again(tmp_path):
     assert training.kept(path, lambda: pytest.fail("it is known")) == {"a": 1}
 
 
+def test_the_last_run_is_the_one_that_ended_last_and_not_the_one_of_the_newest_snapshot(tmp_path):
+    with pytest.raises(UserError, match="train first"):
+        last_run(tmp_path)
+    for run, ended, saved in (("00000-a", 30, 10), ("00001-b", 20, 25)):
+        for name, seconds in (("exit.json", ended), ("network-snapshot-0000001000.safetensors", saved)):
+            path = tmp_path / run / name
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+            os.utime(path, (seconds, seconds))
+    assert last_run(tmp_path).name == "00000-a" and find_snapshot(tmp_path).parent.name == "00001-b"
+
+
 def test_the_vae_gets_the_time_of_the_gan_and_its_decoder(digits, monkeypatch):
     """With a clock by which a step of the GAN takes three times as long as one of the VAE."""
     gan = configuration("digits", {"kimg": 1.92, "network.widths": [8, 8, 8]})
@@ -71,10 +85,22 @@ def test_the_vae_gets_the_time_of_the_gan_and_its_decoder(digits, monkeypatch):
     assert budget["vae"]["kimg"] == pytest.approx(3 * 1.92)
 
 
-def test_steps_of_a_conditional_network_are_timed_with_labels(digits):
+def test_steps_of_a_conditional_network_are_timed_with_labels(digits, monkeypatch):
+    from gan import inputs
+
+    given = []
+
+    def step_inputs(of, now, images, labels):
+        given.append(labels)
+        return made(of, now, images, labels)
+
+    made = inputs.step_inputs
+    monkeypatch.setattr(inputs, "step_inputs", step_inputs)
     config = configuration("digits", {"network.widths": [8, 8, 8], "data.cond": True})
     of = baseline_benchmark.task(config, ImageDataset(digits))
     baseline_benchmark.cycle_of_steps(of, baseline_benchmark.moments_of_stages(of)[0][:1], ImageDataset(digits))()
+    (labels,) = given
+    assert labels.tolist() == ImageDataset(digits).labels[:32].tolist()
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from gan.errors import UserError
 from gan.metrics.classifier import shrink, train_classifier
 from gan.metrics.intervals import Estimate
 from gan.metrics.provenance import Provenance
-from gan.metrics.score import Score
+from gan.metrics.score import METRICS, Score
 from launch import cli, evaluate, samples, scores
 from launch.ranks import environment
 
@@ -290,6 +290,11 @@ def test_the_tables_have_lines_of_intervals_and_no_empty_columns_or_rows():
     assert lines[2].split() == ["±", "0.50", "0.0005"]
     assert lines[3].split() == ["longer", "50", "1.00", "-"]
     assert [line.split() for line in others.splitlines()] == [["samples", "spread"], ["longer", "50", "0.500"], ["±"]]
+
+
+def test_every_metric_has_a_column():
+    shown = {*scores.OTHERS, *(name.removesuffix("-") for name in scores.OF_FEATURES)}
+    assert {row.best for row in METRICS.values()} <= shown
 
 
 def test_likelihoods_of_other_pixels_are_not_put_in_one_table(dataset, tmp_path):

@@ -92,12 +92,16 @@ def test_steps_are_read_from_a_file(tmp_path):
     assert sum(eight.messages) > sum(four.messages) > 0
 
 
-ODD = "[[step]]\nresolution = 48\nbatch = 4\nms = 1"
+BAD_STEPS = {
+    "empty": "",
+    "no time": "[[step]]\nresolution = 8\nbatch = 4",
+    "no number": "[[step]]\nresolution = 'a'",
+    "no power of two": "[[step]]\nresolution = 48\nbatch = 4\nms = 1",
+    "no TOML": "[[step",
+}
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[[step]]\nresolution = 8\nbatch = 4", "[[step]]\nresolution = 'a'", "[[step", ODD]
-)
+@pytest.mark.parametrize("text", BAD_STEPS.values(), ids=BAD_STEPS)
 def test_bad_files_of_steps_are_refused(tmp_path, text):
     path = tmp_path / "steps.toml"
     path.write_text(text)
