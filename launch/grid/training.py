@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DIVERGED = 3  # exit code of `saddle train`
 SCORE = {"score.metrics": "", "score.features": "classifier", "score.samples": 10_000, "score.looks": 4}
+ONE_CORE = {"run.threads": 1}  # `--jobs` is how a host's cores are used: results do not depend on it
 COLUMNS, ROWS = 8, 4  # of the picture
 
 
@@ -30,7 +31,7 @@ def split(cell: Cell) -> tuple[str, dict[str, Any], dict[str, Any]]:
     score = {key: settings.pop(key, default) for key, default in SCORE.items()}
     method = {"objective.name": cell.objective, "regularizer.name": cell.regularizer, "seed": cell.seed}
     weight = {"regularizer.gamma": cell.gamma} if weighted(cell.regularizer) else {}
-    return preset, {**settings, **method, **weight}, score
+    return preset, {**ONE_CORE, **settings, **method, **weight}, score
 
 
 def config_of(cell: Cell) -> "TrainConfig":
