@@ -269,6 +269,12 @@ def test_a_training_cell_is_a_run_that_resumes_after_a_kill(dataset, tmp_path): 
     assert whole["command"].startswith("saddle benchmark regularizers --plan=digits")
 
 
+def test_a_training_has_one_core_unless_the_plan_gives_it_more():
+    cell = Cell("training", "digits.lmdb", "nonsaturating", "none", 0.0, 0, "", {})
+    assert training.config_of(cell).run.threads == 1 and "--set=run.threads=1" in training.arguments(cell, "runs")
+    assert training.config_of(replace(cell, settings={"run.threads": 2})).run.threads == 2
+
+
 def test_a_training_that_diverges_is_a_result(dataset, tmp_path, monkeypatch):  # noqa: F811
     """As `saddle train` leaves it: exit code 3, and the reason in exit.json."""
     settings = {"preset": "default", "growth.mode": "none", "score.samples": 300}
