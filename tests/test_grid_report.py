@@ -88,6 +88,26 @@ def test_methods_are_ranked_with_their_intervals():
     assert table.floor == 0.0048
 
 
+def test_figures_beside_the_one_that_ranks_have_a_table_of_their_own(tmp_path, monkeypatch):
+    def figures(value: float) -> dict:
+        values = {"mode-kl": value, "mode-kl-by-chance": 0.0048, "confidence": 1 - value}
+        return {name: {"value": x, "low": x, "high": x} for name, x in values.items()}
+
+    rows = [line("r1", 1.0, seed, figures=figures(value)) for seed, value in enumerate([0.25, 0.5])]
+    lost = line("r1", 1.0, 2, diverged="NaN", figures={}, provenance={}, curve=[], points=[])
+    assert written(tmp_path, monkeypatch, [*rows, lost]) == 0
+    (table,) = summary.tables_of(summary.read_rows([*rows, lost])[0])
+    assert table.others == ["confidence"]
+    assert table.lines[0].method.estimate("confidence") == Estimate(0.625, 0.5, 0.75)
+    page = (tmp_path / "regularizers.html").read_text()
+    assert "Other figures" in page and "<td>0.5 to 0.75</td>" in page and "mode-kl-by-chance" not in page
+    read = list(csv.DictReader(io.StringIO((tmp_path / "regularizers.csv").read_text())))
+    assert [(row["figure"], row["mean"], row["rank"]) for row in read] == [
+        ("mode-kl", "0.375", "1"),
+        ("confidence", "0.625", "1"),
+    ]
+
+
 def test_scores_that_differ_in_provenance_are_never_in_one_table(tmp_path, monkeypatch):
     other = PROVENANCE | {"samples": 10_000}
     mixed = [*lines(), line("dragan", 1.0, 0, 0.001, provenance=other)]

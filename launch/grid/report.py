@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gan.errors import UserError
+from gan.metrics.intervals import Estimate
 from launch.grid import charts, summary
 from launch.grid.summary import Line, Row, Table
 from launch.outputs import output_file
@@ -74,7 +75,7 @@ COLUMNS = ("dataset", "provenance", "rank", "objective", "method", "seeds", "div
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """A line per method."""
+    """A line per method and figure."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*COLUMNS, "p against best", "chance of best", "steps", "images", "seconds"])
@@ -82,16 +83,23 @@ def as_csv(tables: Sequence[Table]) -> str:
         for line in table.lines:
             m = line.method
             numbers = [line.p, line.chance, m.mean("steps"), m.mean("images"), m.mean("seconds")]
-            writer.writerow([*cells_of(table, line), *(f"{x:.6g}" if math.isfinite(x) else "" for x in numbers)])
+            writer.writerow([*cells_of(table, line, table.figure), *map(exact, numbers)])
+            for figure in table.others:
+                writer.writerow([*cells_of(table, line, figure), "", "", *map(exact, numbers[2:])])
     return file.getvalue()
 
 
-def cells_of(table: Table, line: Line) -> list[Any]:
-    """Those of COLUMNS."""
-    m, e = line.method, line.estimate
-    interval = [f"{x:.6g}" if math.isfinite(x) else "" for x in (e.value, e.low, e.high)] if e else ["", "", ""]
+def cells_of(table: Table, line: Line, figure: str) -> list[Any]:
+    """Those of COLUMNS. The rank is that by the table's own figure."""
+    m, e = line.method, line.method.estimate(figure)
+    interval = map(exact, (e.value, e.low, e.high) if e else [math.nan] * 3)
     about = "; ".join(table.provenance)
-    return [table.dataset, about, line.rank, m.objective, m.name, len(m.rows), m.diverged, table.figure, *interval]
+    return [table.dataset, about, line.rank, m.objective, m.name, len(m.rows), m.diverged, figure, *interval]
+
+
+def exact(x: float) -> str:
+    """Six significant digits, nothing for what is not finite."""
+    return f"{x:.6g}" if math.isfinite(x) else ""
 
 
 def as_markdown(tables: Sequence[Table], bad: Sequence[summary.Unreadable]) -> str:
@@ -102,7 +110,7 @@ def as_markdown(tables: Sequence[Table], bad: Sequence[summary.Unreadable]) -> s
         parts += ["|   | method | objective | mean | 95 % interval | seeds | diverged |", "|--|--|--|--|--|--|--|"]
         for line in table.lines:
             m = line.method
-            mean, interval = shown(line)
+            mean, interval = shown(line.estimate)
             cells = [line.rank, plain(m.name), plain(m.objective), mean, interval, len(m.rows), m.diverged]
             parts.append("| " + " | ".join(map(str, cells)) + " |")
     parts += [f"\nUnreadable: {plain(each.where)}: {plain(each.reason)}" for each in bad]
@@ -116,9 +124,8 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def shown(line: Line) -> tuple[str, str]:
+def shown(e: Estimate | None) -> tuple[str, str]:
     """(mean, interval) as text."""
-    e = line.estimate
     if e is None:
         return "-", "-"
     known = math.isfinite(e.low)
@@ -239,7 +246,7 @@ def findings(tables: Sequence[Table]) -> list[str]:
         if best.estimate is None:
             found.append(f"{table.dataset}: every method diverged.")
             continue
-        mean, interval = shown(best)
+        mean, interval = shown(best.estimate)
         text = f"{table.dataset}: {best.method.name} is first of {len(table.lines)} with a {table.figure} of {mean}"
         text += f" ({interval}), and has the least mean in {best.chance:.0%} of resamples of the seeds."
         worse = sum(line.worse for line in table.lines)

@@ -13,6 +13,7 @@ from gan.metrics.intervals import Estimate
 from launch.grid import statistics
 from launch.grid.kinds import KINDS
 
+BY_CHANCE = "-by-chance"  # in the names of what samples of the data itself would have
 TYPES: dict[str, Any] = {
     "cell": str,
     "kind": str,
@@ -79,6 +80,11 @@ class Method:
         found = [row.figures.get(figure, {"value": math.nan}) for row in self.rows]
         return [float(each["value"]) for each in found]
 
+    def estimate(self, figure: str) -> Estimate | None:
+        """A figure's mean over the seeds that did not diverge; None if all did."""
+        finite = [value for value in self.values(figure) if math.isfinite(value)]
+        return statistics.bootstrap(finite) if finite else None
+
     @property
     def diverged(self) -> int:
         return sum(bool(row.diverged) for row in self.rows)
@@ -115,6 +121,12 @@ class Table:
     @property
     def seeds(self) -> int:
         return min(len(line.method.rows) for line in self.lines)
+
+    @property
+    def others(self) -> list[str]:
+        """The figures beside the one that ranks, but for what chance alone would give."""
+        names = {name for line in self.lines for row in line.method.rows for name in row.figures}
+        return sorted(name for name in names if name != self.figure and BY_CHANCE not in name)
 
     def label(self, line: Line) -> str:
         """The method's name, with its objective where others have the same name."""
@@ -227,11 +239,10 @@ def table_of(dataset: str, kind: str, key: tuple[str, ...], rows: Sequence[Row])
     usual = max(set(budgets), key=budgets.count)
     lines = []
     for place, i in enumerate(order, 1):
-        finite = [value for value in values[i] if math.isfinite(value)]
-        estimate = statistics.bootstrap(finite) if finite else None
         found = comparisons[i]
+        estimate = methods[i].estimate(figure)
         lines.append(Line(place, methods[i], estimate, found.p, found.claim, chances[i], budgets[i] == usual))
-    floors = [row.figures[f"{figure}-by-chance"]["value"] for row in rows if f"{figure}-by-chance" in row.figures]
+    floors = [row.figures[figure + BY_CHANCE]["value"] for row in rows if figure + BY_CHANCE in row.figures]
     return Table(dataset, kind, figure, key, lines, floors[0] if floors else None)
 
 
