@@ -15,7 +15,7 @@ from launch.cli import run
 from launch.pictures import enlarge, grid_picture, images_of_seeds, keyframe_seeds, opaque, save_png, walk
 from launch.ranks import call
 from launch.samples import find_snapshot, last_run, load_network, spread
-from launch.scores import build_reference, check_scores, score_table
+from launch.scores import HALF, build_reference, check_scores, score_table
 from launch.tables import write_json
 from launch.video import find_ffmpeg, write_video
 
@@ -258,7 +258,7 @@ def score(training: Path, data: Path, seed: int) -> dict[str, Any]:
     click.echo(reference.summary())
     click.echo(score_table({"this network": network_score, **floors}))
     distance = network_score[f"fd-{features}"]
-    half = floors["half of the reals"].figures.get(f"fd-{features}")  # None: half of so few has no distance
+    half = floors[HALF].figures.get(f"fd-{features}")  # None: half of so few has no distance
     blurred = floors["blurred reals"][f"fd-{features}"]
     to_halves = f"{distance / half.value:.1f} times that between two halves of the reals, and " if half else ""
     click.echo(f"\nIts Fréchet distance is {to_halves}{distance / blurred:.2f} times that of blurred reals.")

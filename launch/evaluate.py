@@ -15,7 +15,7 @@ from gan.errors import UserError
 from launch.cli import run
 from launch.ranks import call, end_with_parent, torchrun
 from launch.samples import check_match, find_snapshot, load_network
-from launch.scores import CLASSIFIER, build_reference, check_scores, score_as_json, score_table
+from launch.scores import CLASSIFIER, HALF, build_reference, check_scores, score_as_json, score_table
 from launch.settings import as_flags
 from launch.tables import json_option, save_rows
 
@@ -235,7 +235,7 @@ def alarms_of(rows: Mapping[str, "Score"], networks: Iterable[str]) -> dict[str,
     """What the scores of each network show, beside those of real images, of a collapse and of copies."""
     from gan.metrics.alarms import alarms
 
-    reals = [figure for name in ("half of the reals", "reals", "all reals") if name in rows for figure in [rows[name]]]
+    reals = [figure for name in (HALF, "reals", "all reals") if name in rows for figure in [rows[name]]]
     beside = {name: figure for row in reals for name, figure in row.figures.items()}
     return {name: alarms(rows[name].figures, beside) for name in networks}
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CLASSIFIER = "classifier"
 MOST_REALS = 50_000
 READ = 500  # reals that are read at a time
+HALF = "half of the reals"  # the floor of one half against the other
 FEW = 10  # reals, of each class if there are classes, that one floor repeats
 # Beginning of a figure's name -> its heading in the table, None for the name itself, and its format; in this order.
 OF_FEATURES = {
@@ -133,9 +134,7 @@ class Reference:
             "all reals" if count == len(self.reals) else "reals": self.score(
                 self.reals.pick(slice(count)), metrics=alone
             ),
-            "half of the reals": self.score(
-                self.reals.pick(slice(min(samples, half))), self.reals.pick(slice(half, None))
-            ),
+            HALF: self.score(self.reals.pick(slice(min(samples, half))), self.reals.pick(slice(half, None))),
         }
 
     def score(

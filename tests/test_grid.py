@@ -75,6 +75,45 @@ def test_an_identity_is_all_that_decides_the_result_and_nothing_else():
     assert [len(unit.cells) for unit in units] == [2, 1]
 
 
+def training_cell(path, **changes) -> Cell:
+    settings = {"batch": 16, "growth.shares": [1, 1], "run.kimg": 5.0, "score.samples": 300, **changes}
+    return Cell("training", str(path), "f:gan", "r1", 10.0, 0, "", settings)
+
+
+def test_the_length_of_a_training_is_part_of_its_identity(dataset):  # noqa: F811
+    cells = [
+        training_cell(dataset),
+        training_cell(dataset, **{"run.kimg": 95.0}),
+        training_cell(dataset, **{"run.tick": 1}),
+    ]
+    found = identities(cells)
+    assert len(found) == 2  # how often it logs is not
+
+
+def test_a_training_that_cannot_be_reported_is_refused_before_it_begins(dataset):  # noqa: F811
+    for settings, reason in (({"run.kimg": 0.016}, "too short"), ({"score.metrics": "kid"}, "must name fd")):
+        with pytest.raises(UserError, match=reason):
+            units_of([training_cell(dataset, **settings)])
+
+
+def test_precision_is_a_setting_of_every_training(monkeypatch):
+    from gan import precision
+
+    def compute(has_amx: bool, **settings) -> str:
+        monkeypatch.setattr(precision, "has_amx", lambda: has_amx)
+        monkeypatch.setattr(precision, "missing_bf16", lambda dtype: "")
+        return training.on_this_host({"preset": "digits", **settings})["precision.compute"]
+
+    assert (compute(True), compute(False)) == ("bf16", "fp32")
+    assert compute(True, **{"precision.compute": "fp32"}) == "fp32"
+    assert find_kind("points").on_this_host({"steps": 12}) == {"steps": 12}
+
+
+def test_a_regularizer_that_the_plan_has_keeps_its_gammas():
+    plan = narrowed(read_plan("digits"), regularizers=["r1", "roth_js", "r2"])
+    assert {cell.regularizer: cell.gamma for cell in cells_of(plan)} == {"r1": "auto", "roth_js": 40.0, "r2": "auto"}
+
+
 def test_gamma_is_tried_where_it_has_an_effect():
     plan = narrowed(read_plan("points"), regularizers=["none", "spectral_norm", "r1", "clip"], gammas=[0.1, 1.0])
     found = [(cell.regularizer, cell.gamma) for cell in cells_of(plan) if cell.seed == 0]
@@ -107,6 +146,10 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path, text, message):
     "flags,message",
     [
         (["--regularizers=r3"], "did you mean"),
+        (["--regularizers=r1,r3"], "regularizers=r3 is unknown"),
+        (["--regularizers=r1+r3"], "regularizers=r3 is unknown"),
+        (["--objectives=f:gan,hing"], "objectives=hing is unknown; did you mean hinge"),
+        (["--plan=digits", "--set=run.kim=3"], "did you mean run.kimg"),
         (["--objectives=hinge", "--regularizers=roth"], "use an objective f:..., or roth_js"),
         (["--regularizers=bcr"], "these are points"),
         (["--datasets=square"], "datasets=square is unknown"),
@@ -116,6 +159,11 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path, text, message):
         (["--gammas=1,-1"], "gammas are numbers from 0"),
         (["--set=step=3"], "points have no setting step; did you mean steps"),
         (["--set=steps=3"], "steps must be at least"),
+        (["--set=g_lr=-1.0"], "positive numbers"),
+        (["--set=betas=[0.5]"], "betas are two numbers"),
+        (["--set=betas=[2,3]"], "betas are two numbers"),
+        (["--set=betas=[a,b]"], "betas wants a tuple"),
+        (["--set=decay=2.0"], "at most 1"),
         (["--cell=x"], "is the beginning of no cells' hashes"),
     ],
 )
@@ -159,6 +207,41 @@ def test_cells_are_filled_once_and_reported(monkeypatch, tmp_path, capsys):
     assert saddle(monkeypatch, *words, f"--outdir={again}") == 0
     (made,) = results(again)
     assert made["cell"] == rows[3]["cell"] and made["figures"] == rows[3]["figures"]
+    assert saddle(monkeypatch, *words, f"--outdir={tmp_path}") == 0  # beside the others it leaves their page whole
+    assert len(results(tmp_path)) == 4
+
+
+def test_a_page_of_results_never_replaces_those_of_a_sweep(monkeypatch, tmp_path, capsys):
+    (tmp_path / "results.jsonl").write_text("{}")
+    assert saddle(monkeypatch, "regularizers", f"--results={tmp_path}") == 2
+    assert "--results needs --outdir" in capsys.readouterr().err
+
+
+def test_a_cell_that_fails_keeps_nobody_from_the_others(monkeypatch, tmp_path, capsys):
+    found = work.work_on_unit
+
+    def fails_for_none(unit, folder, source):
+        if unit.cells[0][1].regularizer == "none":
+            raise UserError("out of memory")
+        return found(unit, folder, source)
+
+    monkeypatch.setattr(work, "work_on_unit", fails_for_none)
+    command = [*TINY, "--regularizers=none,r1", "--seeds=0", f"--outdir={tmp_path}"]
+    assert saddle(monkeypatch, *command) == 2
+    assert "1 of 2 units of work failed: out of memory" in capsys.readouterr().err
+    assert len(list((tmp_path / "cells").iterdir())) == 1
+    monkeypatch.setattr(work, "work_on_unit", found)
+    assert saddle(monkeypatch, *command) == 0 and len(results(tmp_path)) == 2
+
+
+def test_a_file_of_a_cell_that_cannot_be_read_is_marked(monkeypatch, tmp_path, capsys):
+    command = [*TINY, "--regularizers=none,r1,r2", "--seeds=0", f"--outdir={tmp_path}"]
+    assert saddle(monkeypatch, *command) == 0
+    first, second, _ = sorted((tmp_path / "cells").iterdir())
+    first.write_bytes(b"")
+    second.write_bytes(b"\xff\xfe")
+    assert saddle(monkeypatch, *command) == 0
+    assert "2 lines cannot be read" in capsys.readouterr().out
 
 
 def test_a_cell_that_another_process_has_is_left_to_it(monkeypatch, tmp_path, capsys):
@@ -281,6 +364,7 @@ def test_a_training_that_diverges_is_a_result(dataset, tmp_path, monkeypatch):  
     cell = Cell("training", str(dataset), "nonsaturating", "none", 0.0, 0, "", settings)
     run = tmp_path / "00000-run"
     run.mkdir()
+    (tmp_path / "train.log").write_text("tick 1\nsaddle train: error: out of memory\n")
     (run / "exit.json").write_text(json.dumps({"code": 3, "reason": "10 steps in a row", "images_seen": 320}))
     (run / "stats.jsonl").write_text(json.dumps({"images_seen": 320, "Timing/sec_per_tick": 1.5}) + "\n")
     monkeypatch.setattr(training, "train", lambda cell, place: 3)
@@ -289,7 +373,7 @@ def test_a_training_that_diverges_is_a_result(dataset, tmp_path, monkeypatch):  
     assert result["diverged"] == "10 steps in a row" and result["figures"] == {} and result["seconds"] == 1.5
     assert (result["steps"], result["images"]) == (10, 320)
     monkeypatch.setattr(training, "train", lambda cell, place: 1)
-    with pytest.raises(UserError, match="ended with exit code 1"):
+    with pytest.raises(UserError, match="ended with exit code 1: saddle train: error: out of memory"):
         list(training.run([(cell, place)]))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from test_benchmark import saddle
 
 from gan.metrics.intervals import Estimate
-from launch.grid import report, summary
+from launch.grid import charts, report, summary
 
 PROVENANCE = {
     "features": {"name": "nearest cluster", "sha256": "ab" * 32, "side": 0, "resize": "none"},
@@ -82,9 +82,11 @@ def test_methods_are_ranked_with_their_intervals():
     best, second, last = table.lines
     assert best.estimate and best.estimate.value == pytest.approx(0.0225)
     assert 0.015 <= best.estimate.low < 0.0225 < best.estimate.high <= 0.03
-    assert last.p == pytest.approx(2 * 2 / 70) and not last.worse  # Holm: twice the p of 4 against 4
+    # Holm: of both, which are below none in every seed, twice the p of 4 against 4.
+    assert best.comparison.p == second.comparison.p == pytest.approx(2 * 2 / 70) and best.comparison.lower
+    assert np.isnan(last.comparison.p) and best.control is last.method and not best.comparison.claim
     assert second.chance + best.chance == pytest.approx(1, abs=1e-9) and last.chance == 0
-    assert not table.can_claim and table.seeds_needed == 5
+    assert not table.can_claim and table.seeds_needed == 5 and table.seeds == 4
     assert table.floor == 0.0048
 
 
@@ -94,7 +96,7 @@ def test_figures_beside_the_one_that_ranks_have_a_table_of_their_own(tmp_path, m
         return {name: {"value": x, "low": x, "high": x} for name, x in values.items()}
 
     rows = [line("r1", 1.0, seed, figures=figures(value)) for seed, value in enumerate([0.25, 0.5])]
-    lost = line("r1", 1.0, 2, diverged="NaN", figures={}, provenance={}, curve=[], points=[])
+    lost = line("r1", 1.0, 2, diverged="NaN", figures={}, curve=[], points=[])
     assert written(tmp_path, monkeypatch, [*rows, lost]) == 0
     (table,) = summary.tables_of(summary.read_rows([*rows, lost])[0])
     assert table.others == ["confidence"]
@@ -118,11 +120,41 @@ def test_scores_that_differ_in_provenance_are_never_in_one_table(tmp_path, monke
 
 
 def test_a_diverged_seed_puts_a_method_last_and_is_counted():
-    lost = line("wgan_gp", 1.0, 0, diverged="NaN", figures={}, provenance={}, curve=[], points=[])
+    known = {"dataset_hash": PROVENANCE["dataset_hash"]}
+    lost = line("wgan_gp", 1.0, 0, diverged="NaN", figures={}, provenance=known, curve=[], points=[])
     rows, bad = summary.read_rows([*lines(), lost, line("wgan_gp", 1.0, 1, 0.001)])
     (table,) = summary.tables_of(rows)
     assert not bad and table.lines[-1].method.name == "wgan_gp γ=1" and table.lines[-1].method.diverged == 1
     assert table.lines[-1].chance == 0
+    assert len(table.tested) == 2 and table.seeds == 4  # it is not tested, so it takes no test's place
+
+
+def test_a_diverged_seed_stands_with_the_dataset_of_its_hash_alone():
+    other = PROVENANCE | {"dataset_hash": "12" * 32}
+    lost = line("r2", 1.0, 9, diverged="NaN", figures={}, provenance={"dataset_hash": "12" * 32}, curve=[])
+    renamed = line("none", 0.0, 7, 0.5, provenance=other)
+    first, second = summary.tables_of(summary.read_rows([*lines(), lost, renamed])[0])
+    assert [line.method.diverged for line in first.lines] == [0, 0, 0]
+    assert [(line.method.name, line.method.diverged) for line in second.lines] == [("none", 0), ("r2 γ=1", 1)]
+
+
+def test_what_is_the_same_is_one_method_and_what_differs_has_its_own_name():
+    same = [line("r1", 1.0, 0), line("r1", 1, 1)]
+    (table,) = summary.tables_of(summary.read_rows(same)[0])
+    assert [len(each.method.rows) for each in table.lines] == [2]
+    wide = line("r1", 1.0, 2, 0.5, settings={"steps": 12, "batch": 8}, cell="wide")
+    (table,) = summary.tables_of(summary.read_rows([*same, wide])[0])
+    assert [table.label(each) for each in table.lines] == ["r1 γ=1, batch=default", "r1 γ=1, batch=8"]
+    labels = [line("r1", gamma, 0, gamma, label="mine", cell=f"{gamma}") for gamma in (1.0, 2.0)]
+    (table,) = summary.tables_of(summary.read_rows(labels)[0])
+    assert [table.label(each) for each in table.lines] == ["mine, γ=1.0", "mine, γ=2.0"]
+    assert list(report.curves(table)) == ["mine, γ=1.0", "mine, γ=2.0"]
+
+
+def test_a_legend_has_what_its_chart_has():
+    without = line("r2", 1.0, 0, 0.001, curve=[])
+    (table,) = summary.tables_of(summary.read_rows([without, line("r1", 1.0, 0)])[0])
+    assert report.section(table, 0)["names"] == ["r1 γ=1"]
 
 
 @pytest.mark.parametrize(
@@ -137,8 +169,17 @@ def test_a_diverged_seed_puts_a_method_last_and_is_counted():
         (line(provenance={}), "without its provenance"),
         (line(seed="x"), "seed is 'x'"),
         (line(curve=[1]), ""),
-        (line(points=[[1]]), "no pairs"),
-        ('{"cell": "a"}', "kind is missing"),
+        (line(points=[[1]]), "not enough values"),
+        (line(points=[["a", "b"]]), "not finite"),
+        (line(curve=[[1, {"mode-kl": "high"}]]), "not finite"),
+        (line(curve=[[float("inf"), {"mode-kl": 1.0}]]), "not finite"),
+        (line(value=float("nan")), "not finite"),
+        (line(value=1e300), "too large"),
+        (line(gamma=10**400), "too large"),
+        (line(steps=10**400), "too large"),
+        (line(dataset="\ud800"), "surrogates not allowed"),
+        (line(format=7), "of another version"),
+        ('{"cell": "a"}', "format is missing"),
         ("[" * 5000, "recursion"),
     ],
 )
@@ -171,18 +212,19 @@ def test_csv_has_what_the_page_has(tmp_path, monkeypatch):
     assert written(tmp_path, monkeypatch, lines()) == 0
     rows = list(csv.DictReader(io.StringIO((tmp_path / "regularizers.csv").read_text())))
     assert [row["method"] for row in rows] == ["r1 γ=1", "r2 γ=1", "none"]
-    assert float(rows[0]["mean"]) == pytest.approx(0.0225) and rows[0]["p against best"] == ""
+    assert float(rows[0]["mean"]) == pytest.approx(0.0225) and float(rows[0]["p against none"]) == pytest.approx(4 / 70)
+    assert rows[2]["p against none"] == ""
     assert (tmp_path / "regularizers.md").read_text().count("\n| ") == 4
 
 
 def test_a_gamma_is_recommended():
     points = [(0.1, Estimate(0.05, 0.04, 0.06)), (1.0, Estimate(0.02, 0.01, 0.03)), (10.0, Estimate(0.03, 0.025, 0.04))]
-    assert summary.advice(points, [0.1, 1.0, 10.0]) == "γ = 1; the intervals of γ = 1, 10 overlap its own."
+    assert summary.advice(points, [0.1, 1.0, 10.0]) == "γ = 1; the intervals of γ = 10 overlap its own."
     assert summary.advice(points, [0.1, 10.0]).startswith("γ = 10; no") or "edge" in summary.advice(points, [0.1, 10.0])
     assert "diverged at every" in summary.advice(points, [])
     rows = [line("r1", g, s, v * (1 + s / 9)) for g, v in ((0.1, 0.05), (1.0, 0.02)) for s in range(3)]
     (found,) = summary.sensitivities(summary.tables_of(summary.read_rows(rows)[0])[0])
-    assert found.regularizer == "r1" and found.advice.startswith("γ = 1: no other interval reaches it.")
+    assert found.name == "r1, f:gan" and found.advice.startswith("γ = 1: no other interval reaches it.")
 
 
 def test_ranks_over_datasets():
@@ -267,3 +309,23 @@ def test_everything_has_a_name(page):
 
 def test_it_prints_to_pdf(page):
     assert page.pdf().startswith(b"%PDF")
+
+
+def test_printed_commands_are_seen(page):
+    seen = "document.querySelector('details > pre').checkVisibility({contentVisibilityAuto: true})"
+    page.emulate_media(media="screen")
+    assert not page.evaluate(seen)
+    page.emulate_media(media="print")
+    assert page.evaluate(seen)
+    page.emulate_media(media="screen")
+
+
+def test_an_axis_has_two_numbers_at_least():
+    for low, high in [(2.17, 4.68), (0.9, 1.1), (3.0, 900.0), (0.001, 0.0012)]:
+        found = charts.ticks(low, high, True)
+        assert len(found) >= 2 and all(low <= each <= high for each in found)
+
+
+def test_methods_that_were_left_out_are_on_the_page(tmp_path):
+    report.write_report(lines(), tmp_path, left_out=["hinge with roth: it weighs <by> f"])
+    assert "hinge with roth: it weighs &lt;by&gt; f" in (tmp_path / "regularizers.html").read_text()

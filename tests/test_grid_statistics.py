@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from launch.grid import statistics
-from launch.grid.statistics import against_best, bootstrap, chances_of_best, holm, least_p, permutation_test, ranks
+from launch.grid.statistics import against_controls, bootstrap, chances_of_best, holm, least_p, permutation_test, ranks
 
 
 def test_the_interval_of_three_seeds_reaches_from_the_least_to_the_greatest():
@@ -77,11 +77,22 @@ def test_ranks_share_ties_and_put_divergence_last():
 
 
 def test_too_few_seeds_make_no_claim():
-    apart = [[1.0, 1.1, 1.2], [9.0, 9.1, 9.2]]
-    assert not against_best(apart, 0)[1].claim and against_best(apart, 0)[1].p == pytest.approx(0.1)
-    enough = [[1.0, 1.1, 1.2, 1.3], [9.0, 9.1, 9.2, 9.3]]
-    assert against_best(enough, 0)[1].claim and math.isnan(against_best(enough, 0)[0].p)
-    assert math.isnan(against_best([[1.0, 1.1], [math.nan, 2.0]], 0)[1].p)
+    apart = [[9.0, 9.1, 9.2], [1.0, 1.1, 1.2]]
+    alone, method = against_controls(apart, [None, 0])
+    assert math.isnan(alone.p) and not alone.claim
+    assert method.p == pytest.approx(0.1) and method.lower and not method.claim
+    enough = [[9.0, 9.1, 9.2, 9.3], [1.0, 1.1, 1.2, 1.3]]
+    assert against_controls(enough, [None, 0])[1].claim
+    assert not against_controls(enough, [1, None])[0].lower
+    assert math.isnan(against_controls([[1.0, 1.1], [math.nan, 2.0]], [None, 0])[1].p)
+
+
+def test_equal_methods_differ_from_their_control_in_one_of_twenty_tables_at_most():
+    """What Holm's correction promises; against the best of them it would be more."""
+    random = np.random.RandomState(0)
+    tables = random.normal(size=(400, 4, 5)).tolist()
+    wrong = sum(any(each.claim for each in against_controls(table, [None, 0, 0, 0])) for table in tables)
+    assert wrong / len(tables) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / len(tables))
 
 
 def test_chances_of_being_the_best():

@@ -23,7 +23,7 @@ from gan.schedules import penalty_turns
 def find_pair(objective: str, regularizer: str) -> tuple[Objective, Regularizer]:
     """The rows of two names. Raises UserError for what does not exist and for pairs that cannot be."""
     first = look_up("objective.name", objective, OBJECTIVES)
-    names = re.split(r"\+(?=[a-z])", regularizer)  # a plus before a digit is part of a number
+    names = combined(regularizer)
     if len(set(names)) < len(names):
         raise UserError(f"regularizer.name={regularizer} names one twice; raise gamma instead")
     rows = [look_up("regularizer.name", name, REGULARIZERS, objective=first) for name in names]
@@ -37,6 +37,11 @@ def find_pair(objective: str, regularizer: str) -> tuple[Objective, Regularizer]
             "give regularizer.name=none"
         )
     return first, second
+
+
+def combined(regularizer: str) -> list[str]:
+    """The names in one like r1+spectral_norm; a plus before a digit is part of a number."""
+    return re.split(r"\+(?=[a-z])", regularizer)
 
 
 def configured(config: TrainConfig) -> tuple[Objective, Regularizer]:

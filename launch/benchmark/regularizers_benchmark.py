@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from launch.grid.plan import Plan
 
 PART = "--part-of-pool"
+OUTDIR = "runs/regularizers"
 
 
 def names(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -49,16 +50,14 @@ def numbers(_ctx: click.Context, param: click.Parameter, text: str | None) -> tu
     show_default=True,
     help="A name in launch/plans, or a .toml file; repeatable.",
 )
-@click.option(
-    "--outdir", type=click.Path(path_type=Path, file_okay=False), default="runs/regularizers", help="Results."
-)
+@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help=f"Results.  [default: {OUTDIR}]")
 @click.option("--datasets", callback=names, metavar="NAME,...", help="In place of the plan's; for images, LMDBs.")
 @click.option("--objectives", callback=names, metavar="NAME,...", help="In place of the plan's.")
 @click.option("--regularizers", callback=names, metavar="NAME,...", help="In place of the plan's methods; or all.")
-@click.option("--gammas", callback=numbers, metavar="NUMBER,...", help="In place of the plan's.")
+@click.option("--gammas", callback=numbers, metavar="NUMBER,...", help="In place of the plan's; auto is one.")
 @click.option("--seeds", callback=numbers, metavar="NUMBER,...", help="In place of the plan's.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the plan's settings.")
-@click.option("--cell", metavar="HASH", help="Work on this cell only.")
+@click.option("--cell", metavar="HASH", help="Work on this cell only; the page has all that are finished.")
 @click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes on this host.")
 @click.option(
     "--results",
@@ -73,26 +72,36 @@ def numbers(_ctx: click.Context, param: click.Parameter, text: str | None) -> tu
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.option(PART, "part", is_flag=True, hidden=True)
-def main(outdir: Path, results: Sequence[Path], penalties: Path | None, **flags: Any) -> int:
+def main(outdir: Path | None, results: Sequence[Path], penalties: Path | None, **flags: Any) -> int:
     """Train every cell of a grid (dataset x objective x regularizer x gamma x seed), and report on them.
 
     Run the same command again to go on after a stop, or at the same time on other hosts that share --outdir: nobody
     repeats a cell. The report is regularizers.html in --outdir, with .csv, .md, and results.jsonl.
     """
+    from launch.grid import work
     from launch.grid.report import read_results, write_report
 
     end_with_parent()
+    if results and outdir is None:
+        raise UserError("--results needs --outdir, the folder of the new page")
+    outdir = outdir or Path(OUTDIR)
     if results:
         lines = [line for path in results for line in read_results(path)]
         click.echo(write_report(lines, outdir, penalties))
         return 0
-    units, left_out = chosen_units(chosen_plans(flags), flags["cell"])
+    units, left_out = all_units(chosen_plans(flags))
+    chosen = only(units, flags["cell"]) if flags["cell"] else units
     if not flags["part"]:
         for line in left_out:
             click.echo(f"left out: {line}")
     if flags["dry_run"]:
-        return describe(units)
-    return fill(units, outdir, penalties, flags)
+        return describe(chosen)
+    if not fill(chosen, outdir, flags) or flags["part"]:
+        return 0
+    with work.claimed(outdir / "claims" / "report.lock") as claim:
+        if claim is not None:
+            click.echo(write_report(work.finished_rows(units, outdir), outdir, penalties, left_out))
+    return 0
 
 
 def chosen_plans(flags: Mapping[str, Any]) -> "list[Plan]":
@@ -105,19 +114,23 @@ def chosen_plans(flags: Mapping[str, Any]) -> "list[Plan]":
     return [narrowed(read_plan(name), **replaced, settings=settings) for name in flags["plans"]]
 
 
-def chosen_units(plans: "Sequence[Plan]", cell: str | None) -> "tuple[list[Unit], list[str]]":
-    """The units of all plans, of one cell if it is given, and lines about what cannot be."""
-    from launch.grid.kinds import Unit, units_of
+def all_units(plans: "Sequence[Plan]") -> "tuple[list[Unit], list[str]]":
+    """The units of all plans, and lines about what cannot be."""
+    from launch.grid.kinds import units_of
     from launch.grid.plan import cells_of
 
-    units, left_out = units_of([one for plan in plans for one in cells_of(plan)])
-    if cell is None:
-        return units, left_out
+    return units_of([one for plan in plans for one in cells_of(plan)])
+
+
+def only(units: "Sequence[Unit]", cell: str) -> "list[Unit]":
+    """The unit of the one cell whose hash begins like this. Raises UserError if there is not one."""
+    from launch.grid.kinds import Unit
+
     found = [Unit(u.name, tuple(pair for pair in u.cells if pair[0].startswith(cell))) for u in units]
     found = [unit for unit in found if unit.cells]
     if sum(len(unit.cells) for unit in found) != 1:
         raise UserError(f"--cell={cell} is the beginning of {len(found) or 'no'} cells' hashes of this grid; give one")
-    return found, left_out
+    return found
 
 
 def describe(units: "Sequence[Unit]") -> int:
@@ -131,28 +144,31 @@ def describe(units: "Sequence[Unit]") -> int:
     return 0
 
 
-def fill(units: "Sequence[Unit]", outdir: Path, penalties: Path | None, flags: Mapping[str, Any]) -> int:
-    """Work on the cells, in several processes if so asked, and write the report when none is missing."""
+def fill(units: "Sequence[Unit]", outdir: Path, flags: Mapping[str, Any]) -> bool:
+    """Work on the cells, in several processes if so asked. -> is none missing?
+
+    Raises UserError, when all others are done, if a cell failed."""
     from launch.grid import work
-    from launch.grid.report import write_report
 
     work.prepare(outdir)
     with stopping():
         others = pool(outdir, flags) if flags["jobs"] > 1 else []
-        left = work.work_on(units, outdir, source_command(flags))
-        for other in others:
-            other.wait()
-        left = work.work_on(left, outdir, source_command(flags))  # what others may have had when they were killed
-    if flags["part"]:
-        return 0
+        try:
+            left, failed = work.work_on(units, outdir, source_command(flags))
+            for other in others:
+                other.wait()
+            if others and not failed:  # what others may have had when they were killed
+                left, failed = work.work_on(left, outdir, source_command(flags))
+        finally:
+            for other in others:  # after a signal: let them save, before a scheduler ends what is left of this job
+                other.terminate()
+                other.wait()
+    if failed:
+        raise UserError(f"{len(failed)} of {len(units)} units of work failed: {next(iter(failed.values()))}")
     count = sum(len(unit.cells) for unit in units)
-    if left:
+    if left and not flags["part"]:
         click.echo(f"others work on {sum(len(work.missing(outdir, unit)) for unit in left)} of {count} cells")
-        return 0
-    with work.claimed(outdir / "claims" / "report.lock") as claim:
-        if claim is not None:
-            click.echo(write_report(work.finished_rows(units, outdir), outdir, penalties))
-    return 0
+    return not left
 
 
 @contextmanager

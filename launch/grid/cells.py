@@ -8,6 +8,8 @@ from typing import Any
 from gan.errors import UserError
 from gan.methods.pairs import find_pair
 
+BY_CHANCE = "-by-chance"  # in the names of figures: what sets of real data have
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -35,7 +37,7 @@ class Result:
     # measured, of this cell: of several that are trained together, their share; CPU time of points, which one thread
     # trains, and wall time of trainings
     seconds: float
-    provenance: Mapping[str, Any]  # as gan.metrics.provenance has it
+    provenance: Mapping[str, Any]  # as gan.metrics.provenance has it; of one without figures at least dataset_hash
     points: Sequence[Any] = ()  # some samples, where they are points in the plane
     picture: str = ""  # a PNG of samples in base64, where they are images
 

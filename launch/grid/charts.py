@@ -9,6 +9,7 @@ Points = Sequence[tuple[float, float]]
 COLORS = 8  # classes c0 ... c7
 WIDTH, HEIGHT = 480, 260
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 42
+LABEL = 25  # letters of a method's name beside a chart
 
 
 def tag(name: str, text: str = "", **attributes: object) -> Markup:
@@ -35,6 +36,8 @@ def ticks(low: float, high: float, logarithmic: bool) -> list[float]:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         marks = (1, 2, 5) if last - first <= 2 else (1,)
         found = [m * 10.0**e for e in range(first, last + 1) for m in marks if low <= m * 10.0**e <= high]
+        if len(found) < 2:
+            return ticks(low, high, False)
         return found[:: max(math.ceil(len(found) / 7), 1)]
     span = high - low or 1.0
     step = 10 ** math.floor(math.log10(span / 4))
@@ -135,7 +138,8 @@ def intervals(label: str, rows: Sequence[tuple[str, float, float, float, Sequenc
         parts.append(tag("text", brief(value), x=x, y=bottom + 16, text_anchor="middle"))
     for place, (name, value, low, high, seeds) in enumerate(rows):
         y = step * place + 16
-        parts.append(tag("text", name if len(name) < 28 else f"{name[:26]}…", x=left - 10, y=y + 4, text_anchor="end"))
+        short = tag("tspan", name if len(name) <= LABEL else f"{name[: LABEL - 1]}…") + tag("title", name)
+        parts.append(tag("text", short, x=left - 10, y=y + 4, text_anchor="end"))
         ends = [x_at(x) for x in (low, high) if math.isfinite(x)]
         if len(ends) == 2:
             parts.append(tag("line", x1=ends[0], x2=ends[1], y1=y, y2=y, class_="line c0 wide"))

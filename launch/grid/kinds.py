@@ -23,8 +23,11 @@ class Kind:
     run: Callable[[Sequence[tuple[Cell, Work]]], Iterator[tuple[Cell, dict[str, Any]]]]
     together: bool  # cells that differ in nothing but the seed are worked on together
     best: str  # the beginning of the name of the figure that tables are sorted by; less is better
+    floor: str  # a sentence about what that figure is between sets of real data
     regularizers: tuple[str, ...]  # that can be used
-    command: Callable[[Cell], str]  # one that makes the same by other means, empty if there is none
+    gamma: float | str  # where a plan says none
+    # the settings of a plan as this host trains with them; raises UserError for what no method could be trained with
+    on_this_host: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 KINDS: dict[str, Kind] = {
@@ -33,16 +36,20 @@ KINDS: dict[str, Kind] = {
         points.run,
         together=True,
         best="mode-kl",
+        floor="Samples of the data itself would have {} by chance.",
         regularizers=tuple(name for name in REGULARIZERS if name != "bcr"),
-        command=lambda cell: "",
+        gamma=1.0,
+        on_this_host=points.on_this_host,
     ),
     "training": Kind(
         training.decides,
         training.run,
         together=False,
         best="fd-",
+        floor="Between one half of the reals and the other it is {}.",
         regularizers=tuple(REGULARIZERS),
-        command=training.command_line,
+        gamma="auto",
+        on_this_host=training.on_this_host,
     ),
 }
 

@@ -5,8 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gan.config import flatten, nearest
+from gan.config import check_name, flatten, nearest
 from gan.errors import UserError
+from gan.methods.objectives import OBJECTIVES
+from gan.methods.pairs import combined
+from gan.methods.regularizers import REGULARIZERS
+from gan.methods.rows import look_up
 from launch.grid.cells import Cell, weighted
 from launch.grid.kinds import find_kind
 from launch.settings import read_toml
@@ -20,7 +24,7 @@ class Method:
     """A line of the plan: regularizers that are tried with each of the gammas."""
 
     regularizers: tuple[str, ...]
-    gammas: tuple[float | str, ...] = (1.0,)
+    gammas: tuple[float | str, ...] = ()  # that of the kind if empty
     objectives: tuple[str, ...] = ()  # those of the plan if empty
     label: str = ""  # what the tables call it, where settings of its own set it apart
     settings: Mapping[str, Any] = field(default_factory=dict)  # beside those of the plan
@@ -95,10 +99,11 @@ def narrowed(
     seeds: Sequence[int] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """The plan with what was given in place of what it says. Gammas are tried with every regularizer."""
+    """The plan with what was given in place of what it says. Gammas are tried with every regularizer. A regularizer
+    that the plan has keeps the plan's gammas."""
     methods = plan.methods
     if regularizers:
-        methods = (Method(tuple(regularizers)),)
+        methods = tuple(method for name in regularizers for method in _only(plan, name))
     if gammas:
         methods = tuple(replace(method, gammas=tuple(gammas)) for method in methods)
     if objectives:
@@ -115,16 +120,37 @@ def narrowed(
     return plan
 
 
+def _only(plan: Plan, name: str) -> Iterator[Method]:
+    """The plan's methods of one regularizer, without those that have a label of their own; or a new one."""
+    known = [replace(m, regularizers=(name,)) for m in plan.methods if name in m.regularizers and not m.label]
+    yield from known or [Method((name,))]
+
+
+def _check_names(plan: Plan) -> None:
+    """Raises UserError for objectives and regularizers that do not exist. What does not go together is left out
+    later."""
+    for method in plan.methods:
+        for objective in method.objectives or plan.objectives:
+            look_up("objectives", objective, OBJECTIVES)
+        for name in method.regularizers:
+            for part in combined(name):
+                if name != ALL:
+                    check_name("regularizers", part.split(":")[0], REGULARIZERS)
+
+
 def cells_of(plan: Plan) -> Iterator[Cell]:
-    """All cells of a plan, those of a method together. A regularizer on which gamma has no effect is tried once."""
+    """All cells of a plan, those of a method together. A regularizer on which gamma has no effect is tried once.
+
+    Raises UserError for names that do not exist, and for settings with which nothing could be trained."""
     kind = find_kind(plan.kind)
+    _check_names(plan)
     for dataset in plan.datasets:
         for method in plan.methods:
             names = kind.regularizers if method.regularizers == (ALL,) else method.regularizers
+            settings = kind.on_this_host({**plan.settings, **method.settings})
             for objective in method.objectives or plan.objectives:
                 for name in names:
-                    gammas = method.gammas if weighted(name) else (0.0,)
+                    gammas = (method.gammas or (kind.gamma,)) if weighted(name) else (0.0,)
                     for gamma in gammas:
-                        settings = {**plan.settings, **method.settings}
                         for seed in plan.seeds:
                             yield Cell(plan.kind, dataset, objective, name, gamma, seed, method.label, settings)

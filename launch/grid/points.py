@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gan.config import check_name, nearest
 from gan.errors import UserError
-from launch.grid.cells import Cell, Result, Work
+from launch.grid.cells import BY_CHANCE, Cell, Result, Work
 
 if TYPE_CHECKING:
     from gan.theory.clusters import Recipe, Trained
@@ -23,21 +23,32 @@ TAKES: dict[type, tuple[type, ...]] = {
 }  # the type of a setting -> those of its value in a plan
 
 
-def recipe_of(cell: Cell) -> "Recipe":
-    """How a cell is trained. Raises UserError for settings that do not exist."""
+def on_this_host(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A plan's settings, which are the same on all hosts. Raises UserError for those that cannot be."""
+    recipe_of(settings)
+    return settings
+
+
+def recipe_of(settings: Mapping[str, Any]) -> "Recipe":
+    """How cells with these settings are trained. Raises UserError for what does not exist or is out of bounds."""
     from gan.theory.clusters import BATCH, Recipe
 
     known = {f.name: f for f in fields(Recipe)}
-    for name, value in cell.settings.items():
+    for name, value in settings.items():
         if name not in known or name in ("share", "group"):
             raise UserError(f"points have no setting {name:.100}; {nearest(name, known)}")
         wanted = type(known[name].default)
         if not isinstance(value, TAKES[wanted]):
             raise UserError(f"{name} wants a {wanted.__name__}, got {value!r:.100}")
-    settings: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in cell.settings.items()}
-    recipe = Recipe(**{**settings, "group": BATCH})
+    given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
+    recipe = Recipe(**{**given, "group": BATCH})
     if recipe.steps < LOOKS or recipe.n_critic < 1 or recipe.every < 1:
         raise UserError(f"steps must be at least {LOOKS}, n_critic and every at least 1")
+    betas = [beta for beta in recipe.betas if type(beta) in (int, float) and 0 <= beta < 1]
+    if len(recipe.betas) != 2 or len(betas) != 2:
+        raise UserError(f"betas are two numbers from 0 to below 1, got {list(recipe.betas)!r:.100}")
+    if not all(0 < rate < math.inf for rate in (recipe.g_lr, recipe.d_lr)) or not 0 < recipe.decay <= 1:
+        raise UserError("g_lr and d_lr are positive numbers, decay is above 0 and at most 1")
     return recipe
 
 
@@ -53,7 +64,7 @@ def decides(cell: Cell) -> Mapping[str, Any]:
     if not isinstance(cell.gamma, int | float):
         raise UserError(f"regularizer.gamma={cell.gamma} is of images: give a number")
     method = {"objective": cell.objective, "regularizer": cell.regularizer, "gamma": float(cell.gamma)}
-    return {"dataset": dataset_hash(cell.dataset), **method, "recipe": asdict(recipe_of(cell))}
+    return {"dataset": dataset_hash(cell.dataset), **method, "recipe": asdict(recipe_of(cell.settings))}
 
 
 def dataset_hash(name: str) -> str:
@@ -73,7 +84,7 @@ def run(work: Sequence[tuple[Cell, Work]]) -> Iterator[tuple[Cell, dict[str, Any
     torch.set_num_threads(1)
     set_precision(Ranks(), deterministic=False)
     cell = work[0][0]
-    recipe = recipe_of(cell)
+    recipe = recipe_of(cell.settings)
     looks = [recipe.steps * (i + 1) // LOOKS for i in range(LOOKS)]
     seeds = [each.seed for each, _ in work]
     start = time.process_time()
@@ -96,7 +107,7 @@ def result_of(cell: Cell, recipe: "Recipe", trained: "Trained", seconds: float) 
     names = {"mode-kl": "mode_kl", "modes": "modes", "near": "near"}
     finite = math.isfinite(last["mode_kl"])
     values = {name: float(last[key]) for name, key in names.items()} if finite else {}
-    values |= {"mode-kl-by-chance": mode_kl_floor(SAMPLES, len(POINTS[cell.dataset]))} if finite else {}
+    values |= {f"mode-kl{BY_CHANCE}": mode_kl_floor(SAMPLES, len(POINTS[cell.dataset]))} if finite else {}
     curve = [
         [step * BATCH * recipe.n_critic, {"mode-kl": look["mode_kl"]}]
         for step, look in trained.looks

@@ -12,6 +12,7 @@ from typing import Any
 from gan.errors import UserError
 from gan.metrics.intervals import Estimate
 from launch.grid import charts, summary
+from launch.grid.kinds import KINDS
 from launch.grid.summary import Line, Row, Table
 from launch.outputs import output_file
 
@@ -38,9 +39,11 @@ def read_results(path: Path) -> list[str]:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def write_report(lines: Sequence[str], outdir: Path, penalties: Path | None = None) -> str:
-    """Write the page and its companions. -> a line about them. Raises UserError if no line can be read, or the files
-    cannot be written."""
+def write_report(
+    lines: Sequence[str], outdir: Path, penalties: Path | None = None, left_out: Sequence[str] = ()
+) -> str:
+    """Write the page and its companions. -> a line about them. left_out: a line for each method that cannot be. Raises
+    UserError if no line can be read, or the files cannot be written."""
     rows, bad = summary.read_rows(lines)
     if not rows:
         reason = f"; {bad[0].where}: {bad[0].reason}" if bad else ""
@@ -50,7 +53,7 @@ def write_report(lines: Sequence[str], outdir: Path, penalties: Path | None = No
         "jsonl": "".join(f"{line}\n" for line in lines),
         "csv": as_csv(tables),
         "md": as_markdown(tables, bad),
-        "html": as_page(tables, rows, bad, prices(penalties)),
+        "html": as_page(tables, rows, bad, prices(penalties), left_out),
     }
     for suffix, text in files.items():
         name = "results.jsonl" if suffix == "jsonl" else f"{NAME}.{suffix}"
@@ -78,11 +81,11 @@ def as_csv(tables: Sequence[Table]) -> str:
     """A line per method and figure."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*COLUMNS, "p against best", "chance of best", "steps", "images", "seconds"])
+    writer.writerow([*COLUMNS, "p against none", "chance of best", "steps", "images", "seconds"])
     for table in tables:
         for line in table.lines:
             m = line.method
-            numbers = [line.p, line.chance, m.mean("steps"), m.mean("images"), m.mean("seconds")]
+            numbers = [line.comparison.p, line.chance, m.mean("steps"), m.mean("images"), m.mean("seconds")]
             writer.writerow([*cells_of(table, line, table.figure), *map(exact, numbers)])
             for figure in table.others:
                 writer.writerow([*cells_of(table, line, figure), "", "", *map(exact, numbers[2:])])
@@ -94,7 +97,7 @@ def cells_of(table: Table, line: Line, figure: str) -> list[Any]:
     m, e = line.method, line.method.estimate(figure)
     interval = map(exact, (e.value, e.low, e.high) if e else [math.nan] * 3)
     about = "; ".join(table.provenance)
-    return [table.dataset, about, line.rank, m.objective, m.name, len(m.rows), m.diverged, figure, *interval]
+    return [table.dataset, about, line.rank, m.objective, table.label(line), len(m.rows), m.diverged, figure, *interval]
 
 
 def exact(x: float) -> str:
@@ -111,7 +114,7 @@ def as_markdown(tables: Sequence[Table], bad: Sequence[summary.Unreadable]) -> s
         for line in table.lines:
             m = line.method
             mean, interval = shown(line.estimate)
-            cells = [line.rank, plain(m.name), plain(m.objective), mean, interval, len(m.rows), m.diverged]
+            cells = [line.rank, plain(table.label(line)), plain(m.objective), mean, interval, len(m.rows), m.diverged]
             parts.append("| " + " | ".join(map(str, cells)) + " |")
     parts += [f"\nUnreadable: {plain(each.where)}: {plain(each.reason)}" for each in bad]
     return "\n".join(parts) + "\n"
@@ -142,6 +145,7 @@ def as_page(
     rows: Sequence[Row],
     bad: Sequence[summary.Unreadable],
     cost: Sequence[Mapping[str, Any]],
+    left_out: Sequence[str] = (),
 ) -> str:
     """The HTML page. Whatever comes from files is escaped."""
     try:
@@ -154,6 +158,7 @@ def as_page(
     return environment.from_string(PAGE.read_text()).render(
         sections=[section(table, index) for index, table in enumerate(tables)],
         wins=summary.mean_ranks(tables),
+        left_out=left_out,
         rows=rows,
         bad=bad,
         cost=cost,
@@ -177,21 +182,23 @@ def section(table: Table, index: int) -> dict[str, Any]:
     ]
     gammas = summary.sensitivities(table)
     several = len({line.method.objective for line in table.lines}) > 1
+    figures = curves(table)
     return {
         "id": f"table-{index}",
         "table": table,
         "several_objectives": several,
         "forest": charts.intervals(f"{table.figure} of each method on {table.dataset}", chart_rows, table.figure),
-        "curves": curves(table),
-        "names": [table.label(line) for line in table.lines[:CURVES]],
+        "curves": charts.lines(f"{table.figure} during training on {table.dataset}", figures, "images", table.figure),
+        "names": list(figures),
+        "floor": KINDS[table.kind].floor.format(number(table.floor)) if table.floor else "",
         "gammas": gammas,
         "gamma_chart": gamma_chart(table, gammas),
         "samples": samples(table),
     }
 
 
-def curves(table: Table) -> Any:
-    """The mean of the seeds over the training, of the best methods."""
+def curves(table: Table) -> dict[str, list[tuple[float, float]]]:
+    """The mean of the seeds over the training, of the best methods that have one."""
     series: dict[str, list[tuple[float, float]]] = {}
     for line in table.lines[:CURVES]:
         by_images: dict[float, list[float]] = {}
@@ -199,19 +206,15 @@ def curves(table: Table) -> Any:
             for images, values in row.curve:
                 if table.figure in values:
                     by_images.setdefault(images, []).append(values[table.figure])
-        points = [(x, sum(y) / len(y)) for x, y in sorted(by_images.items())]
-        series[table.label(line)] = points
-    usable = {name: points for name, points in series.items() if points}
-    return charts.lines(f"{table.figure} during training on {table.dataset}", usable, "images", table.figure)
+        if by_images:
+            series[table.label(line)] = [(x, sum(y) / len(y)) for x, y in sorted(by_images.items())]
+    return series
 
 
 def gamma_chart(table: Table, gammas: Sequence[summary.Sensitivity]) -> Any:
     """The figure against gamma, a line per regularizer."""
-    series = {f"{each.regularizer}, {each.objective}": [(g, e.value) for g, e in each.points] for each in gammas}
-    bars = {
-        f"{each.regularizer}, {each.objective}": [(g, e.low, e.high) for g, e in each.points if math.isfinite(e.low)]
-        for each in gammas
-    }
+    series = {each.name: [(g, e.value) for g, e in each.points] for each in gammas}
+    bars = {each.name: [(g, e.low, e.high) for g, e in each.points if math.isfinite(e.low)] for each in gammas}
     return charts.lines(f"{table.figure} by gamma on {table.dataset}", series, "γ", table.figure, bars, log_x=True)
 
 
@@ -247,13 +250,17 @@ def findings(tables: Sequence[Table]) -> list[str]:
             found.append(f"{table.dataset}: every method diverged.")
             continue
         mean, interval = shown(best.estimate)
-        text = f"{table.dataset}: {best.method.name} is first of {len(table.lines)} with a {table.figure} of {mean}"
+        text = f"{table.dataset}: {table.label(best)} is first of {len(table.lines)} with a {table.figure} of {mean}"
         text += f" ({interval}), and has the least mean in {best.chance:.0%} of resamples of the seeds."
-        worse = sum(line.worse for line in table.lines)
+        better = [line for line in table.tested if line.comparison.claim and line.comparison.lower]
+        worse = [line for line in table.tested if line.comparison.claim and not line.comparison.lower]
+        tests = f"{len(table.tested)} test{'s' * (len(table.tested) != 1)}"
         if table.can_claim:
-            text += f" {worse} of the others are worse at 5 %, after correction for {table.tests} tests."
-        elif table.tests:
-            text += f" {table.seeds} seed{'s' * (table.seeds != 1)} of each cannot show a difference at 5 %."
+            text += f" {len(better)} of {len(table.tested)} are better than the same without a regularizer at 5 %, and "
+            text += f"{len(worse)} are worse, after correction for {tests}."
+        elif table.tested:
+            seeds = f"{table.seeds} seed{'s' * (table.seeds != 1)}"
+            text += f" {seeds} of each cannot show a difference to none at 5 % after correction for {tests}."
         found.append(text)
     return found
 

@@ -87,19 +87,31 @@ def ranks(values: ArrayLike) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against the best of a table."""
+    """A method against its control."""
 
-    p: float  # adjusted; NaN for the best itself, and where a seed diverged
-    claim: bool  # is it worse, at a level of 5 %?
+    p: float  # adjusted; NaN where there is no control, or a seed diverged
+    lower: bool  # is the method's mean the lower one?
+
+    @property
+    def claim(self) -> bool:
+        """Do they differ, at a level of 5 %?"""
+        return self.p < LEVEL
 
 
-def against_best(values: Sequence[Sequence[float]], best: int) -> list[Comparison]:
-    """Every method's seeds against those of the best one, adjusted for the number of methods."""
-    others = [i for i, seeds in enumerate(values) if i != best and not np.isnan(seeds).any() and len(seeds) > 1]
-    p = {i: permutation_test(values[i], values[best]) for i in others} if len(values[best]) > 1 else {}
-    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
-    found = [adjusted.get(i, math.nan) for i in range(len(values))]
-    return [Comparison(value, value < LEVEL) for value in found]
+def against_controls(values: Sequence[Sequence[float]], controls: Sequence[int | None]) -> list[Comparison]:
+    """Each method's seeds against those of its control, an index or None, adjusted for the number of tests.
+
+    Controls are chosen before results are seen: Holm's correction does not hold against the best of them all.
+    """
+    tested = {
+        i: (np.asarray(values[i], dtype=np.float64), np.asarray(values[control], dtype=np.float64))
+        for i, control in enumerate(controls)
+        if control is not None and len(values[i]) > 1 and len(values[control]) > 1
+    }
+    tested = {i: pair for i, pair in tested.items() if not any(np.isnan(seeds).any() for seeds in pair)}
+    adjusted = dict(zip(tested, holm([permutation_test(*pair) for pair in tested.values()]), strict=True))
+    lower = {i: bool(mine.mean() < theirs.mean()) for i, (mine, theirs) in tested.items()}
+    return [Comparison(adjusted.get(i, math.nan), lower.get(i, False)) for i in range(len(values))]
 
 
 def chances_of_best(values: Sequence[Sequence[float]]) -> list[float]:

@@ -11,10 +11,13 @@ import numpy as np
 from gan.errors import UserError
 from gan.metrics.intervals import Estimate
 from launch.grid import statistics
-from launch.grid.kinds import KINDS
+from launch.grid.cells import BY_CHANCE
+from launch.grid.kinds import FORMAT, KINDS
 
-BY_CHANCE = "-by-chance"  # in the names of what samples of the data itself would have
+LARGEST = 1e30  # beyond it a training has diverged
+NO_REGULARIZER = "none"
 TYPES: dict[str, Any] = {
+    "format": int,
     "cell": str,
     "kind": str,
     "dataset": str,
@@ -101,8 +104,8 @@ class Line:
     rank: int
     method: Method
     estimate: Estimate | None  # None if all seeds diverged
-    p: float
-    worse: bool
+    control: Method | None  # the same without a regularizer
+    comparison: statistics.Comparison  # with the control
     chance: float  # of being the best
     same_budget: bool
 
@@ -119,28 +122,39 @@ class Table:
     floor: float | None  # what samples of the data itself would have by chance
 
     @property
-    def seeds(self) -> int:
-        return min(len(line.method.rows) for line in self.lines)
-
-    @property
     def others(self) -> list[str]:
         """The figures beside the one that ranks, but for what chance alone would give."""
         names = {name for line in self.lines for row in line.method.rows for name in row.figures}
         return sorted(name for name in names if name != self.figure and BY_CHANCE not in name)
 
     def label(self, line: Line) -> str:
-        """The method's name, with its objective where others have the same name."""
-        same = sum(other.method.name == line.method.name for other in self.lines)
-        return line.method.name if same == 1 else f"{line.method.name}, {line.method.objective}"
+        """The method's name, with what tells it from others of the same name: objective, gamma, settings."""
+        m = line.method
+        same = [other.method for other in self.lines if other.method.name == m.name]
+        told = [m.name]
+        told += [m.objective] * (len({other.objective for other in same}) > 1)
+        told += [f"γ={m.gamma}"] * (bool(m.label) and len({other.gamma for other in same}) > 1)
+        keys = sorted({key for other in same for key in other.settings})
+        differ = [key for key in keys if len({json.dumps(other.settings.get(key)) for other in same}) > 1]
+        return ", ".join(told + [f"{key}={m.settings.get(key, 'default')}" for key in differ])
 
     @property
-    def tests(self) -> int:
-        return len(self.lines) - 1
+    def tested(self) -> list[Line]:
+        """The lines that were compared with their control."""
+        return [line for line in self.lines if math.isfinite(line.comparison.p)]
+
+    @property
+    def seeds(self) -> int:
+        """Of the methods that are compared, the fewest."""
+        return min((len(m.rows) for line in self.tested for m in (line.method, line.control) if m), default=0)
 
     @property
     def least_p(self) -> float:
         """The smallest adjusted p that these seeds can give."""
-        return statistics.least_p(self.seeds, self.seeds) * self.tests if self.seeds > 1 else 1.0
+        alone = [
+            statistics.least_p(len(line.method.rows), len(line.control.rows)) for line in self.tested if line.control
+        ]
+        return min(min(alone, default=1.0) * len(alone), 1.0)
 
     @property
     def can_claim(self) -> bool:
@@ -149,7 +163,8 @@ class Table:
     @property
     def seeds_needed(self) -> int:
         """How many of each could show a difference."""
-        return next(n for n in range(2, 100) if statistics.least_p(n, n) * max(self.tests, 1) < statistics.LEVEL)
+        tests = max(len(self.tested), 1)
+        return next(n for n in range(2, 100) if statistics.least_p(n, n) * tests < statistics.LEVEL)
 
 
 def read_row(line: str, where: str) -> Row | Unreadable:
@@ -169,10 +184,13 @@ def read_row(line: str, where: str) -> Row | Unreadable:
         if values["kind"] not in KINDS:
             raise ValueError(f"kind {values['kind'][:40]!r} is unknown")
         find_pair(values["objective"], values["regularizer"])
-        curve_ok = all(isinstance(x, int | float) and isinstance(y, dict) for x, y in values["curve"])
-        if not curve_ok or not all(len(point) == 2 for point in values["points"]):
-            raise ValueError("curve or points are no pairs")
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']} is of another version of this program")
+        json.dumps(values, ensure_ascii=False).encode()  # half a pair of surrogates cannot be written
         figures_from_json(values["figures"])
+        _check_numbers(values)
+        if not isinstance(values["provenance"].get("dataset_hash"), str):
+            raise ValueError("it is without its provenance")
         if not values["diverged"]:
             Provenance.from_json(values["provenance"])
             if not best_figure(values):
@@ -180,6 +198,22 @@ def read_row(line: str, where: str) -> Row | Unreadable:
     except (ValueError, TypeError, RecursionError, UserError) as error:
         return Unreadable(where, str(error)[:200])
     return Row(values)
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Raises ValueError or TypeError unless all that is drawn or averaged is a finite number of reasonable size."""
+    from gan.metrics.provenance import PARTS
+
+    numbers = [values[name] for name in ("steps", "images", "seconds")]
+    numbers += [values["gamma"]] if not isinstance(values["gamma"], str) else []
+    for x, looks in values["curve"]:
+        numbers += [x, *dict(looks).values()]
+    for x, y in values["points"]:
+        numbers += [x, y]
+    for figure in values["figures"].values():
+        numbers += [figure[part] for part in PARTS]
+    if not all(type(number) in (int, float) and abs(number) <= LARGEST for number in numbers):
+        raise ValueError("a number is missing, not finite, or too large")
 
 
 def best_figure(values: Mapping[str, Any]) -> str:
@@ -214,12 +248,13 @@ def provenance_key(row: Row) -> tuple[str, ...]:
 
 
 def tables_of(rows: Sequence[Row]) -> list[Table]:
-    """Tables by dataset and provenance. Cells that diverged have no provenance: they stand in each table of theirs."""
-    groups: dict[tuple[str, str], dict[tuple[str, ...], list[Row]]] = {}
+    """Tables by dataset and provenance. Cells that diverged have no scores: they stand in all tables of their data."""
+    groups: dict[tuple[str, str, str], dict[tuple[str, ...], list[Row]]] = {}
     for row in rows:
-        groups.setdefault((row.dataset, row.kind), {}).setdefault(provenance_key(row), []).append(row)
+        of = (row.dataset, row.provenance["dataset_hash"], row.kind)
+        groups.setdefault(of, {}).setdefault(provenance_key(row), []).append(row)
     tables = []
-    for (dataset, kind), by_key in groups.items():
+    for (dataset, _, kind), by_key in groups.items():
         without = by_key.pop((), [])
         for key, scored in (by_key or {(): []}).items():
             tables.append(table_of(dataset, kind, key, scored + without))
@@ -232,18 +267,38 @@ def table_of(dataset: str, kind: str, key: tuple[str, ...], rows: Sequence[Row])
     figure = next((name for row in rows if (name := best_figure(row.values))), KINDS[kind].best)
     values = [method.values(figure) for method in methods]
     order = sorted(range(len(methods)), key=lambda i: (methods[i].diverged, _mean(values[i])))
-    best = order[0]
-    comparisons = statistics.against_best(values, best)
+    controls = [control_of(method, methods) for method in methods]
+    comparisons = statistics.against_controls(values, controls)
     chances = statistics.chances_of_best(values)
     budgets = [(m.mean("steps"), m.mean("images")) for m in methods]
     usual = max(set(budgets), key=budgets.count)
     lines = []
     for place, i in enumerate(order, 1):
-        found = comparisons[i]
-        estimate = methods[i].estimate(figure)
-        lines.append(Line(place, methods[i], estimate, found.p, found.claim, chances[i], budgets[i] == usual))
+        control = controls[i]
+        line = Line(
+            rank=place,
+            method=methods[i],
+            estimate=methods[i].estimate(figure),
+            control=None if control is None else methods[control],
+            comparison=comparisons[i],
+            chance=chances[i],
+            same_budget=budgets[i] == usual,
+        )
+        lines.append(line)
     floors = [row.figures[figure + BY_CHANCE]["value"] for row in rows if figure + BY_CHANCE in row.figures]
     return Table(dataset, kind, figure, key, lines, floors[0] if floors else None)
+
+
+def control_of(method: Method, methods: Sequence[Method]) -> int | None:
+    """The place of the method that has no regularizer and is like this one in all else; None for itself, and if there
+    is none."""
+    if method.regularizer == NO_REGULARIZER:
+        return None
+    for place, other in enumerate(methods):
+        alike = (other.objective, other.settings) == (method.objective, method.settings)
+        if alike and other.regularizer == NO_REGULARIZER:
+            return place
+    return None
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -255,7 +310,8 @@ def methods_of(rows: Sequence[Row]) -> list[Method]:
     """Rows that differ in nothing but the seed are one method."""
     methods: dict[str, Method] = {}
     for row in sorted(rows, key=lambda row: row.seed):
-        name = json.dumps([row.objective, row.regularizer, row.gamma, row.settings], sort_keys=True)
+        gamma = row.gamma if isinstance(row.gamma, str) else float(row.gamma)
+        name = json.dumps([row.objective, row.regularizer, gamma, row.settings], sort_keys=True)
         known = Method(row.objective, row.regularizer, row.gamma, row.label, row.settings)
         methods.setdefault(name, known).rows.append(row)
     return list(methods.values())
@@ -265,26 +321,30 @@ def methods_of(rows: Sequence[Row]) -> list[Method]:
 class Sensitivity:
     """One regularizer at several gammas."""
 
+    name: str  # of the method, without gamma
     objective: str
-    regularizer: str
     points: list[tuple[float, Estimate]]  # by gamma
     advice: str
 
 
 def sensitivities(table: Table) -> list[Sensitivity]:
-    """Of each regularizer that was tried at two gammas or more, with the gamma to take."""
-    groups: dict[tuple[str, str, str], list[Line]] = {}
+    """Of each regularizer that was tried at two gammas or more in the same settings, with the gamma to take."""
+    groups: dict[str, list[Line]] = {}
     for line in table.lines:
         m = line.method
         if isinstance(m.gamma, int | float) and m.gamma > 0 and line.estimate:
-            groups.setdefault((m.objective, m.regularizer, m.label), []).append(line)
-    found = []
-    for (objective, regularizer, _), lines in groups.items():
+            name = json.dumps([m.label, m.regularizer, m.objective, m.settings], sort_keys=True)
+            groups.setdefault(name, []).append(line)
+    found: dict[str, Sensitivity] = {}
+    for lines in groups.values():
         points = sorted((float(line.method.gamma), line.estimate) for line in lines if line.estimate)
         if len(points) > 1:
             steady = [float(line.method.gamma) for line in lines if not line.method.diverged]
-            found.append(Sensitivity(objective, regularizer, points, advice(points, steady)))
-    return found
+            m = lines[0].method
+            name = f"{m.label or m.regularizer}, {m.objective}"
+            name += f" ({len(found) + 1})" * (name in found)
+            found[name] = Sensitivity(name, m.objective, points, advice(points, steady))
+    return list(found.values())
 
 
 def advice(points: Sequence[tuple[float, Estimate]], steady: Sequence[float]) -> str:
@@ -293,15 +353,15 @@ def advice(points: Sequence[tuple[float, Estimate]], steady: Sequence[float]) ->
     if not usable:
         return "some seed diverged at every γ: take none of them"
     gamma, best = min(usable, key=lambda point: point[1].value)
-    near = [g for g, estimate in usable if estimate.low <= best.high]
+    near = [g for g, estimate in usable if estimate.low <= best.high and g != gamma]
     edge = " It is at the edge of what was tried: try beyond." if gamma in (points[0][0], points[-1][0]) else ""
-    if len(near) == 1:
+    if not near:
         return f"γ = {gamma:g}: no other interval reaches it.{edge}"
     return f"γ = {gamma:g}; the intervals of γ = {', '.join(f'{g:g}' for g in near)} overlap its own.{edge}"
 
 
 def mean_ranks(tables: Sequence[Table]) -> list[tuple[str, float, int]]:
-    """(method, mean rank, wins) of methods that stand in every table, over datasets; for two tables or more."""
+    """(method, mean rank, tables in which it is first) of methods that stand in every table; for two tables or more."""
     names = [{f"{line.method.objective}, {line.method.name}": line for line in table.lines} for table in tables]
     shared = [name for name in names[0] if all(name in table for table in names)] if len(names) > 1 else []
     if len(shared) < 2:

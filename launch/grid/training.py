@@ -1,7 +1,6 @@
 """Cells that are runs of `saddle train`, each in a process of its own, scored as `saddle evaluate` does."""
 
 import json
-import shlex
 import signal
 import subprocess
 import sys
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gan.errors import UserError
-from launch.grid.cells import Cell, Result, Work, weighted
+from launch.grid.cells import BY_CHANCE, Cell, Result, Work, weighted
 from launch.settings import set_flags
 
 if TYPE_CHECKING:
     from gan.config import TrainConfig
+    from gan.metrics.intervals import Estimate
     from launch.scores import Reference
 
 DIVERGED = 3  # exit code of `saddle train`
@@ -34,21 +34,39 @@ def split(cell: Cell) -> tuple[str, dict[str, Any], dict[str, Any]]:
     return preset, {**ONE_CORE, **settings, **method, **weight}, score
 
 
-def config_of(cell: Cell) -> "TrainConfig":
-    """The configuration of a cell's run. Raises UserError for what cannot be."""
+def configuration(preset: str, settings: Mapping[str, Any]) -> "TrainConfig":
+    """That of a run. Raises UserError for what does not exist or is out of bounds."""
     from gan.config import TrainConfig, override
-    from gan.families import find_family
     from launch.settings import read_preset
 
+    return override(override(TrainConfig(), read_preset(preset)), settings)
+
+
+def config_of(cell: Cell) -> "TrainConfig":
+    """The configuration of a cell's run. Raises UserError for what cannot be."""
+    from gan.families import find_family
+
     preset, settings, _ = split(cell)
-    config = override(override(TrainConfig(), read_preset(preset)), settings)
+    config = configuration(preset, settings)
     find_family(config).check(config)
     return config
+
+
+def on_this_host(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A plan's settings, with the precision that this host computes in: runs in another are other cells.
+
+    Raises UserError for settings that do not exist or are out of bounds."""
+    from gan.precision import resolve
+
+    own = {key: value for key, value in settings.items() if key not in SCORE and key != "preset"}
+    compute = resolve(configuration(str(settings.get("preset", "default")), own)).precision.compute
+    return {**settings, "precision.compute": compute}
 
 
 def decides(cell: Cell) -> Mapping[str, Any]:
     """All on which the result of a cell depends. Raises UserError for what cannot be, DataError for the dataset."""
     from gan.config import trajectory
+    from gan.schedules import build_schedule
     from launch.scores import check_scores
 
     config = config_of(cell)
@@ -57,8 +75,12 @@ def decides(cell: Cell) -> Mapping[str, Any]:
     for key, default in SCORE.items():
         if type(score[key]) is not type(default):
             raise UserError(f"{key} wants a {type(default).__name__}, got {score[key]!r:.100}")
-    check_scores(dataset, score["score.metrics"], score["score.features"], score["score.samples"])
-    return {"dataset": dataset.manifest.content_hash, "trajectory": trajectory(config), **score}
+    metrics, _ = check_scores(dataset, score["score.metrics"], score["score.features"], score["score.samples"])
+    if "fd" not in metrics:
+        raise UserError("score.metrics must name fd, by which methods are ranked")
+    build_schedule(config, max(dataset.manifest.levels))  # refuses runs that are too short
+    about = {"dataset": dataset.manifest.content_hash, "trajectory": trajectory(config), "kimg": config.run.kimg}
+    return {**about, **score}
 
 
 @cache
@@ -76,18 +98,15 @@ def arguments(cell: Cell, outdir: str) -> list[str]:
     return flags + set_flags(settings)
 
 
-def command_line(cell: Cell) -> str:
-    """The command that trains as a cell does."""
-    return shlex.join(["saddle", "train", *arguments(cell, "runs")])
-
-
 def run(work: Sequence[tuple[Cell, Work]]) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Train or go on training, and score. Raises UserError for what the user can mend, SystemExit if it is stopped."""
     for cell, place in work:
         code = train(cell, place)
         folder = newest_run(place.folder)
         if code not in (0, DIVERGED):
-            raise UserError(f"the training of cell {place.identity} ended with exit code {code}; see {folder}")
+            log = (place.folder / "train.log").read_text(errors="replace").split("\n")
+            reason = next((line for line in reversed(log) if line.strip()), "")
+            raise UserError(f"the training of cell {place.identity} ended with exit code {code}: {reason[:300]}")
         yield cell, result_of(cell, folder, code == DIVERGED)
 
 
@@ -142,11 +161,13 @@ def result_of(cell: Cell, folder: Path, diverged: bool) -> dict[str, Any]:
     }
     if diverged:
         reason = json.loads((folder / "exit.json").read_text())["reason"]
-        return vars(Result(diverged=str(reason)[:300], figures={}, curve=[], provenance={}, **about))
+        known = {"dataset_hash": opened(cell.dataset).manifest.content_hash}
+        return vars(Result(diverged=str(reason)[:300], figures={}, curve=[], provenance=known, **about))
     score = split(cell)[2]
     snapshots = spread(list(whole_snapshots(folder).values()), int(score["score.looks"]))
     with one_thread():
-        reference = reference_of(cell.dataset, snapshots[-1].stage, json.dumps(score))
+        of = (cell.dataset, snapshots[-1].stage, json.dumps(score))
+        reference = reference_of(*of)
         scores = [reference.score_network(snapshot, int(score["score.samples"])) for snapshot in snapshots]
     curve = [
         [snapshot.images_seen, {name: figure.value for name, figure in found.figures.items()}]
@@ -157,7 +178,7 @@ def result_of(cell: Cell, folder: Path, diverged: bool) -> dict[str, Any]:
     return vars(
         Result(
             diverged="",
-            figures=figures_to_json(scores[-1].figures),
+            figures=figures_to_json({**scores[-1].figures, **floor_of(*of)}),
             curve=curve,
             provenance=provenance.to_json(),
             picture=picture(snapshots[-1]),
@@ -180,6 +201,15 @@ def reference_of(dataset: str, level: int, score: str) -> "Reference":
     values = json.loads(score)
     metrics, features = values["score.metrics"], values["score.features"]
     return build_reference(opened(dataset), level, 0, metrics=metrics, features=features)
+
+
+@cache
+def floor_of(dataset: str, level: int, score: str) -> "dict[str, Estimate]":
+    """The Fréchet distance between one half of the reals and the other, by the name of a figure."""
+    from launch.scores import HALF
+
+    half = reference_of(dataset, level, score).real_floors(json.loads(score)["score.samples"])[HALF]
+    return {f"{name}{BY_CHANCE}": figure for name, figure in half.figures.items() if name.startswith("fd-")}
 
 
 def picture(snapshot: Any) -> str:

@@ -56,17 +56,26 @@ def prepare(folder: Path) -> None:
         raise UserError(f"{folder} cannot be used: {error.strerror or error}; choose another outdir") from error
 
 
-def work_on(units: Sequence[Unit], folder: Path, source: str) -> list[Unit]:
-    """Work on what is missing until others have the rest. -> the units that are not finished: theirs.
+def work_on(units: Sequence[Unit], folder: Path, source: str) -> tuple[list[Unit], dict[str, UserError]]:
+    """Work on what is missing until others have the rest. -> (the units that are not finished: theirs, or failed ones;
+    why units failed here, by name). A unit that fails does not keep from the others, and is not tried again.
 
     source: the command that the cells' rows name, without the cell.
     """
+    failed: dict[str, UserError] = {}
     while True:
         open_units = [unit for unit in units if missing(folder, unit)]
-        done = sum([work_on_unit(unit, folder, source) for unit in open_units])
+        done = 0
+        for unit in open_units:
+            if unit.name not in failed:
+                try:
+                    done += work_on_unit(unit, folder, source)
+                except UserError as error:
+                    click.echo(f"failed: {error}", err=True)
+                    failed[unit.name] = error
         left = [unit for unit in open_units if missing(folder, unit)]
         if not left or not done:
-            return left
+            return left, failed
 
 
 def work_on_unit(unit: Unit, folder: Path, source: str) -> int:
@@ -99,7 +108,7 @@ def say(cell: Any, result: dict[str, Any]) -> None:
 def finished_rows(units: Sequence[Unit], folder: Path) -> list[str]:
     """The lines of results.jsonl: one for each finished cell of the plan, in its order."""
     paths = [cell_path(folder, identity) for unit in units for identity, _ in unit.cells]
-    return [one_line(path.read_text()) for path in paths if path.exists()]
+    return [one_line(path.read_text(errors="replace")) for path in paths if path.exists()]
 
 
 def one_line(text: str) -> str:
@@ -107,4 +116,4 @@ def one_line(text: str) -> str:
     try:
         return json.dumps(json.loads(text))
     except ValueError:
-        return " ".join(text.split())
+        return " ".join(text.split()) or "an empty file"
