@@ -151,6 +151,13 @@ def test_what_is_the_same_is_one_method_and_what_differs_has_its_own_name():
     assert list(report.curves(table)) == ["mine, γ=1.0", "mine, γ=2.0"]
 
 
+def test_without_a_counterpart_nothing_is_tested_and_nothing_claimed():
+    (table,) = summary.tables_of(summary.read_rows([line("r1", 1.0, seed) for seed in range(9)])[0])
+    assert not table.tested and not table.can_claim
+    (finding,) = report.findings([table])
+    assert "5 %" not in finding
+
+
 def test_a_legend_has_what_its_chart_has():
     without = line("r2", 1.0, 0, 0.001, curve=[])
     (table,) = summary.tables_of(summary.read_rows([without, line("r1", 1.0, 0)])[0])

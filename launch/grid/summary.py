@@ -154,7 +154,7 @@ class Table:
         alone = [
             statistics.least_p(len(line.method.rows), len(line.control.rows)) for line in self.tested if line.control
         ]
-        return min(min(alone, default=1.0) * len(alone), 1.0)
+        return min(min(alone) * len(alone), 1.0) if alone else 1.0
 
     @property
     def can_claim(self) -> bool:
