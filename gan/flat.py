@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from gan.networks import stage_of
 
+ALIGNED = 4  # each parameter begins at a multiple of so many numbers: the 16 bytes of float32 that a GPU reads at once
+
 
 class Flat:
-    """Moves a network's parameters into one tensor, stage by stage; the parameters become views of it.
+    """Moves a network's parameters into one tensor, stage by stage, with zeros in the gaps between them; the parameters
+    become views of it.
 
     They keep their values and memory order. Call it after the network has got its device and dtype: changing these
     gives the parameters memory of their own again.
@@ -28,10 +31,10 @@ class Flat:
             for index, (name, p) in enumerate(named):
                 if stage_of(name) == stage:
                     self.offsets[index] = end
-                    end += p.numel()
+                    end += -(-p.numel() // ALIGNED) * ALIGNED
             self.stages[stage] = slice(start, end)
         first = self.parameters[0]
-        self.data = torch.empty(end, dtype=first.dtype, device=first.device)
+        self.data = torch.zeros(end, dtype=first.dtype, device=first.device)
         for p, view in zip(self.parameters, self.views(self.data), strict=True):
             view.copy_(p.data)
             p.data = view

@@ -453,6 +453,23 @@ def test_the_average_ramps_up_from_the_beginning_of_each_stage():
     assert equal(before, average.state_dict())
 
 
+def test_parameters_begin_where_a_gpu_reads_16_bytes_at_once_and_the_gaps_between_them_stay_zero():
+    """The biases of two numbers, of images with two channels, would shift all that follows."""
+    task = tiny_task(tiny_config())
+    state = initial_state(task)
+    advance(state, task, 16)  # to the second stage
+    moments = {state.trains[name]: slots[1:] for name, slots in state.moments.items()}
+    for network, flat in state.flat.items():
+        used = torch.zeros_like(flat.data)
+        for view in flat.views(used):
+            view += 1
+        assert set(used.tolist()) == {0, 1}, "there are gaps, and no two parameters share a number"
+        for numbers in (flat.data, *moments.get(network, ())):
+            assert not numbers[used == 0].any()
+            assert all(view.data_ptr() % 16 == 0 for view in flat.views(numbers))
+        assert [p.data_ptr() for p in flat.parameters] == [view.data_ptr() for view in flat.views(flat.data)]
+
+
 def test_reals_are_scaled_flipped_and_faded():
     task = tiny_task(tiny_config({"data.mirror": 1, "network.filter": [1, 1]}))
     G = initial_state(task).networks["G"]
