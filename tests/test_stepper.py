@@ -1,5 +1,8 @@
 """Captured steps against eager ones: on a GPU by CUDA graphs, on a CPU by a tape that replays torch's operations."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from devices import CUDA
@@ -165,6 +168,43 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_and_says_so_once(tape, monk
         "note: a step could not be captured as a CUDA graph (operation not permitted when stream is capturing); "
         "training goes on without graphs"
     ]
+
+
+@pytest.fixture
+def tapes(tape, monkeypatch):
+    """[all that is recorded from now on, as weak references]."""
+    recorded = []
+    record = Tape.record
+
+    def noting(self, work):
+        recorded.append(weakref.ref(self))
+        record(self, work)
+
+    monkeypatch.setattr(Tape, "record", noting)
+    return recorded
+
+
+def test_nothing_captured_is_left_when_a_step_runs_eagerly(tapes, monkeypatch):
+    """It could not use the memory of graphs. Kinds of steps become known late: here every fourth has a penalty, and at
+    the end of a fade all are new."""
+    eager = Stepper._eager
+    left = []
+
+    def noting(self, kind):
+        if not isinstance(_get_current_dispatch_mode(), Tape):
+            gc.collect()
+            left.append(sum(tape() is not None for tape in tapes) + sum(len(k.gradients) for k in self.kinds.values()))
+        eager(self, kind)
+
+    monkeypatch.setattr(Stepper, "_eager", noting)
+    same({"regularizer.every": 4, "optimizer.n_critic": 2})
+    assert set(left) == {0} and len(left) < 30 and len(tapes) > 2
+
+
+def test_steps_of_too_many_kinds_run_eagerly_beside_what_was_captured_once(tapes, monkeypatch):
+    monkeypatch.setattr(module, "MOST_KINDS", 2)
+    same(LAZY | ONE_STAGE)
+    assert len(tapes) == 2
 
 
 def test_optimizers_may_be_captured_only_while_a_step_is(tape, monkeypatch):

@@ -17,7 +17,7 @@ from gan.schedules import Moment
 from gan.state import StepInputs, Task, TrainState
 
 WARM_UP = 2  # eager steps of a kind before it is captured: libraries choose and allocate what they need
-MOST_KINDS = 16  # of one stage; where penalties take turns there may be more, and the others run eagerly
+MOST_KINDS = 16  # of one stage; where penalties take turns there may be more: the others run eagerly, beside the graphs
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ class Stepper:
             for parameter, gradient in kind.gradients:
                 parameter.grad = gradient
         else:
+            self._drop_captures()  # an eager step cannot use the memory of graphs, and may not fit beside it
             self._eager(kind)
         self.state.images_seen = now.images_seen + self.task.config.batch
         kind.runs += 1
@@ -164,10 +165,15 @@ class Stepper:
             kind.gradients = [(p, p.grad) for p in parameters]
         except RuntimeError as error:
             self.graphs = False
-            for other in self.kinds.values():
-                other.capture = None
+            self._drop_captures()
             reason = str(error).strip().splitlines()[0]
             self.say(f"note: a step could not be captured as a CUDA graph ({reason}); training goes on without graphs")
+
+    def _drop_captures(self) -> None:
+        """Free the memory of all graphs. Kinds that come again are captured again."""
+        for kind in self.kinds.values():
+            kind.capture = None
+            kind.gradients = []
 
 
 @contextmanager
