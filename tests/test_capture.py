@@ -1,5 +1,7 @@
 """Captured segments, with stand-ins for torch's graphs; tests/test_stepper.py has real ones."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -13,12 +15,13 @@ class Graph:
     """Notes what is asked of it. Ending it fails after an error within, as torch's does."""
 
     broken = False
+    at_end = 0  # the end of which graph fails by itself, counted from 1
 
     def capture_begin(self, pool, capture_error_mode):
         done.append("begin")
 
     def capture_end(self):
-        if Graph.broken:
+        if Graph.broken or done.count("begin") == Graph.at_end:
             raise RuntimeError("operation failed due to a previous error during capture")
         done.append("end")
 
@@ -34,7 +37,15 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: done.append(f"free {pool}"), raising=False)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, partial(told, name), raising=False)
+
+
+def told(name, *pool):
+    done.append(f"{name} {pool}")
+
+
+GIVEN_UP = ["_cuda_endAllocateToPool (0, (0, 7))", "_cuda_releasePool (0, (0, 7))"]
 
 
 def test_what_cannot_be_captured_runs_between_two_graphs_when_they_are_replayed():
@@ -63,4 +74,25 @@ def test_the_first_error_is_raised_and_the_allocator_is_told(monkeypatch):
     monkeypatch.setattr(Graph, "broken", False)
     with pytest.raises(RuntimeError, match="the reason"):
         Capture().record(work)
-    assert done == ["begin", "free (0, (0, 7))"] and module._capturing is None
+    assert done == ["begin", *GIVEN_UP] and module._capturing is None
+
+
+@pytest.mark.parametrize(("which", "before"), [(1, ["begin"]), (2, ["begin", "end", "begin"])])
+def test_a_segment_that_cannot_be_ended_leaves_its_memory_to_others(which, before, monkeypatch):
+    monkeypatch.setattr(Graph, "at_end", which)
+    with pytest.raises(RuntimeError, match="a previous error"):
+        Capture().record(lambda: outside(lambda: None))
+    assert done == [*before, *GIVEN_UP] and module._capturing is None
+
+
+def test_memory_that_a_graph_releases_by_itself_is_not_released_twice(monkeypatch):
+    """It does if its capture has ended, and only making it executable fails."""
+
+    def refuse(*pool):
+        raise RuntimeError("not currently recording to mempool_id")
+
+    monkeypatch.setattr(Graph, "at_end", 1)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", refuse, raising=False)
+    with pytest.raises(RuntimeError, match="a previous error"):
+        Capture().record(lambda: None)
+    assert done == ["begin"]

@@ -37,8 +37,9 @@ class Capture:
         try:
             self._begin()
             work()
-        except BaseException:
-            self._give_up()
+        except BaseException:  # which says more than the error that ending the segment may raise
+            with suppress(RuntimeError):
+                self._end()
             raise
         finally:
             _capturing = None
@@ -60,20 +61,20 @@ class Capture:
         # Other threads, which read images and write files, may go on using the GPU.
         self.graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
 
-    def _give_up(self) -> None:
-        """End a segment after an error, which says more than the one that ending it may raise."""
-        try:
-            self._end()
-        except RuntimeError:
-            # torch has then not told its allocator, which would go on to set aside what other streams use.
-            with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
-
     def _end(self) -> None:
         if self.graph:
             graph = self.graph
             self.graph = None
-            graph.capture_end()
+            try:
+                graph.capture_end()
+            except RuntimeError:
+                # torch has then not told its allocator, which would go on to set aside what other streams use, and
+                # never free the pool. If it has, the first call raises, and the graph itself releases the pool.
+                device = torch.cuda.current_device()
+                with suppress(RuntimeError):
+                    torch._C._cuda_endAllocateToPool(device, self.pool)
+                    torch._C._cuda_releasePool(device, self.pool)
+                raise
             self.segments.append(graph.replay)
 
 
