@@ -11,6 +11,8 @@ kernels()  # some tests call torch.ops.gan_ops itself, which loads nothing
 
 # Deterministic algorithms need it, and torch reads it once in a process, at its first matrix product on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# cuDNN rounds the factors of float32 convolutions to 11 significant bits by default, and TOLERANCES allow for 24.
+torch.backends.cudnn.allow_tf32 = False
 
 CUDA = pytest.param(
     "cuda",
