@@ -42,11 +42,13 @@ def all_derivatives(convolve, x, weight):
 @pytest.mark.parametrize("case", CASES)
 def test_first_and_second_derivatives(case, device):
     shape, weight_shape, padding, groups = case
-    fast = device == "cuda"  # by a random projection: hundreds of small calls each take a GPU long
+    on_gpu = device == "cuda"
+    # By a random projection, as hundreds of small calls each take a GPU long. cuDNN may sum weight gradients in any order.
+    how = {"fast_mode": on_gpu, "nondet_tol": 1e-10 if on_gpu else 0.0}
     for orders in ORDERS:
         inputs = tensors(shape, weight_shape, orders, device=device)
-        assert gradcheck(lambda x, w: conv2d(x, w, padding, groups), inputs, fast_mode=fast)
-        assert gradgradcheck(lambda x, w: conv2d(x, w, padding, groups) ** 2, inputs, fast_mode=fast)
+        assert gradcheck(lambda x, w: conv2d(x, w, padding, groups), inputs, **how)
+        assert gradgradcheck(lambda x, w: conv2d(x, w, padding, groups) ** 2, inputs, **how)
 
 
 @pytest.mark.parametrize("device", DEVICES)
