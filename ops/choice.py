@@ -7,7 +7,7 @@ SADDLE_OPS=auto       (default) compiled kernels where they can be had; else the
 
 import multiprocessing
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -96,6 +96,15 @@ def status(source: Path = CSRC) -> Status:
         made = recipe(source)
     except BuildError as error:
         return Status(wanted, "reference", "", "", str(error))
+    now = _status_of(made, wanted)
+    if made.nvcc is None or wanted != "auto" or now.kernels == "compiled":
+        return now
+    alone = _status_of(recipe(source, with_cuda=False), wanted)  # as `_load_most`: at least those for the CPU
+    return replace(alone, missing=alone.missing or now.missing)
+
+
+def _status_of(made: Recipe, wanted: str) -> Status:
+    """The status if this recipe is the only one."""
     try:
         found = find(made)
     except BuildError as error:

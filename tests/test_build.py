@@ -571,6 +571,28 @@ def test_if_only_cuda_cannot_be_compiled_the_cpu_kernels_are_and_a_warning_says_
     assert ops.build.main(source) == 2
 
 
+def test_if_the_gpu_kernels_do_not_compile_those_for_the_cpu_are_used_and_the_status_says_so(
+    source, monkeypatch, caplog
+):
+    toolkit = Nvcc("/nonexistent", "13.0", (90,), True)
+    monkeypatch.setattr(toolchain, "cuda", lambda: (toolkit, (*toolchain.CUDA_FLAGS, *gencode("9.0")), ""))
+    (source / "gpu.cu").write_text("")
+    both, alone = recipe(source), recipe(source, with_cuda=False)
+    assert (status(source).kernels, status(source).key) == ("compiled", both.key), "nobody has tried"
+    assert choose(source) == "compiled"
+    failed = remembered(both)
+    assert failed and failed in caplog.text
+    now = status(source)
+    assert (now.kernels, now.library, now.key, now.missing) == ("compiled", str(find(alone)), alone.key, failed)
+    monkeypatch.setenv("SADDLE_OPS", "compiled")
+    assert (status(source).kernels, status(source).missing) == ("reference", failed)
+    monkeypatch.delenv("SADDLE_OPS")
+    (source / "tiny.cpp").write_text("no C++")
+    assert choose(source) == "reference"
+    now = status(source)
+    assert (now.kernels, now.library, now.missing) == ("reference", "", remembered(recipe(source, with_cuda=False)))
+
+
 class AsksForKernels(torch.utils.data.Dataset):
     """What a data worker sees that asks."""
 
