@@ -143,6 +143,8 @@ def cuda() -> tuple[Nvcc | None, tuple[str, ...], str]:
     It is asked for where torch is built for CUDA and there is a GPU, or TORCH_CUDA_ARCH_LIST says for which one.
     """
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if wanted == "native":  # the GPUs here, as if it were not given
+        wanted = None
     gpus = capabilities()
     if torch.version.cuda is None or not (gpus or wanted):
         return None, (), ""
@@ -154,7 +156,7 @@ def cuda() -> tuple[Nvcc | None, tuple[str, ...], str]:
         return None, (), f"nvcc in {nvcc.home} is of CUDA {nvcc.version}, not as PyTorch: install {needed}"
     if not nvcc.has_headers:
         return None, (), f"CUDA's headers are missing in {nvcc.home}: install {needed} with its development files"
-    if wanted and wanted != "native":
+    if wanted:
         return nvcc, CUDA_FLAGS, ""  # torch reads the variable, exactly as written
     try:
         return nvcc, (*CUDA_FLAGS, *gencode(architectures(gpus, nvcc.architectures))), ""
