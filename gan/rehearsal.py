@@ -1,8 +1,10 @@
 """A training step without its numbers, on torch's meta device: what it holds in memory and what it computes, at any
 resolution and batch, in a fraction of a second and without the device that will train.
 
-The step is the family's own, so whatever a method, a penalty or a precision adds is counted. Not counted is what
-libraries use inside one operation (workspaces of cuDNN and oneDNN), and what the allocator loses to rounding.
+The step is the family's own, so whatever a method, a penalty or a precision adds is counted. Not counted is what is
+used inside one operation (workspaces of cuDNN and oneDNN; the tensor of which a gradient of `ops.conv2d` reads only the
+shape), what the allocator loses to rounding, and on a GPU what `gan.run.stepper` keeps: the inputs of each kind of
+step, and graphs beside the eager steps of kinds beyond MOST_KINDS.
 """
 
 import math
