@@ -242,7 +242,7 @@ def _run_child(made: Recipe, work: Path, output: IO[bytes], limit: float) -> int
 
 
 def _child() -> None:
-    """In a process of its own: compile, load, and check that every kernel that the sources register is there."""
+    """In a process of its own: compile, load, and check that the library registers kernels for every key."""
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     from torch.utils import cpp_extension
 
