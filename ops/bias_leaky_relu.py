@@ -48,7 +48,7 @@ def _check(x: Tensor, bias: Tensor | None, slope: float, gain: float) -> None:
 def bias_leaky_relu_reference(
     x: Tensor, bias: Tensor | None = None, slope: float = 0.2, gain: float = math.sqrt(2)
 ) -> Tensor:
-    """The same as a composition of torch's own functions: what the kernels are held against."""
+    """The same as a composition of torch's own functions: what the benchmark compares the kernels with."""
     shifted = x if bias is None else x + bias.view(-1, *[1] * (x.dim() - 2))
     return F.leaky_relu(shifted, slope) * gain
 
