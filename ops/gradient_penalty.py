@@ -7,7 +7,8 @@
                                                  y[n, ...] = w[n] * a[n, ...] + (1 - w[n]) * b[n, ...]
 
 The four are closed under differentiation: the derivatives of each are sums of the others. Numbers per sample are
-float64 for float64 and float32 for everything else, and sums are taken in float64.
+float64 for float64 and float32 for everything else. Sums are taken in float64; on a GPU those over 16 bytes of x at a
+time are taken in the dtype of numbers per sample first.
 """
 
 import torch
@@ -40,7 +41,7 @@ def squared_norm(x: Tensor) -> Tensor:
 
 
 def root(squared: Tensor) -> Tensor:
-    """sqrt of squared norms [N], with a derivative of zero where a norm vanishes (below about 1e-10 in float32)."""
+    """sqrt of squared norms [N], with a derivative of zero where a norm vanishes (below about 3e-10 in float32)."""
     vanishes = squared < torch.finfo(squared.dtype).tiny ** 0.5
     return torch.where(vanishes, 1, squared).sqrt().masked_fill(vanishes, 0)
 

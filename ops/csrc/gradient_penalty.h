@@ -1,5 +1,6 @@
 // The three maps that gradient penalties are made of, over samples [n][size], dense. Per-sample numbers are f64 if type
-// is f64, else f32; sums are taken wider than that.
+// is f64, else f32. Sums are taken in f64; on a GPU those over 16 bytes of a at a time are taken in the per-sample type
+// first.
 #pragma once
 #include "common.h"
 
