@@ -94,7 +94,7 @@ __device__ __forceinline__ void store_16(void* address, uint4 v) {
 
 // Zeros where there is nothing to read.
 template <class T, int N>
-__device__ __forceinline__ Pack<T, N> load(const T* address, bool inside = true) {
+__device__ __forceinline__ Pack<T, N> load(const T* address, bool inside) {
   if constexpr (sizeof(T) * N == 16) return bit_cast<Pack<T, N>>(inside ? load_16(address) : uint4{});
   else return inside ? *reinterpret_cast<const Pack<T, N>*>(address) : Pack<T, N>{};
 }
