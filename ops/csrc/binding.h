@@ -29,7 +29,7 @@ inline Type type_of(const at::Tensor& x) {
   }
 }
 
-// NHWC in memory and not NCHW at the same time: what ops/registry.py calls channels_last.
+// NHWC in memory and not NCHW at the same time: what ops/layout.py calls channels_last.
 inline bool is_channels_last(const at::Tensor& x) {
   return x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
 }
