@@ -88,7 +88,7 @@ void on_device_of(const at::Tensor& x, const Launch& launch) {
   void* stream = nullptr;
   TORCH_CHECK(aoti_torch_get_current_cuda_stream(x.device().index(), &stream) == 0, "gan_ops: no CUDA stream");
   const char* error = launch(stream);
-  TORCH_CHECK(error == nullptr, "gan_ops: CUDA says: ", error);
+  TORCH_CHECK(error == nullptr, "gan_ops: on a GPU: ", error);
 }
 #endif
 
