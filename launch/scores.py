@@ -257,9 +257,11 @@ def build_reference(
     samples: int = MOST_REALS,
     ranks: "Ranks | None" = None,
     say: Callable[[str], object] = click.echo,
+    kept: Path | None = None,
 ) -> Reference:
     """At most MOST_REALS images of a dataset at a level, seen through a network. It says so where it trains a
-    classifier first, as that takes a while. Raises UserError as `check_scores` does."""
+    classifier first, as that takes a while. kept: a file from which the classifier is read, or to which it is written.
+    Raises UserError as `check_scores` does."""
     from gan.metrics.features import classifier_features
     from gan.metrics.sample import Source
     from gan.metrics.score import check_size
@@ -269,7 +271,7 @@ def build_reference(
     chosen, network = check_scores(dataset, metrics, features, samples, device())
     classifier = None
     if network is None:
-        classifier = train_on_first(dataset, level, seed, ranks, say, features)
+        classifier = train_on_first(dataset, level, seed, ranks, say, features, kept)
         network = classifier_features(classifier, features)
     indices = np.random.RandomState(seed).permutation(len(dataset))[:MOST_REALS]
     empty: Any = None
@@ -287,20 +289,28 @@ def train_on_first(
     ranks: "Ranks",
     say: Callable[[str], object],
     features: str = CLASSIFIER,
+    kept: Path | None = None,
 ) -> "Classifier | ChannelClassifier":
-    """A classifier of the dataset's classes, trained on rank 0 and sent to the others. features: its row of LEARNED."""
+    """A classifier of the dataset's classes, trained on rank 0 and sent to the others. features: its row of LEARNED.
+    kept: a file from which it is read, or to which it is written."""
     from gan.metrics.classifier import Classifier, build_network, train_classifier
     from gan.metrics.learned import LEARNED
     from gan.ranks.distributed import from_first
+    from launch.kept_classifier import keep
 
     learned = LEARNED[features]
     labels, _ = class_labels(dataset)
     classes = learned.classes(dataset.manifest.classes or (), dataset.manifest.channels)
-    if ranks.first:
+
+    def train() -> Classifier:
         say(f"training a classifier on {dataset.path} ...")
         images, indices = read_reals(dataset, MOST_REALS, level, seed)
         shown, named = learned.split(images, labels[indices], classes)
-        trained = train_classifier(shown, named, classes, seed=seed, device=device())
+        return train_classifier(shown, named, classes, seed=seed, device=device())
+
+    network = build_network(learned.channels(dataset.manifest.channels), classes).to(device())
+    if ranks.first:
+        trained = keep(kept, network, train) if kept else train()
     if ranks.world == 1:
         return learned.wrap(trained)
     sent = None
@@ -308,9 +318,8 @@ def train_on_first(
         weights = {name: tensor.cpu() for name, tensor in trained.network.state_dict().items()}
         sent = (weights, trained.accuracy, trained.held_out)
     weights, accuracy, held_out = from_first(sent)
-    network = build_network(learned.channels(dataset.manifest.channels), classes)
     network.load_state_dict(weights)
-    network.to(device()).eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
     return learned.wrap(Classifier(network, classes, accuracy, held_out))
 
 

@@ -43,7 +43,7 @@ def all_derivatives(convolve, x, weight):
 def test_first_and_second_derivatives(case, device):
     shape, weight_shape, padding, groups = case
     on_gpu = device == "cuda"
-    # By a random projection, as hundreds of small calls each take a GPU long. cuDNN may sum weight gradients in any order.
+    # By a random projection, as hundreds of small calls take a GPU long. cuDNN may sum weight gradients in any order.
     how = {"fast_mode": on_gpu, "nondet_tol": 1e-10 if on_gpu else 0.0}
     for orders in ORDERS:
         inputs = tensors(shape, weight_shape, orders, device=device)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gan.errors import UserError
 from launch.grid.cells import BY_CHANCE, Cell, Result, Work, weighted
 from launch.settings import set_flags
+from launch.tables import fingerprint
 
 if TYPE_CHECKING:
     from gan.config import TrainConfig
@@ -107,7 +108,7 @@ def run(work: Sequence[tuple[Cell, Work]]) -> Iterator[tuple[Cell, dict[str, Any
             log = (place.folder / "train.log").read_text(errors="replace").split("\n")
             reason = next((line for line in reversed(log) if line.strip()), "")
             raise UserError(f"the training of cell {place.identity} ended with exit code {code}: {reason[:300]}")
-        yield cell, result_of(cell, folder, code == DIVERGED)
+        yield cell, result_of(cell, folder, code == DIVERGED, shared=place.folder.parents[1])
 
 
 def train(cell: Cell, place: "Work") -> int:
@@ -144,8 +145,8 @@ def newest_run(folder: Path) -> Path:
     return max((path for path in folder.glob("[0-9]*") if path.is_dir()), default=folder)
 
 
-def result_of(cell: Cell, folder: Path, diverged: bool) -> dict[str, Any]:
-    """A cell's result as plain values, as launch.grid.cells.Result has them."""
+def result_of(cell: Cell, folder: Path, diverged: bool, shared: Path) -> dict[str, Any]:
+    """A cell's result as plain values, as launch.grid.cells.Result has them. shared: the folder of the grid."""
     from gan.metrics.classifier import one_thread
     from gan.metrics.provenance import figures_to_json
     from launch.samples import spread, whole_snapshots
@@ -166,7 +167,7 @@ def result_of(cell: Cell, folder: Path, diverged: bool) -> dict[str, Any]:
     score = split(cell)[2]
     snapshots = spread(list(whole_snapshots(folder).values()), int(score["score.looks"]))
     with one_thread():
-        of = (cell.dataset, snapshots[-1].stage, json.dumps(score))
+        of = (cell.dataset, snapshots[-1].stage, json.dumps(score), shared)
         reference = reference_of(*of)
         scores = [reference.score_network(snapshot, int(score["score.samples"])) for snapshot in snapshots]
     curve = [
@@ -194,21 +195,24 @@ def stats(folder: Path) -> list[dict[str, Any]]:
 
 
 @cache
-def reference_of(dataset: str, level: int, score: str) -> "Reference":
-    """The reals that samples are compared with, once for all cells of a process."""
+def reference_of(dataset: str, level: int, score: str, shared: Path) -> "Reference":
+    """The reals that samples are compared with, once for all cells of a process. Their features are kept in the grid's
+    folder, for all its hosts."""
     from launch.scores import build_reference
 
     values = json.loads(score)
     metrics, features = values["score.metrics"], values["score.features"]
-    return build_reference(opened(dataset), level, 0, metrics=metrics, features=features)
+    data = opened(dataset)
+    kept = shared / "features" / f"{fingerprint([data.manifest.content_hash, level, features])}.safetensors"
+    return build_reference(data, level, 0, metrics=metrics, features=features, kept=kept)
 
 
 @cache
-def floor_of(dataset: str, level: int, score: str) -> "dict[str, Estimate]":
+def floor_of(dataset: str, level: int, score: str, shared: Path) -> "dict[str, Estimate]":
     """The Fréchet distance between one half of the reals and the other, by the name of a figure."""
     from launch.scores import HALF
 
-    half = reference_of(dataset, level, score).real_floors(json.loads(score)["score.samples"])[HALF]
+    half = reference_of(dataset, level, score, shared).real_floors(json.loads(score)["score.samples"])[HALF]
     return {f"{name}{BY_CHANCE}": figure for name, figure in half.figures.items() if name.startswith("fd-")}
 
 
