@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from gan.metrics.ms_ssim import WEIGHTS, ms_ssim, similarities
-from gan.metrics.sample import groups_of_class
+from gan.metrics.sample import Sample, Seen, groups_of_class
+from gan.metrics.score import METRICS
 
 RANDOM = np.random.RandomState(0)
 
@@ -82,3 +83,15 @@ def test_pairs_are_of_one_group_and_no_image_is_in_two():
     planes = images.permute(0, 3, 1, 2).double()
     wanted = [float(ms_ssim(planes[i : i + 1], planes[j : j + 1])) for i, j in pairs]
     np.testing.assert_allclose(similarities(images.numpy(), pairs), wanted)
+
+
+@pytest.mark.parametrize("labels", [np.arange(400) % 2, np.arange(400) // 200], ids=["in turn", "one after another"])
+def test_pairs_of_all_images_are_of_one_class_as_often_as_by_chance(labels):
+    """Two classes, an image and its negative: pairs have a similarity of 1 or 0, and of any pair half are of one."""
+    image = smooth(1, 1, 16, 16).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    images = np.concatenate([image, 255 - image])[labels]
+    view = Seen(images, np.arange(400), (16, 16))
+    sample = Sample(images, np.zeros((400, 1)), labels=labels, views={"thumbnails": view})
+    found = METRICS["ms-ssim"].measure(sample, sample)
+    assert found["ms-ssim"].value == pytest.approx(0.5, abs=0.1)
+    assert found["ms-ssim-in-classes"].value == pytest.approx(1)

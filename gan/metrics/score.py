@@ -166,8 +166,10 @@ def _ms_ssim(_: Sample, fake: Sample) -> dict[str, Estimate]:
 
 
 def _similarity(images: np.ndarray, groups: np.ndarray, ending: str) -> dict[str, Estimate]:
-    """Of pairs of images in one group, unless there is no second pair."""
-    pairs = groups_of_class(groups, 2)
+    """Of random pairs of images in one group, unless there is no second pair: neighbors are of different classes, where
+    a network made its classes in turn, or of one, where a few images of each are repeated."""
+    order = np.random.RandomState(0).permutation(len(groups))
+    pairs = order[groups_of_class(groups[order], 2)]
     return {f"ms-ssim{ending}": mean(similarities(images, pairs))} if len(pairs) > 1 else {}
 
 
