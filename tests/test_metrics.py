@@ -246,8 +246,10 @@ def test_reals_against_themselves_are_at_distance_zero(reals):
 
 def test_copies_are_few_and_repeated():
     labels = np.array([0, 1, 1, 0, 1, 0])
-    assert few_repeated(labels, 2, 10).tolist() == [0, 3, 1, 2, 0, 3, 1, 2, 0, 3]
+    assert few_repeated(labels, 2, 10).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     assert few_repeated(None, 3, 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    many = RANDOM.randint(0, 20, 1000)
+    assert set(many[few_repeated(many, 10, 100)]) == set(range(20))  # fewer than ten of each are of all classes too
 
 
 def test_coherence_and_spread_are_given_within_classes_too():

@@ -369,10 +369,12 @@ def score(real: Sample, fake: Sample, metrics: Mapping[str, Metric], features: s
 
 
 def few_repeated(labels: np.ndarray | None, each: int, count: int) -> np.ndarray:
-    """Rows of `each` images of every class, or of `each` images without labels [N], repeated to `count` -> int64."""
+    """Rows of `each` images of every class, or of `each` images without labels [N], repeated to `count` -> int64.
+
+    They are in ascending order: of images in random order, the first rows are of all classes too."""
     if labels is None:
         return np.arange(count) % each
-    kept = np.concatenate([np.flatnonzero(labels == label)[:each] for label in np.unique(labels)])
+    kept = np.sort(np.concatenate([np.flatnonzero(labels == label)[:each] for label in np.unique(labels)]))
     return kept[np.arange(count) % len(kept)]
 
 
