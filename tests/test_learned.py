@@ -93,3 +93,15 @@ def test_junk_does_not_depend_on_how_it_is_read(digits):
             np.testing.assert_array_equal(rows(slice(5, 20)), whole[5:])
     same = junk(read, 30, seed=1)["one channel of a real in all three"](slice(0, 9))
     assert (same[..., 0] == same[..., 2]).all() and any((same[0, :, :, 0] == x[:, :, 0]).all() for x in images)
+
+
+def test_neighboring_images_of_junk_share_no_draws():
+    """Out of 2^40 reals none is read twice by chance."""
+    seen = []
+
+    def read(numbers: np.ndarray) -> np.ndarray:
+        seen.extend(numbers.tolist())
+        return np.zeros((len(numbers), 8, 8, 3), np.uint8)
+
+    junk(read, 2**40, seed=0)["two reals averaged in each channel"](slice(5, 9))
+    assert len(set(seen)) == len(seen) == 4 * 6

@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 from torch import nn
 
+from gan.draws import group_generators
 from gan.errors import UserError
 from gan.metrics.classifier import FEATURES, Classifier
 
@@ -97,8 +98,8 @@ def junk(read: Read, count: int, seed: int) -> dict[str, Callable[[slice], np.nd
     3]. read: of `count` stacked reals."""
 
     def picks(rows: slice, columns: int) -> np.ndarray:
-        numbers = [np.random.Philox(key=seed, counter=row).random_raw(columns) for row in range(rows.start, rows.stop)]
-        return (np.stack(numbers) % np.uint64(count)).astype(np.int64).T
+        generators = group_generators(seed, "junk", range(rows.start, rows.stop))
+        return np.stack([generator.integers(count, size=columns) for generator in generators]).T
 
     def average(rows: slice) -> np.ndarray:
         chosen = picks(rows, 2 * CHANNELS)

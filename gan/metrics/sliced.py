@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gan.draws import group_generators
 from gan.metrics.intervals import Estimate, normal
 
 SIDE = 7  # pixels of a patch
@@ -58,11 +59,11 @@ def patches(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     n, channels = len(images), images.shape[3]
     levels = laplacian_pyramid(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float())
     found = np.empty((n, len(levels), PATCHES, channels, SIDE * SIDE), np.float32)
-    uniform = np.stack([np.random.Philox(key=SEED, counter=int(number)).random_raw(2 * PATCHES) for number in numbers])
+    generators = group_generators(SEED, "patches", numbers)
+    uniform = np.stack([generator.integers(2**63, size=(PATCHES, 2)) for generator in generators])
     for index, level in enumerate(levels):
         windows = np.lib.stride_tricks.sliding_window_view(level.numpy(), (SIDE, SIDE), axis=(2, 3))
-        ranges = np.array(windows.shape[2:4], np.uint64)
-        tops, lefts = (uniform.reshape(n, PATCHES, 2) % ranges).astype(np.int64).transpose(2, 0, 1)
+        tops, lefts = (uniform % windows.shape[2:4]).transpose(2, 0, 1)
         picked = windows[np.arange(n)[:, None], :, tops, lefts]  # [n, PATCHES, C, 7, 7]
         found[:, index] = picked.reshape(n, PATCHES, channels, SIDE * SIDE)
     return found
