@@ -16,23 +16,31 @@ from hosts import family
 from test_evaluate import dataset, flat, means, saddle_evaluate  # noqa: F401 - fixtures
 from test_train_command import SHORT, only_run, saddle
 
-from gan.metrics.provenance import Provenance
+from gan.metrics.provenance import Features, Provenance
 from gan.run.scoring import Scorer, Scoring, await_scores
 from launch.ranks import environment
 
-# Scores a snapshot by the number that its file holds; "die", "fail" and "sleep" are done instead.
+# Scores a snapshot by the number that its file holds, which a number of samples may follow; "die", "fail" and "sleep"
+# are done instead. Arguments: what the scores depend on, and the metrics.
 STAND_IN = """
 import json, os, pathlib, sys, time
+about = json.loads(sys.argv[1])
 for line in sys.stdin:
     text = pathlib.Path(line.strip()).read_text()
     if text == "die":
         os._exit(7)
     if text == "sleep":
         time.sleep(100)
-    figures = {"fd-x": {"value": float(text), "low": 0.0, "high": 9.0}} if text != "fail" else {}
-    row = {"figures": figures, "best": "fd-x", "higher": False, "pid": os.getpid()}
-    print(json.dumps({"fd-x": row} if figures else {"error": "too few"}), flush=True)
+    if text == "fail":
+        print(json.dumps({"error": "too few"}), flush=True)
+        continue
+    value, _, samples = text.partition(" ")
+    about["samples"] = int(samples or 100)
+    figures = {"fd-x": {"value": float(value), "low": 0.0, "high": 9.0}}
+    row = {**about, "figures": figures, "best": "fd-x", "higher": False, "pid": os.getpid()}
+    print(json.dumps(dict.fromkeys(sys.argv[2:], row)), flush=True)
 """
+ABOUT = Provenance(Features("x", "ab" * 32, 0, ""), "c" * 64, (8, 8), 80, 100, 0, "d" * 64)
 
 TWO_STAGES = [flag for flag in SHORT if "widths" not in flag]
 TWO_STAGES += ["--set=network.widths=[8,8]", "--set=growth.shares=[0.2,0.8]", "--kimg=0.16"]
@@ -43,14 +51,16 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.metrics: tuple[str, ...] = ("fd-x",)
         self.said: list[str] = []
 
     def scoring(self, images_seen: int = 0) -> Scoring:
-        return Scoring(Scorer(("fd-x",), self.start), self.path, images_seen, self.said.append)
+        return Scoring(Scorer(self.metrics, self.start), self.path, images_seen, self.said.append)
 
     def start(self) -> "subprocess.Popen[str]":
         pipe = subprocess.PIPE
-        return subprocess.Popen([sys.executable, "-c", STAND_IN], stdin=pipe, stdout=pipe, text=True)
+        command = [sys.executable, "-c", STAND_IN, json.dumps(ABOUT.to_json()), *self.metrics]
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
     def snapshot(self, images_seen: int, text: str) -> Path:
         path = self.path / f"network-snapshot-{images_seen:010d}.safetensors"
@@ -111,6 +121,37 @@ def test_a_resumed_run_drops_later_lines_and_scores_nothing_twice(run):
         assert [line["images_seen"] for line in run.lines()] == [100, 200, 250]
     assert run.best() == "die"  # the snapshot of 200 images, no longer that of 300
     assert not any(line.startswith("note") for line in run.said)
+
+
+def test_the_best_is_chosen_among_scores_that_compare_with_the_newest(run):
+    """As of a run that was resumed with another number of samples, and then with the first one again."""
+    with closing(run.scoring()) as scoring:
+        best = {}
+        for images, text in ((100, "1"), (200, "2"), (300, "3 50"), (400, "2.5 50"), (500, "2.7 50"), (600, "1.5")):
+            run.scores(scoring, images, text)
+            best[images] = run.best()
+    assert best == {100: "1", 200: "1", 300: "3 50", 400: "2.5 50", 500: "2.5 50", 600: "1"}
+
+
+def test_a_snapshot_that_lacks_a_score_gets_all_that_depend_on_something_else(run):
+    with closing(run.scoring()) as scoring:
+        run.scores(scoring, 100, "1")
+        run.scores(scoring, 200, "2")
+    run.metrics = ("fd-x", "kid-x")
+    with closing(run.scoring(images_seen=200)) as scoring:
+        run.scores(scoring, 200, "3 50")
+        run.scores(scoring, 100, "1")
+    assert [(line["images_seen"], line["samples"]) for line in run.lines()] == [(100, 100), (200, 100), (200, 50)]
+
+
+def test_lines_that_do_not_say_what_they_depend_on_count_as_none(run):
+    line = {"images_seen": 50, "snapshot": run.snapshot(50, "9").name, "best": "fd-x", "higher": False}
+    (run.path / "metric-fd-x.jsonl").write_text(json.dumps({**line, "figures": {"fd-x": {"value": 0.0}}}) + "\n")
+    with closing(run.scoring(images_seen=50)) as scoring:
+        run.scores(scoring, 100, "2")
+        assert run.best() == "2"
+        run.scores(scoring, 50, "1")
+    assert run.best() == "1" and not any(line.startswith("note") for line in run.said)
 
 
 def test_only_the_newest_of_waiting_snapshots_is_scored(run):

@@ -15,6 +15,7 @@ from typing import Any
 
 from gan.checkpoint import SNAPSHOT
 from gan.files import replacing
+from gan.metrics.provenance import Provenance
 from gan.ranks.distributed import from_first
 from gan.run.directories import drop_after
 from gan.schedules import moment
@@ -30,7 +31,7 @@ class Scorer:
 
     It reads the path of a snapshot from each line, and answers with a line of JSON: {"error": "why there is no score"},
     or for each metric its name and {"figures": {name: {"value", "low", "high"}}, "best": the name of the figure by
-    which snapshots are compared, "higher": is a higher one better, ...}.
+    which snapshots are compared, "higher": is a higher one better, and the fields of a Provenance, ...}.
     """
 
     metrics: tuple[str, ...]  # their names; the first one chooses the best snapshot
@@ -41,7 +42,8 @@ class Scoring:
     """Has snapshots scored, one at a time: always the newest, so that one may be passed over if the next is ready.
 
     Lines are added to the run's `metric-<name>.jsonl`, and `best-<name>.safetensors` is another name of the best
-    snapshot by the first metric. If the process fails, the log says so, and the next snapshot starts it again.
+    snapshot by the first metric, of those whose scores compare with the newest one: a resumed run may have other
+    features, or other counts of images. If the process fails, the log says so, and the next snapshot starts it again.
     """
 
     def __init__(self, scorer: Scorer, run: Path, images_seen: int, say: Callable[[str], object]) -> None:
@@ -90,7 +92,7 @@ class Scoring:
                 self.busy = True
             assert snapshot is not None
             try:
-                if any(snapshot.name not in _snapshots(self._path(name)) for name in self.scorer.metrics):
+                if not all(self._keys(snapshot, name) for name in self.scorer.metrics):
                     self._score(snapshot)
             except Exception as error:  # whatever it is, the run goes on
                 self._excuse(snapshot, f"{type(error).__name__}: {error}")
@@ -104,7 +106,7 @@ class Scoring:
             return
         if "error" in answer:
             return self._excuse(snapshot, answer["error"])
-        new = {name: row for name, row in answer.items() if snapshot.name not in _snapshots(self._path(name))}
+        new = {name: row for name, row in answer.items() if _key(row) not in self._keys(snapshot, name)}
         for name, row in new.items():
             line = {
                 "images_seen": int(snapshot.stem.removeprefix(SNAPSHOT)),
@@ -155,15 +157,21 @@ class Scoring:
     def _path(self, metric: str) -> Path:
         return self.run / f"metric-{metric}.jsonl"
 
+    def _keys(self, snapshot: Path, metric: str) -> list[tuple[str, ...]]:
+        """What the scores depend on that a snapshot has by a metric."""
+        return [_key(line) for line in _lines(self._path(metric)) if line["snapshot"] == snapshot.name]
+
     def _mark_best(self) -> str:
         """Give the best snapshot by the first metric its second name. -> its first name, "" if there is none."""
         metric = self.scorer.metrics[0]
         best = self.run / f"best-{metric}.safetensors"
-        lines = [line for line in _lines(self._path(metric)) if (self.run / line["snapshot"]).exists()]
-        if not lines:
+        lines = _lines(self._path(metric))
+        like_the_newest = [line for line in lines if _key(line) == _key(lines[-1])]
+        there = [line for line in like_the_newest if (self.run / line["snapshot"]).exists()]
+        if not there:
             best.unlink(missing_ok=True)
             return ""
-        name: str = max(lines, key=_merit)["snapshot"]
+        name: str = max(there, key=_merit)["snapshot"]
         with replacing(best) as part:
             try:
                 os.link(self.run / name, part)
@@ -173,18 +181,21 @@ class Scoring:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The scores in a file, without lines that were cut off by a kill, or that name no snapshot of a run."""
+    """The scores in a file, without lines that were cut off by a kill, or that do not say which snapshot of a run they
+    are of and what they depend on."""
     found = []
     for text in path.read_text().splitlines() if path.exists() else []:
         with suppress(ValueError):
             line = parse_fields(text, {"snapshot": str, "figures": dict}, more=True)
+            _key(line)
             if re.fullmatch(rf"{SNAPSHOT}\d+\.safetensors", line["snapshot"], re.ASCII):
                 found.append(line)
     return found
 
 
-def _snapshots(path: Path) -> set[str]:
-    return {line["snapshot"] for line in _lines(path)}
+def _key(line: Mapping[str, Any]) -> tuple[str, ...]:
+    """Scores with equal keys compare. Raises UserError if the line does not say what it depends on."""
+    return Provenance.from_json(line).key()
 
 
 def _merit(line: Mapping[str, Any]) -> float:
