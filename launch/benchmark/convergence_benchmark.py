@@ -1,6 +1,5 @@
 """Tell how many images runs needed to reach a stated quality, and whether that is what such runs need."""
 
-import json
 import math
 import statistics
 import tomllib
@@ -61,13 +60,18 @@ def main(
     preset and dataset (launch/benchmark/convergence.toml).
 
     Between two snapshots its logarithm is taken to be linear in the images seen. Exit code 1 if a run is outside of
-    three standard deviations of the known runs.
+    three standard deviations of the known runs. A run whose settings differ from the preset's is not compared with
+    them.
     """
     from data.dataset import ImageDataset
     from launch.scores import build_reference
 
     chosen = {path: find_point(path, distance, samples) for path in runs}
+    others = {path: other_settings(path, point.preset) for path, point in chosen.items() if point.kimg}
     dataset = ImageDataset(data)
+    for path, point in chosen.items():
+        if point.dataset != dataset.manifest.content_hash:
+            raise UserError(f"{path} was trained on another dataset than {data}; give that one")
 
     @cache
     def reference(level: int, count: int) -> "Reference":
@@ -78,13 +82,14 @@ def main(
         curve = score_run(path, dataset, point.samples, reference)
         kimg = crossing(curve, point.distance)
         last = curve[-1][1]
+        differ = ", ".join(others.get(path, ()))
         rows.append(
             {
                 "run": str(path),
                 "to distance": point.distance,
                 "kimg": None if math.isnan(kimg) else round(kimg, 1),
                 "last distance": last,
-                "known runs": point.verdict(kimg),
+                "known runs": f"other settings than the preset: {differ}" if differ else point.verdict(kimg),
             }
         )
     click.echo(text_table(rows))
@@ -101,13 +106,8 @@ def read_points() -> dict[str, Point]:
 def find_point(run: Path, distance: float | None, samples: int | None) -> Point:
     """What a run is to reach. Raises UserError if it is no run, or if none is known for its preset and dataset and no
     distance is given."""
-    from gan.run.directories import OPTIONS
-
-    try:
-        options = json.loads((run / OPTIONS).read_text())
-        preset, dataset = str(options["preset"]), str(options["images"]["dataset_hash"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{run} is not the directory of a run: no {OPTIONS} names its preset and dataset") from error
+    options = read_options(run)
+    preset, dataset = options["preset"], options["images"]["dataset_hash"]
     points = read_points()
     if distance is not None:
         return Point(preset, dataset, distance, samples or DEFAULT_SAMPLES)
@@ -118,6 +118,35 @@ def find_point(run: Path, distance: float | None, samples: int | None) -> Point:
             f"--distance=10 (known: {', '.join(points) or 'none'})"
         )
     return replace(point, samples=samples, kimg=()) if samples else point
+
+
+def read_options(run: Path) -> dict[str, Any]:
+    """What a run's training_options.json holds. Raises UserError if it is no run."""
+    from gan.run.directories import OPTIONS
+    from gan.tensor_files import parse_fields
+
+    try:
+        options = parse_fields((run / OPTIONS).read_bytes(), {"preset": str, "images": dict, "config": dict}, more=True)
+        _ = options["images"]["dataset_hash"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{run} is not the directory of a run: no {OPTIONS} names its preset and dataset") from error
+    return options
+
+
+def other_settings(run: Path, preset: str) -> list[str]:
+    """The settings of a run, as "KEY=VALUE", of which its preset has other values. Its seed may differ, and the
+    precision that a machine chooses; its length may not, as growth and learning rates go by it.
+
+    Raises UserError for settings that this version does not know.
+    """
+    from gan.config import TrainConfig, from_dict, override, trajectory, value_of
+    from launch.settings import read_preset
+
+    config = from_dict(read_options(run)["config"])
+    wanted = override(TrainConfig(), read_preset(preset))
+    keys = {*trajectory(config), *trajectory(wanted), "run.kimg"} - {"format", "seed", "precision.compute"}
+    differ = [key for key in sorted(keys) if value_of(config, key) != value_of(wanted, key)]
+    return [f"{key}={value_of(config, key)}" for key in differ]
 
 
 def score_run(
