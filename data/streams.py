@@ -1,14 +1,19 @@
-"""Files that may be compressed, read within bounds."""
+"""Files that may be compressed, and archives of arrays, read within bounds."""
 
 import bz2
 import gzip
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
+from data.errors import DataError
+
+MAX_ARRAY = 4 << 30  # bytes of an array, which is held in memory
 MAX_MEMBER = 256 << 20  # bytes that one file of an archive may unpack to
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others cannot be unpacked within bounds
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a damaged compressed file raises
@@ -55,3 +60,28 @@ class Bounded:
             raise OSError(f"a part of it claims to have {size} bytes")
         self.last = self._file.read(size)
         return self.last
+
+
+def read_npz(path: Path, choose: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, np.ndarray]:
+    """The arrays of an npz file that are chosen among the names of all. DataError if it is damaged or too large."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: _read_array(path, archive, name) for name in choose(archive.files)}
+    except DataError:
+        raise
+    except Exception as error:  # bad bytes make numpy and zipfile raise nearly anything
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"{path} is refused or damaged: {reason}") from error
+
+
+def _read_array(path: Path, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    assert archive.zip is not None
+    member = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
+    if member.file_size > MAX_ARRAY:
+        raise DataError(f"{name} in {path} unpacks to {member.file_size} bytes; {MAX_ARRAY} are the limit")
+    if member.compress_type not in ZIP_METHODS:
+        raise DataError(f"{name} in {path} is packed by another method than deflate")
+    array = archive[name]
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{name} in {path} is no array")
+    return array

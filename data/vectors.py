@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import DataError
+from data.labels import MAX_CLASSES
+from data.streams import read_npz
 
 SUFFIX = ".npz"
 ROWS = "x"  # name of the array of vectors
@@ -47,13 +48,9 @@ class VectorDataset:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in (ROWS, LABELS) if name in archive}
-        except FileNotFoundError:
-            raise DataError(f"no file {self.path}") from None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, AttributeError) as error:
-            raise DataError(f"{self.path} is no archive of NumPy arrays: {str(error).splitlines()[0][:120]}") from error
+        if not self.path.is_file():
+            raise DataError(f"no file {self.path}")
+        arrays = read_npz(self.path, lambda names: [name for name in (ROWS, LABELS) if name in names])
         self.rows = self._check_rows(arrays.get(ROWS))
         self.labels = self._check_labels(arrays.get(LABELS))
         classes = None if self.labels is None else tuple(map(str, range(int(self.labels.max()) + 1)))
@@ -73,8 +70,9 @@ class VectorDataset:
     def _check_labels(self, labels: np.ndarray | None) -> np.ndarray | None:
         if labels is None:
             return None
-        if labels.dtype.kind not in "iu" or labels.shape != (len(self.rows),) or labels.min() < 0:
-            raise DataError(f"{self.path}: {LABELS} must be whole numbers from 0 on, one per vector")
+        fitting = labels.dtype.kind in "iu" and labels.shape == (len(self.rows),)
+        if not fitting or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+            raise DataError(f"{self.path}: {LABELS} must be whole numbers from 0 to {MAX_CLASSES - 1}, one per vector")
         return labels.astype(np.int64)
 
     def __len__(self) -> int:

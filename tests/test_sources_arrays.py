@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from source_files import Evil, check, pixels
 
+from data import streams
 from data.dataset import ImageDataset
 from data.errors import DataError
 from data.prepare import prepare
@@ -203,7 +204,7 @@ def test_npz_bombs_and_damage(tmp_path, monkeypatch):
         with pytest.raises(DataError, match="refused or damaged"):
             open_source(str(path))
     path.write_bytes(whole)
-    monkeypatch.setattr(arrays, "MAX_ARRAY", 1 << 16)
+    monkeypatch.setattr(streams, "MAX_ARRAY", 1 << 16)
     with pytest.raises(DataError, match="65536 are the limit"):
         open_source(str(path))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_scoring import only_run, saddle
 
+from data import streams
 from data.dataset import open_dataset
 from data.errors import DataError
 from launch.evaluate import main as evaluate
@@ -30,6 +31,8 @@ BAD = {
     "some are not finite": {"x": np.array([[1.0, math.nan]])},
     "one per vector": {"x": np.zeros((3, 2)), "y": np.zeros(2, int)},
     "whole numbers": {"x": np.zeros((3, 2)), "y": np.array([0, 1, -1])},
+    "from 0 to 1048575": {"x": np.zeros((3, 2)), "y": np.array([0, 1, 1 << 20])},
+    "numbers from 0": {"x": np.zeros((3, 2)), "y": np.array([0, 1, (1 << 63) + 5], np.uint64)},
 }
 
 
@@ -40,9 +43,39 @@ def test_what_is_no_set_of_vectors_is_refused(message, tmp_path):
         open_dataset(tmp_path / "v.npz")
 
 
+def damage_packed(content):
+    content[60:400] = bytes(340)
+
+
+def say_encrypted(content):
+    content[content.find(b"PK\1\2") + 8] |= 1
+
+
+def say_another_method(content):
+    content[content.find(b"PK\1\2") + 10] = 99
+
+
+@pytest.mark.parametrize("damage", [damage_packed, say_encrypted, say_another_method, bytearray.clear])
+def test_a_damaged_archive_is_one_line(damage, tmp_path):
+    np.savez_compressed(tmp_path / "v.npz", x=RANDOM.normal(size=(100, 8)), y=np.arange(100) % 3)
+    content = bytearray((tmp_path / "v.npz").read_bytes())
+    damage(content)
+    (tmp_path / "v.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"v.npz (is refused or damaged: .|is packed by another)") as error:
+        open_dataset(tmp_path / "v.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "MAX_ARRAY", 1 << 16)
+    np.savez_compressed(tmp_path / "v.npz", x=np.zeros((1000, 100)))
+    with pytest.raises(DataError, match="65536 are the limit"):
+        open_dataset(tmp_path / "v.npz")
+
+
 def test_a_file_that_is_no_archive_is_refused(tmp_path):
     (tmp_path / "v.npz").write_bytes(b"PK")
-    with pytest.raises(DataError, match="is no archive of NumPy arrays"):
+    with pytest.raises(DataError, match="is refused or damaged"):
         open_dataset(tmp_path / "v.npz")
     with pytest.raises(DataError, match="no file"):
         open_dataset(tmp_path / "w.npz")

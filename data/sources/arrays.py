@@ -2,7 +2,7 @@
 
 import re
 import struct
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,8 @@ from data.errors import DataError
 from data.items import Source, array_source
 from data.kinds import path_kind
 from data.labels import Labels, labels_from_array, no_labels
-from data.streams import DAMAGE, ZIP_METHODS, head, open_unpacked
+from data.streams import DAMAGE, MAX_ARRAY, head, open_unpacked, read_npz
 
-MAX_ARRAY = 4 << 30  # bytes of an array, which is held in memory
 MAX_RATIO = 1032  # deflate packs no better
 IDX_UINT8 = b"\0\0\x08"  # then one byte that says how many dimensions follow, each four bytes, big-endian
 
@@ -96,38 +95,21 @@ def open_npz(path: Path, max_images: int | None) -> Source:
 
     NPZ_KEYS says how the arrays may be called.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = archive.files
-            keys = next((keys for keys in NPZ_KEYS if keys[0] in names), None)
-            if keys is None:
-                raise DataError(
-                    f"{path} has arrays {', '.join(names)}; images are called {', '.join(np.array(NPZ_KEYS)[:, 0])}"
-                )
-            arrays = {key: _read_array(path, archive, key) for key in keys if key in names}
-    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, MemoryError, KeyError, *DAMAGE) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is refused or damaged: {error}") from error
-    images = _as_images(f"{keys[0]} in {path}", arrays[keys[0]])
-    labels = arrays.get(keys[1])
-    checked = (
-        no_labels(len(images)) if labels is None else labels_from_array(f"{keys[1]} in {path}", labels, len(images))
-    )
+
+    def choose(names: Sequence[str]) -> Sequence[str]:
+        for images, labels in NPZ_KEYS:
+            if images in names:
+                return [images, labels] if labels in names else [images]
+        raise DataError(
+            f"{path} has arrays {', '.join(names)}; images are called {', '.join(np.array(NPZ_KEYS)[:, 0])}"
+        )
+
+    (key, stored), *rest = read_npz(path, choose).items()
+    images = _as_images(f"{key} in {path}", stored)
+    checked = no_labels(len(images))
+    for key, labels in rest:
+        checked = labels_from_array(f"{key} in {path}", labels, len(images))
     return array_source(path.name, images, checked, max_images)
-
-
-def _read_array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
-    assert archive.zip is not None
-    member = archive.zip.getinfo(key if key in archive.zip.namelist() else f"{key}.npy")
-    if member.file_size > MAX_ARRAY:
-        raise DataError(f"{key} in {path} unpacks to {member.file_size} bytes; {MAX_ARRAY} are the limit")
-    if member.compress_type not in ZIP_METHODS:
-        raise DataError(f"{key} in {path} is packed by another method than deflate")
-    array = archive[key]
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{key} in {path} is no array")
-    return array
 
 
 def _as_images(where: str, images: np.ndarray) -> np.ndarray:
