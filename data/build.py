@@ -16,7 +16,6 @@ from data.encodings import ENCODINGS, encode_image
 from data.errors import DataError
 from data.items import Item
 from data.resizing import pyramid
-from data.store import Manifest
 from data.store_writer import Skipped, StoredLabel, StoreWriter
 from data.workers import Result, in_order
 
@@ -88,15 +87,6 @@ def manifest_fields(plan: BuildPlan) -> dict[str, Any]:
         "label_dim": plan.source.label_dim,
         "source": plan.source.name,
     }
-
-
-def is_of(manifest: Manifest, plan: BuildPlan) -> bool:
-    """Whether a dataset is the one that a plan would build, as far as its manifest tells."""
-    fields = manifest_fields(plan)
-    if not plan.fixed_mode:
-        del fields["channels"]
-    same = all(getattr(manifest, name) == value for name, value in fields.items())
-    return same and manifest.count + len(manifest.skipped_positions) == plan.source.count
 
 
 def _keep_freed_pages() -> None:

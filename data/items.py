@@ -1,7 +1,8 @@
 """What a source is: an ordered, repeatable list of items, each an image or the reason why there is none."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -41,6 +42,7 @@ class Source:
     ignored: Mapping[str, int] = field(default_factory=dict)  # suffix of files that are no images -> how many
     label_dim: int | None = None  # length of the float32 vectors that are the labels
     notes: tuple[str, ...] = ()  # what the user should know of it, such as why there are no classes
+    files: Sequence[Path] = ()  # that it is made of: when one changes, this is another source
 
 
 def array_source(name: str, images: np.ndarray, labels: Labels, max_images: int | None, item: str = "image") -> Source:

@@ -4,6 +4,7 @@ To add a kind, write a module there with a tuple `KINDS`; nothing else has to be
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -41,11 +42,16 @@ def path_kind(
     details: str = "",
     turn: Turn = Turn.CONTENT,
 ) -> Kind:
-    """The row of a kind whose sources are paths."""
+    """The row of a kind whose sources are paths. A source that names no files is made of that path alone."""
+
+    def open_path(source: str, max_images: int | None) -> Source:
+        opened = open(Path(source), max_images)
+        return replace(opened, files=opened.files or (Path(source),))
+
     return Kind(
         description,
         details,
         turn,
         lambda source: claims(Path(source)),
-        lambda source, max_images: open(Path(source), max_images),
+        open_path,
     )

@@ -125,9 +125,12 @@ def _read_labels(
 
 
 def listed_source(
-    name: str, listing: Listing, open_images: Callable[[Sequence[ListedImage]], Iterator[Item]]
+    name: str,
+    listing: Listing,
+    open_images: Callable[[Sequence[ListedImage]], Iterator[Item]],
+    files: Sequence[Path] = (),
 ) -> Source:
-    """The source of the images of a listing, opened by `open_images`."""
+    """The source of the images of a listing, opened by `open_images` from `files`."""
 
     def read(start: int = 0, stop: int | None = None) -> Iterator[Item]:
         return open_images(listing.images[start:stop])
@@ -140,6 +143,7 @@ def listed_source(
         ignored=listing.ignored,
         label_dim=listing.labels.dim,
         notes=listing.notes,
+        files=files,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.build import is_of, manifest_fields, store_images
+from data.build import manifest_fields, store_images
 from data.build_plan import BuildPlan, Cost, Progress, estimate_costs, make_plan, silent
 from data.errors import DataError
 from data.sizes import Size
@@ -80,20 +80,13 @@ def prepare(
     costs = estimate_costs(plan)
     _check_space(path, plan, costs)
     announce(plan, costs, workers)
-    settings = [fingerprint(source, path), opened.name, opened.count, opened.classes, opened.label_dim]
+    settings = [fingerprint(opened.files), opened.name, opened.count, opened.classes, opened.label_dim]
     settings += [plan.size, plan.base, plan.levels, transform, mode, plan.encoding]
     listing = path.with_name(path.name + ".skipped.txt")
     with StoreWriter(path, settings, plan.mode, say) as writer:
-        manifest = writer.finished
-        if manifest and is_of(manifest, plan):
-            writer.publish()
-        else:
-            if manifest:
-                say(f"{writer.part} is of another source or of other settings: starting anew")
-                writer.restart(plan.mode)
-            plan = store_images(plan, writer, workers, progress, say)
-            _write_skipped(listing, writer.skipped)  # before its names are lost with the part
-            manifest = writer.finish(**manifest_fields(plan))
+        plan = store_images(plan, writer, workers, progress, say)
+        _write_skipped(listing, writer.skipped)  # before its names are lost with the part
+        manifest = writer.finish(**manifest_fields(plan))
     labels = open_reader(path).labels() if manifest.classes else None
     return BuildReport(
         manifest=manifest,
@@ -108,20 +101,15 @@ def prepare(
     )
 
 
-def fingerprint(source: str, dest: Path) -> str:
-    """What tells that a source on disk has changed: names, sizes and times of its files; "" for other sources.
-
-    What is built there under the name of `dest` does not count.
-    """
-    path = Path(source)
-    if not path.exists():
-        return ""
-    files = [path] if path.is_file() else [Path(root, name) for root, _, names in os.walk(path) for name in names]
+def fingerprint(files: Sequence[Path]) -> str:
+    """What tells that one of these files has changed: their names, sizes and times; "" if there are none."""
     digest = hashlib.sha256()
-    for file in sorted(file for file in files if not file.name.startswith(dest.name)):
-        status = file.stat(follow_symlinks=False)
-        digest.update(f"{file.relative_to(path)!s}\0{status.st_size} {status.st_mtime_ns}\0".encode(errors="replace"))
-    return digest.hexdigest()
+    for file in files:
+        digest.update(f"{file}\0".encode(errors="replace"))
+        with suppress(OSError):  # a broken link is an image that is skipped
+            status = file.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\0".encode())
+    return digest.hexdigest() if files else ""
 
 
 def _check_space(path: Path, plan: BuildPlan, costs: dict[str, Cost]) -> None:

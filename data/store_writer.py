@@ -70,7 +70,6 @@ class StoreWriter:
             self.file = lock(self.part)
         try:
             check_new(path)  # once more: another build may have ended before we held the lock
-            self.finished: Manifest | None = None  # what the part became before its build was killed
             if os.fstat(self.file).st_size:
                 self._resume(say)
         except BaseException:
@@ -100,7 +99,7 @@ class StoreWriter:
         """Take over what the part holds, or empty it if that is another build or none."""
         import lmdb
 
-        state = None
+        state = finished = None
         try:
             env = open_checked(self.part)
         except DataError:
@@ -109,11 +108,9 @@ class StoreWriter:
         try:
             with env.begin() as transaction:
                 self._pages = env.info()["last_pgno"] + 1
-                manifest = transaction.get(MANIFEST)
                 state = transaction.get(BUILD)
-                if manifest:
-                    self.finished = Manifest.from_json(without_crc(manifest))
-                elif state:
+                finished = transaction.get(MANIFEST)  # and not renamed: nothing in it says any longer what it is of
+                if state:
                     self._restore(json.loads(without_crc(state)), transaction)
             page = env.stat()["psize"]
         except (lmdb.Error, ValueError, KeyError, TypeError, RecursionError):
@@ -123,8 +120,8 @@ class StoreWriter:
         if self.commits:
             say(f"going on with {self.part}: {self.consumed} images of the source are done")
             os.ftruncate(self.file, self._pages * page)  # without what the killed build wrote but did not commit
-        elif not self.finished:
-            if state:
+        else:
+            if state or finished:
                 say(f"{self.part} is of another source or of other settings, or damaged: starting anew")
             self.restart(self.mode)
 
@@ -242,11 +239,11 @@ class StoreWriter:
                 self._transaction.put(LABELS, for_key(LABELS, with_crc(stored)))
             self._transaction.put(MANIFEST, with_crc(manifest.to_json().encode()))
             self._commit()
-        self.publish()
+        self._publish()
         return manifest
 
-    def publish(self) -> None:
-        """Put a part that is complete in its place."""
+    def _publish(self) -> None:
+        """Put the part, now complete, in its place."""
         with self._explained():
             os.ftruncate(self.file, self._pages * os.sysconf("SC_PAGESIZE"))
             os.fsync(self.file)
@@ -282,7 +279,7 @@ class StoreWriter:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._close()
         wrong_input = isinstance(error, DataError) and not isinstance(error, Interrupted)
-        if not self._published and (wrong_input or not (self.commits or self.finished)):
+        if not self._published and (wrong_input or not self.commits):
             self._discard()
         else:
             os.close(self.file)

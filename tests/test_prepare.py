@@ -182,13 +182,16 @@ def test_pixels_labels_and_order_of_a_folder(tmp_path):
 
 def test_what_is_built_inside_its_source_is_no_change_of_the_source(tmp_path):
     photos(tmp_path / "in")
-    dest = tmp_path / "in" / "x.lmdb"
-    before = module.fingerprint(str(tmp_path / "in"), dest)
-    for name in ("x.lmdb.part", "x.lmdb.skipped.txt", "x.lmdb"):
-        (dest.parent / name).write_text("x")
-        assert module.fingerprint(str(tmp_path / "in"), dest) == before
-    (dest.parent / "another.png").write_text("x")
-    assert module.fingerprint(str(tmp_path / "in"), dest) != before
+
+    def now():
+        return module.fingerprint(open_source(str(tmp_path / "in")).files)
+
+    before = now()
+    for name in ("x.lmdb.part", "x.lmdb.skipped.txt", "x.lmdb", "0"):
+        (tmp_path / "in" / name).write_text("x")
+        assert now() == before
+    save(tmp_path / "in/0.png", noise(16, 16, seed=9))  # whose name begins as that of the dataset "0"
+    assert now() != before
 
 
 def test_the_same_source_gives_the_same_file(tmp_path):

@@ -227,3 +227,35 @@ def test_every_kind_is_read_in_parts_in_forked_children(tmp_path):
                 child.join(timeout=60)
                 child.kill()
         assert [as_read([item])[0] for item in held] == whole[1:], name
+
+
+def test_a_source_names_all_files_that_it_is_made_of(tmp_path):
+    """By their sizes and times an interrupted build knows whether it may go on."""
+    make_folder(tmp_path / "lake", ["z.png"])
+    make_folder(tmp_path / "in", ["a/1.png", "b/2.png", "notes.txt"])
+    (tmp_path / "in/c").symlink_to(tmp_path / "lake")
+    (tmp_path / "in/dataset.json").write_text('{"labels": null}')
+    make_zip(tmp_path / "p.zip", ["1.png", "2.png"])
+    for shard in "01":
+        with tarfile.open(tmp_path / f"set-{shard}.tar", "w") as tar:
+            tar.add(tmp_path / "in/a/1.png", f"{shard}.png")
+    grey = pixels(3, channels=1)
+    for name, array in (("t-images-idx3-ubyte", grey), ("t-labels-idx1-ubyte", np.zeros(3, np.uint8))):
+        shape = struct.pack(f">{array.ndim}I", *array.shape)
+        (tmp_path / name).write_bytes(bytes([0, 0, 8, array.ndim]) + shape + array.tobytes())
+    digits = ["t-images-idx3-ubyte", "t-labels-idx1-ubyte"]
+    prepare("digits", tmp_path / "d.lmdb", max_images=3)
+    made_of = {
+        "digits": [],
+        "{}/in": ["in/a/1.png", "in/b/2.png", "in/c/z.png", "in/dataset.json"],
+        "{}/p.zip": ["p.zip"],
+        "train:1:{}/p.zip": ["p.zip"],
+        "{}/set-{{0..1}}.tar": ["set-0.tar", "set-1.tar"],
+        "{}/d.lmdb": ["d.lmdb"],
+        "{}/t-images-idx3-ubyte": digits,
+        "stacked-digits:{}/t-images-idx3-ubyte": digits,
+        "test:1:stacked-digits:{}/t-images-idx3-ubyte": digits,
+    }
+    for source, files in made_of.items():
+        found = open_source(source.format(tmp_path)).files
+        assert [str(file.relative_to(tmp_path)) for file in found] == files, source

@@ -168,15 +168,23 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(undisturbed, tmp_pat
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_killed_while_it_is_published(undisturbed, tmp_path, where):
+def test_a_part_that_was_finished_and_not_renamed_is_built_anew(undisturbed, tmp_path, where):
+    """Another source of the same name and size must not get its images."""
     source, expected = undisturbed
     killing = f"import os, signal; os.{where} = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n" + PREPARE
     assert run(killing, source, tmp_path / "x.lmdb", 1, 0).returncode == -signal.SIGKILL
     assert (tmp_path / "x.lmdb.part").exists()
-    again = run(PREPARE, source, tmp_path / "x.lmdb", 1, 0)
-    assert again.returncode == 0 and "ready" not in again.stdout, again  # nothing was left to build
-    assert (tmp_path / "x.lmdb").read_bytes() == expected
+    other = photos(tmp_path / "other" / "in")  # of the same name, as many images, the same classes
+    for image in other.glob("*/0*.png"):
+        Image.new("RGB", (16, 16), "red").save(image)
+    (other / "b/017.png").write_bytes(b"")
+    again = run(PREPARE, other, tmp_path / "x.lmdb", 1, 0)
+    assert again.returncode == 0 and "starting anew" in again.stdout, again
+    assert (ImageDataset(tmp_path / "x.lmdb").read(np.arange(39), 2) == [255, 0, 0]).all()
     assert "b/017.png\tempty file" in (tmp_path / "x.lmdb.skipped.txt").read_text()
+    (tmp_path / "x.lmdb").rename(tmp_path / "x.lmdb.part")  # killed at that moment once more, and the source is ours
+    assert run(PREPARE, source, tmp_path / "x.lmdb", 1, 0).returncode == 0
+    assert (tmp_path / "x.lmdb").read_bytes() == expected
 
 
 def stopped(source, path):
@@ -207,14 +215,15 @@ def test_a_disk_that_is_full_from_the_start_is_left_as_it_was(tmp_path):
     assert os.listdir(tmp_path) == ["in"]
 
 
-@pytest.mark.parametrize("change", ["source", "settings", "garbage"])
+@pytest.mark.parametrize("change", ["source", "part of a source", "settings", "garbage"])
 def test_a_part_of_another_build_is_not_gone_on_with(undisturbed, tmp_path, change):
-    source = photos(tmp_path / "in")
+    folder = photos(tmp_path / "in")
+    source = f"train:1:{folder}" if change == "part of a source" else folder
     path, part = tmp_path / "x.lmdb", tmp_path / "x.lmdb.part"
     stopped(source, path)
-    if change == "source":
+    if "source" in change:
         photos(tmp_path / "other", 1)
-        os.replace(tmp_path / "other/a/000.png", source / "b/009.png")
+        os.replace(tmp_path / "other/a/000.png", folder / "b/009.png")
     script = PREPARE.replace("workers=int", "levels=2, workers=int") if change == "settings" else PREPARE
     if change == "garbage":
         part.write_bytes(b"garbage" * 1000)

@@ -3,6 +3,7 @@
 import re
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,19 +42,23 @@ def open_idx(path: Path, max_images: int | None) -> Source:
             f"{path} has the shape {images.shape}, and images need three numbers: give the file of the images"
         )
     _check_not_empty(path, images)
-    return array_source(path.name, images, _idx_labels(path, len(images)), max_images)
+    beside = _idx_labels_file(path)
+    labels = _idx_labels(beside, len(images)) if beside else no_labels(len(images))
+    opened = array_source(path.name, images, labels, max_images)
+    return replace(opened, files=[path, beside] if beside else [path])
+
+
+def _idx_labels_file(path: Path) -> Path | None:
+    name = path.name.replace("images", "labels").replace("idx3", "idx1")
+    beside = [path.with_name(one) for one in (name, name.removesuffix(".gz"), f"{name}.gz")]
+    return next((one for one in beside if one.is_file() and name != path.name), None)
 
 
 def _idx_labels(path: Path, count: int) -> Labels:
-    name = path.name.replace("images", "labels").replace("idx3", "idx1")
-    beside = [path.with_name(one) for one in (name, name.removesuffix(".gz"), f"{name}.gz")]
-    found = next((one for one in beside if one.is_file()), None)
-    if found is None or name == path.name:
-        return no_labels(count)
-    labels = _read_idx(found)
+    labels = _read_idx(path)
     if labels.ndim != 1:
-        raise DataError(f"{found} has the shape {labels.shape}, and labels need one number")
-    return labels_from_array(found, labels, count)
+        raise DataError(f"{path} has the shape {labels.shape}, and labels need one number")
+    return labels_from_array(path, labels, count)
 
 
 def _read_idx(path: Path) -> np.ndarray:

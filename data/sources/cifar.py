@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from math import isqrt
 from pathlib import Path, PurePosixPath
@@ -118,14 +119,15 @@ def is_cifar_tar(path: Path) -> bool:
 
 def open_cifar_file(path: Path, max_images: int | None) -> Source:
     """The source of one batch; the names of the classes are in the file of those beside it."""
-    beside = [path.with_name(name) for name in NAMES if path.with_name(name).is_file()]
-    return _source(path, path.name, {file.name: _content(file) for file in (*beside, path)}, [path.name], max_images)
+    files = [path, *(path.with_name(name) for name in NAMES if path.with_name(name).is_file())]
+    opened = _source(path, path.name, {file.name: _content(file) for file in files}, [path.name], max_images)
+    return replace(opened, files=files)
 
 
 def open_cifar_folder(path: Path, max_images: int | None) -> Source:
     """The source of the training set in a folder."""
-    files = [file for file in path.iterdir() if file.name in NAMES or TRAINING.fullmatch(file.name)]
-    return _training(path, {file.name: _content(file) for file in files}, max_images)
+    files = sorted(file for file in path.iterdir() if file.name in NAMES or TRAINING.fullmatch(file.name))
+    return replace(_training(path, {file.name: _content(file) for file in files}, max_images), files=files)
 
 
 def open_cifar_tar(path: Path, max_images: int | None) -> Source:

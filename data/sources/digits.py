@@ -1,6 +1,7 @@
 """The built-in sources: scikit-learn's digits, and three images of a labeled set stacked as red, green and blue."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,7 +53,8 @@ def open_stacked(source: str, max_images: int | None) -> Source:
         held = "no classes" if of.classes is None else f"{len(of.classes)} classes"
         raise DataError(f"{of.name} has {held}: to be stacked a source needs from 1 to {MAX_CLASSES}")
     images, labels = _load_grey(of)
-    return _stack(STACKING + of.name, images, labels, classes=len(of.classes), max_images=max_images)
+    stacked = _stack(STACKING + of.name, images, labels, classes=len(of.classes), max_images=max_images)
+    return replace(stacked, files=of.files)
 
 
 def _load_grey(source: Source) -> tuple[np.ndarray, np.ndarray]:

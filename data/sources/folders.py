@@ -16,7 +16,15 @@ from data.errors import DataError
 from data.image_files import claims_image
 from data.items import Item, Source
 from data.kinds import Turn, path_kind
-from data.listing import TOO_LARGE, ListedFile, ListedImage, list_images, listed_source, open_items
+from data.listing import (
+    TOO_LARGE,
+    ListedFile,
+    ListedImage,
+    is_labels_file,
+    list_images,
+    listed_source,
+    open_items,
+)
 from data.names import hidden, tidy, unsafe
 from data.streams import DAMAGE, MAX_MEMBER, ZIP_METHODS
 
@@ -28,7 +36,9 @@ def open_folder(path: Path, max_images: int | None) -> Source:
     """The source of all images in a folder and below, in the order of their names."""
     files = sorted(_walk(path), key=attrgetter("name"))
     listing = list_images(path, files, max_images, _read_file)
-    return listed_source(path.resolve().name, listing, partial(open_items, open_file=_open_file))
+    made_of = [one.file for one in files if claims_image(one.name) or is_labels_file(one.name)]
+    made_of = [file for file in made_of if isinstance(file, Path)]
+    return listed_source(path.resolve().name, listing, partial(open_items, open_file=_open_file), made_of)
 
 
 def is_zip(path: Path) -> bool:

@@ -73,7 +73,7 @@ def _ours(name: str, path: Path, max_images: int | None) -> Source:
                 image = image[..., 0] if manifest.channels == 1 else image
             yield Item(f"image {index}", image, labels.values[index])
 
-    return Source(name, count, labels.classes, read, label_dim=labels.dim)
+    return Source(name, count, labels.classes, read, label_dim=labels.dim, files=[path])
 
 
 def _foreign_size(path: Path, environment: Any, not_ours: DataError) -> tuple[int, int]:
@@ -132,7 +132,7 @@ def _foreign(name: str, path: Path, size: int, length: int, max_images: int | No
                 yield Item(_key(size, index).decode(), image, None)
             start += len(values)
 
-    return Source(name, count, None, read)
+    return Source(name, count, None, read, files=[path])
 
 
 def _values(path: Path, keys: Sequence[bytes]) -> list[bytes | None]:

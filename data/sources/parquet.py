@@ -109,7 +109,7 @@ def _open_files(name: str, files: Sequence[Path], max_images: int | None) -> Sou
             for row, image in zip(rows, _images(group, columns.image, rows), strict=True):
                 yield Item(f"{group.path.name} row {group.first + row}", image, labels.values[begin + row])
 
-    return Source(name, count, labels.classes, read, label_dim=labels.dim)
+    return Source(name, count, labels.classes, read, label_dim=labels.dim, files=files)
 
 
 def _look_into(path: Path) -> tuple[Columns, list[Group], list[np.ndarray]]:

@@ -126,7 +126,8 @@ def _open_shards(name: str, shards: Sequence[Path], max_images: int | None) -> S
         finally:
             ours.append(opened)
 
-    return listed_source(name, list_images(name, files, max_images, _read_labels_file, find_labels), open_images)
+    listing = list_images(name, files, max_images, _read_labels_file, find_labels)
+    return listed_source(name, listing, open_images, shards)
 
 
 def _read_labels_file(file: bytes | Member | OSError) -> bytes:
