@@ -46,6 +46,7 @@ def cached(
     cannot be written or read.
     """
     source = Path(path)
+    before = _identity(source)
     copy = cache_path(path, folder)
     lock = copy.with_suffix(".lock")
     try:
@@ -53,7 +54,7 @@ def cached(
         with FileLock(lock, timeout=wait):  # released when its holder dies
             if not _is_sound(copy):
                 announce(f"copying {source} to {copy}")
-                _make(source, copy)
+                _make(source, copy, before)
     except Timeout:
         raise DataError(f"{lock} has been held for {wait:g} s by another process that copies") from None
     except OSError as error:
@@ -76,8 +77,16 @@ def _is_sound(copy: Path) -> bool:
     return True
 
 
-def _make(source: Path, copy: Path) -> None:
-    """Copy, read it again, and put it in place."""
+def _identity(source: Path) -> tuple[int, ...]:
+    """What is another if a file of this name was replaced or written to; nothing if there is none."""
+    if not source.exists():
+        return ()
+    status = source.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _make(source: Path, copy: Path, identity: tuple[int, ...]) -> None:
+    """Copy, read it again, and put it in place. identity: that of the source when the copy was named."""
     size = source.stat().st_size
     part = copy.with_suffix(".part")
     part.unlink(missing_ok=True)
@@ -89,6 +98,8 @@ def _make(source: Path, copy: Path) -> None:
         crc = _copy(source, part)
         if part.stat().st_size != size or _crc(part) != crc:
             raise DataError(f"{copy.parent} does not give back what was written: is the disk failing?")
+        if _identity(source) != identity:
+            raise DataError(f"{source} was replaced while it was copied: start again")
         os.replace(part, copy)
     finally:
         part.unlink(missing_ok=True)

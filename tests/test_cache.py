@@ -120,7 +120,7 @@ def test_a_process_that_dies_while_it_copies_does_not_block_others(source, tmp_p
     """Its lock goes with it, and what it left unfinished is made anew."""
     script = (
         "import os, sys; from data import cache\n"
-        "cache._make = lambda source, copy: (copy.with_suffix('.part').write_text('half'), os._exit(3))\n"
+        "cache._make = lambda source, copy, identity: (copy.with_suffix('.part').write_text('half'), os._exit(3))\n"
         "cache.cached(*sys.argv[1:3])"
     )
     command = [sys.executable, "-c", script, str(source), str(tmp_path / "cache")]
@@ -150,3 +150,12 @@ def test_where_nothing_can_be_written(source, tmp_path):
         cached(source, tmp_path / "file" / "cache")
     with pytest.raises(DataError, match="no dataset at"):
         cached(tmp_path / "none.lmdb", tmp_path)
+
+
+def test_a_dataset_that_is_replaced_while_it_is_copied_is_refused(source, tmp_path):
+    """The copy would be one dataset under the name of another, for good."""
+    prepare("digits", tmp_path / "other.lmdb", max_images=49)
+    with pytest.raises(DataError, match=r"d\.lmdb was replaced while it was copied: start again"):
+        cached(source, tmp_path / "cache", announce=lambda line: os.replace(tmp_path / "other.lmdb", source))
+    assert not [file for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"]
+    assert cached(source, tmp_path / "cache").read_bytes() == source.read_bytes()
