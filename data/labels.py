@@ -11,6 +11,7 @@ from data.names import composed, printable, tidy
 
 LABELS_FILE = "dataset.json"  # as StyleGAN's data sets have it: {"labels": [["00000/img0.png", 3], ...]}
 MAX_CLASSES = 1 << 20
+MAX_DIGITS = 255  # of a folder that is sorted as a number; file systems allow no longer name, archives do
 
 Label = int | np.ndarray | None  # a class number; float32 [d]; none
 
@@ -135,7 +136,7 @@ def label_by_folder(names: Sequence[str]) -> Labels:
     strays = [name for name, path in zip(names, paths, strict=True) if len(path) == 1]
     if strays or not folders:
         return no_labels(len(names))._replace(note=_stray_note(strays, folders))
-    numeric = all(folder.isdecimal() for folder in folders)
+    numeric = all(folder.isdecimal() and len(folder) <= MAX_DIGITS for folder in folders)
     classes = tuple(sorted(folders, key=lambda folder: (int(folder) if numeric else 0, folder)))
     numbers = {folder: number for number, folder in enumerate(classes)}
     return Labels([numbers[path[0]] for path in paths], classes)

@@ -34,7 +34,7 @@ def members(path: Path, wanted: Callable[[tarfile.TarInfo], bool]) -> Iterator[t
                 raise tarfile.ReadError("bad header" if bounded.last else "no end mark")
             while file.read(1 << 20):
                 pass  # the checksum of a compressed file comes last
-    except (tarfile.TarError, ValueError, *DAMAGE) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, *DAMAGE) as error:
         raise DataError(f"{path} is a damaged or truncated tar ({error}): copy it again") from error
 
 

@@ -252,3 +252,9 @@ def test_noise_and_texts_are_hardly_ever_taken_for_images(tmp_path):
         (tmp_path / f"f/{index}.jpg").write_bytes(content)
     opened = [item for item in open_source(str(tmp_path / "f")).read() if not isinstance(item.image, str)]
     assert len(opened) <= 3
+
+
+def test_a_folder_of_more_digits_than_python_reads_is_a_name(tmp_path):
+    long = "1" * 5000
+    source = open_source(write(tmp_path, "zip", {f"{long}/a.png": IMAGES[0], "2/b.png": IMAGES[1]}))
+    assert source.classes == (long, "2")

@@ -278,3 +278,15 @@ def test_an_unfinished_dataset_of_ours_is_called_so(tmp_path):
         txn.put(b"02/0000000000", b"pixels")
     with pytest.raises(DataError, match="unfinished"):
         open_source(str(tmp_path / "x.lmdb"))
+
+
+def test_parquet_with_a_name_that_is_no_text_or_twice_there(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_parquet(path, {"image": structs(BYTES), "label": LABELS})
+    path.write_bytes(path.read_bytes().replace(b"image", b"im\xffge"))
+    with pytest.raises(DataError, match="is a damaged parquet file"):
+        open_source(str(path))
+    columns = [pa.array(BYTES), pa.array(LABELS), pa.array(LABELS)]
+    pyarrow.parquet.write_table(pa.Table.from_arrays(columns, ["image", "label", "label"]), path)
+    with pytest.raises(DataError, match=r"x.parquet is a damaged parquet file .*2 times"):
+        open_source(str(path))

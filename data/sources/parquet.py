@@ -127,7 +127,7 @@ def _look_into(path: Path) -> tuple[Columns, list[Group], list[np.ndarray]]:
             if label is None:
                 return columns, groups, []
             return columns, groups, [_numbers(path, file.read([label], use_threads=False)[label])]
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, KeyError, OSError) as error:
         raise DataError(f"{path} is a damaged parquet file ({_line(error)}): copy it again") from error
 
 
@@ -198,7 +198,7 @@ def _images(group: Group, column: str, rows: range) -> Iterator[Any]:
                 if first >= rows.stop:
                     return
         reason = "the file is shorter than it says"
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, KeyError, OSError) as error:
         reason = f"cannot be opened: {_line(error)}"
     for _ in range(done, rows.stop):
         yield reason

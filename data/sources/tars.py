@@ -37,7 +37,7 @@ from data.streams import DAMAGE, MAX_MEMBER, open_unpacked
 from data.tar_members import is_tar, members, read_at
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+BRACES = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
 MAX_SHARDS = 100_000
 MAX_SIDE_FILE = 1 << 20  # bytes of a .cls or .json file that lies beside an image
 
@@ -92,6 +92,8 @@ def _expand(pattern: str) -> Iterator[str]:
         yield pattern
         return
     first, last = match.groups()
+    if not int(first) <= int(last) < int(first) + MAX_SHARDS:
+        raise DataError(f"{pattern}: {match[0]} must count up, and to at most {MAX_SHARDS} files")
     for number in range(int(first), int(last) + 1):
         yield from _expand(f"{pattern[: match.start()]}{number:0{len(first)}d}{pattern[match.end() :]}")
 
