@@ -20,6 +20,7 @@ from data.store import Manifest, open_reader, part_path
 from data.store_writer import Skipped, StoreWriter, check_new
 
 MOST_WORKERS = 16  # one process writes what the others encode
+LABEL_BYTES = 32  # of one number of a label, as text and as float32
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def prepare(
     settings = [fingerprint(opened.files), opened.name, opened.count, opened.classes, opened.label_dim]
     settings += [plan.size, plan.base, plan.levels, transform, mode, plan.encoding]
     listing = path.with_name(path.name + ".skipped.txt")
-    with StoreWriter(path, settings, plan.mode, say) as writer:
+    largest = max(2 * plan.raw_bytes, LABEL_BYTES * opened.count * (opened.label_dim or 0))
+    with StoreWriter(path, settings, plan.mode, say, largest) as writer:
         plan = store_images(plan, writer, workers, progress, say)
         _write_skipped(listing, writer.skipped)  # before its names are lost with the part
         manifest = writer.finish(**manifest_fields(plan))

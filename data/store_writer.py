@@ -53,12 +53,21 @@ class StoreWriter:
 
     If the part of an interrupted build with the same `settings` (any JSON) is there, it goes on from `consumed` items,
     in that build's mode; `say` tells of it. Leaving the `with` block by an error keeps a part that holds a commit, if
-    the error is no DataError or an Interrupted one, and else leaves nothing.
+    the error is no DataError or an Interrupted one, and else leaves nothing. `largest`: about the bytes of the largest
+    image, or of all labels.
     """
 
-    def __init__(self, path: Path, settings: Any, mode: str, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Any,
+        mode: str,
+        say: Callable[[str], None] = lambda line: None,
+        largest: int = 0,
+    ) -> None:
         self.path = path
         self.part = part_path(path)
+        self.largest = largest
         self.settings = json.loads(json.dumps([VERSION, settings]))
         self._env: Any = None
         self._transaction: Any = None
@@ -178,6 +187,8 @@ class StoreWriter:
 
         if self._transaction is None:
             room = self._pages * os.sysconf("SC_PAGESIZE") + MAP_ROOM + 4 * extra
+            if self.largest > BATCH_BYTES:  # not always, because LMDB notes the room in the file
+                room += 8 * self.largest
             # The flock on the part keeps other writers out, so LMDB needs no lock file.
             self._env = lmdb.open(os.fsencode(self.part), subdir=False, lock=False, map_size=room, readahead=False)
             self._transaction = self._env.begin(write=True)

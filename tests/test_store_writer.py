@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from stores import add, build, finish, images
 
+from data import build as data_build
 from data import store_writer as module
 from data.dataset import ImageDataset
 from data.errors import DataError, Interrupted
@@ -257,3 +258,28 @@ def test_workers_die_with_their_parent_and_do_not_hold_its_lock(undisturbed, tmp
     while any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers)
+
+
+# More than a commit has room for
+
+
+def test_labels_that_take_more_than_the_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_BYTES", 1 << 20)
+    monkeypatch.setattr(module, "MAP_ROOM", 1 << 22)
+    monkeypatch.setattr(data_build, "CHUNK_IMAGES", 4)
+    labels = np.random.default_rng(0).normal(size=(300, 2000)).astype(np.float32)
+    np.savez(tmp_path / "v.npz", images=np.zeros((300, 64, 64), np.uint8), labels=labels)
+    prepare(str(tmp_path / "v.npz"), tmp_path / "x.lmdb", workers=1)
+    np.testing.assert_array_equal(ImageDataset(tmp_path / "x.lmdb").labels, labels)
+    assert commits(tmp_path / "x.lmdb") > 1
+
+
+def test_a_large_image_after_one_that_is_skipped(tmp_path, monkeypatch):
+    """The first decides for how much there is room."""
+    monkeypatch.setattr(module, "BATCH_BYTES", 1 << 18)
+    monkeypatch.setattr(module, "MAP_ROOM", 1 << 20)
+    monkeypatch.setattr(data_build, "CHUNK_IMAGES", 1)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/0.png").write_bytes(b"")
+    Image.new("L", (1024, 1024)).save(tmp_path / "in/1.png")
+    assert prepare(str(tmp_path / "in"), tmp_path / "x.lmdb", workers=1).manifest.count == 1
