@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ORIENTATION = 0x0112  # EXIF
+# Its value -> what brings the image upright. (ImageOps.exif_transpose writes all tags anew too, and fails at odd ones.)
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # channels of the modes that are stored, each able to hold those before it
 
@@ -54,7 +64,7 @@ def _is_transparent(image: "Image | np.ndarray") -> bool:
 
 def decode(image: "Image | np.ndarray", mode: str) -> "Image | str":
     """The whole image, upright and in sRGB, in one of MODES; or the reason why it cannot be decoded."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(image, np.ndarray):
         return convert(Image.fromarray(image), mode)
@@ -62,9 +72,8 @@ def decode(image: "Image | np.ndarray", mode: str) -> "Image | str":
         with quiet_pillow():
             _scale_transparent_key(image)
             image.load()
-            if image.getexif().get(ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            return convert(image, mode)
+            turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+            return convert(image.transpose(Image.Transpose[turn]) if turn else image, mode)
     except Exception as error:  # decoders meet bad bytes with nearly any exception
         return f"damaged: {error}"
 

@@ -242,6 +242,17 @@ def test_exif_orientation(orientation):
     assert np.abs(np.asarray(decode(image, "RGB")).astype(int) - upright).max() < 8
 
 
+def test_odd_tags_beside_the_orientation_do_no_harm():
+    """A resolution that is text: what it means does not matter, and the image is turned."""
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 16)).save(stream, "JPEG")
+    photo = stream.getvalue()
+    tags = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHI4s", 282, 2, 3, b"72\0")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + tags + bytes(4)
+    photo = photo[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + photo[2:]
+    assert decode(Image.open(io.BytesIO(photo)), "RGB").size == (16, 32)
+
+
 # Transforms
 
 
