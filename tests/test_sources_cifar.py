@@ -143,6 +143,13 @@ def test_pickles_of_an_attacker(payload):
         unpickle("x", b"\x80\4" + payload)
 
 
+@pytest.mark.parametrize("put", [b"r\0\0\0\2", b"p33554432\n"])
+def test_a_pickle_that_numbers_its_objects_at_will_is_not_given_the_memory(put):
+    """Python's own unpickler would make room for so many."""
+    with pytest.raises(DataError, match="object 33554432 of 2"):
+        unpickle("x", b"\x80\2N" + put + b".")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

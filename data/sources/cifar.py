@@ -6,6 +6,7 @@ CIFAR-100 gives its fine labels.
 
 import io
 import pickle
+import pickletools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -86,6 +87,9 @@ class _Unpickler(pickle.Unpickler):
 def unpickle(where: object, content: bytes) -> dict[str, Any]:
     """The dictionary in a pickle of Python 2 or 3. DataError if it is none, or needs more than uint8 arrays."""
     try:
+        for number, (opcode, index, _) in enumerate(pickletools.genops(content)):
+            if "PUT" in opcode.name and (index or 0) > number:  # the unpickler makes room for as many objects
+                raise pickle.UnpicklingError(f"object {index} of {number}")
         fields = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         return {_text(key): field.value if isinstance(field, _Array) else field for key, field in fields.items()}
     except Exception as error:  # bad bytes make unpickling raise nearly anything
