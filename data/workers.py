@@ -96,7 +96,7 @@ def _serve(
         for turn, task in enumerate(tasks):
             try:
                 result, values = work(task)
-            except DataError as error:
+            except (DataError, OSError) as error:
                 there.send((error, []))
                 return
             except Exception:

@@ -22,6 +22,7 @@ from data.errors import DataError, Interrupted
 from data.prepare import prepare
 from data.store_writer import StoreWriter
 from data.verify import verify
+from data.workers import in_order
 
 ROOT = Path(__file__).parents[1]
 
@@ -283,3 +284,12 @@ def test_a_large_image_after_one_that_is_skipped(tmp_path, monkeypatch):
     (tmp_path / "in/0.png").write_bytes(b"")
     Image.new("L", (1024, 1024)).save(tmp_path / "in/1.png")
     assert prepare(str(tmp_path / "in"), tmp_path / "x.lmdb", workers=1).manifest.count == 1
+
+
+def test_a_file_that_a_worker_cannot_read_is_the_same_error_as_with_one_process():
+    def work(task):
+        raise FileNotFoundError(2, "No such file or directory", "v.zip")
+
+    for workers in (1, 2):
+        with pytest.raises(FileNotFoundError, match="such file"):
+            list(in_order(work, range(4), workers, 100))
