@@ -42,7 +42,8 @@ def repair(source: str, dest: str | os.PathLike[str], progress: Progress = silen
             raise _differs(source, f"{item.name} has other pixels")
         records |= {image_key(level, index): value for level, value in zip(plan.levels, values, strict=True)}
     if found.labels:
-        labels = np.array([item.label for _, item in _items(plan, manifest, range(manifest.count))])
+        skipped = set(manifest.skipped_positions)  # in one pass: a source may read a whole batch to give one item
+        labels = np.array([item.label for place, item in enumerate(plan.source.read()) if place not in skipped])
         records[LABELS] = with_crc(stored_labels(labels))
     if content_hash(manifest, found.digests, labels) != manifest.content_hash:
         raise _differs(source, "its labels or images are others")
@@ -95,7 +96,8 @@ def _replace(path: Path, records: dict[bytes, bytes], entries: int) -> None:
     """Put records into a dataset, all or none."""
     import lmdb
 
-    room = path.stat().st_size + 2 * sum(map(len, records.values())) + (16 << 20)
+    # A record that is replaced takes new pages, and so does every page on the way to it.
+    room = 2 * path.stat().st_size + 2 * sum(map(len, records.values())) + (16 << 20)
     file = lock(path)
     try:
         # Readers are not disturbed: a single transaction writes to no page that the one before it uses.

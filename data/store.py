@@ -101,6 +101,9 @@ class Manifest:
         for name in ("skipped", "color_changes"):
             fields[name] = {printable(what): count for what, count in fields.get(name, {}).items()}
         manifest = cls(**fields)
+        places = manifest.skipped_positions
+        if list(places) != sorted({*places}) or max(places, default=-1) >= manifest.count + len(places):
+            raise ValueError(f"skipped_positions is {str(places)[:40]!r}")
         if max(manifest.resolution) > MAX_SIDE:
             raise ValueError(f"images of {manifest.resolution[0]}x{manifest.resolution[1]}")
         return manifest

@@ -1,18 +1,23 @@
 """Repair: bad records come back from the source as they were, and from no other source."""
 
 import os
+from dataclasses import replace
 
 import lmdb
 import numpy as np
 import pytest
 from PIL import Image
+from stores import finish
 
+from data import repair as repairing
 from data.dataset import ImageDataset
-from data.encodings import for_key, with_crc
+from data.encodings import encode_image, for_key, with_crc
 from data.errors import DataError
 from data.prepare import prepare
 from data.repair import repair
+from data.sources import open_source
 from data.store import image_key
+from data.store_writer import StoreWriter
 from data.verify import verify
 
 PAGE = 4096  # bytes
@@ -149,3 +154,33 @@ def test_a_page_that_lmdb_refuses_is_one_error(source, tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match="MDB_CORRUPTED"):
         repair(source, path)
+
+
+def test_labels_are_read_in_one_pass(tmp_path, monkeypatch):
+    """A source may decode many items to give one: image by image that would be quadratic."""
+    opened = open_source("digits", 40)
+    reads = []
+
+    def read(start=0, stop=None):
+        reads.append((start, stop))
+        return opened.read(start, stop)
+
+    path = tmp_path / "x.lmdb"
+    prepare("digits", path, max_images=40)
+    before = contents(path)
+    change(path, {b"labels": with_crc(b"short")})
+    monkeypatch.setattr(repairing, "open_source", lambda *args, **options: replace(opened, read=read))
+    assert len(repair("digits", path)) == 1 and contents(path) == before
+    assert reads == [(0, None)]
+
+
+def test_records_of_all_pages_may_be_bad(tmp_path):
+    pixels = np.zeros((16, 16, 1), np.uint8)
+    values, digest = encode_image([pixels], "raw")
+    path, count = tmp_path / "x.lmdb", 100_000
+    with StoreWriter(path, "test", "L") as writer:
+        for _ in range(0, count, 10_000):
+            writer.add(10_000, (0,), [values] * 10_000, [digest] * 10_000, [None] * 10_000)
+        finish(writer, channels=1, base=(16, 16), levels=(0,))
+    keys = [image_key(0, index) for index in range(0, count, 14)]
+    repairing._replace(path, {key: for_key(key, values[0]) for key in keys}, count + 1)
