@@ -25,7 +25,7 @@ def repair(source: str, dest: str | os.PathLike[str], progress: Progress = silen
     would not, because the source has changed, or if more than records is damaged.
     """
     path = Path(dest)
-    found = check_records(path, progress)
+    found = check_records(path, progress, lambda found: found)
     if not found.whole or (found.rest and not (found.bad or found.labels)):
         raise DataError(f"{found.rest[0]}: that is more than bad records, build it anew")
     if not found.problems:

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from data.errors import DataError
 from data.store import Manifest, Reader, expected_entries, open_reader
 from data.workers import in_child
 
+T = TypeVar("T")
 BATCH = 256  # images read at once
 MOST_BAD = 10_000  # records, or labels: after so many the search ends
 
@@ -40,13 +42,16 @@ def verify(path: str | os.PathLike[str], progress: Progress = silent) -> list[st
 
     DataError if the file cannot be opened as a dataset at all, or if its inner pages are damaged.
     """
-    return check_records(Path(path), progress).problems
+    return check_records(Path(path), progress, lambda found: found.problems)  # a digest of each image may be gigabytes
 
 
-def check_records(path: Path, progress: Progress) -> Findings:
-    """Read every record, in a process of its own: LMDB trusts its inner pages, and damaged ones may kill the reader."""
+def check_records(path: Path, progress: Progress, result: Callable[[Findings], T]) -> T:
+    """Read every record, in a process of its own: LMDB trusts its inner pages, and damaged ones may kill the reader.
+
+    result: what of the findings comes back from there.
+    """
     return in_child(
-        lambda: _check_records(open_reader(path, look=False), progress),
+        lambda: result(_check_records(open_reader(path, look=False), progress)),
         f"{path} is damaged in its inner pages: build it anew",
     )
 

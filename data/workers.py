@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 from data.errors import DataError, Interrupted
 
+T = TypeVar("T")
 Bytes = bytes | memoryview
 Result = tuple[Any, Sequence[Bytes]]  # anything small, and bytes that are not copied through a pipe
 SLOTS = 2  # results of one worker that may wait to be taken
@@ -113,7 +114,7 @@ def _serve(
             there.recv()  # stay, so that the parent can still send
 
 
-def in_child(work: Callable[[], Any], if_killed: str) -> Any:
+def in_child(work: Callable[[], T], if_killed: str) -> T:
     """The result of `work`, done by a forked process that ends when this one does. What it raises is raised here.
 
     DataError with `if_killed`, and the name of the signal, if the process dies of one.
