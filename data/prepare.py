@@ -61,12 +61,13 @@ def prepare(
     `levels` keeps that many of the largest levels. Images that cannot be read are skipped and reported; with `strict`
     the first one is a DataError. DataError too if nothing can be built, and then nothing is left behind. The default
     encoding is raw, or lossless WebP where that would take more than 8 GB; the default number of workers is that of
-    the cores. The file is the same whatever their number, and whether or not the build was killed and called again.
+    the cores, at most MOST_WORKERS. The file is the same whatever their number, and whether or not the build was killed
+    and called again.
     """
     started = time.monotonic()
     path = Path(dest)
     check_new(path)
-    workers = min(workers or len(os.sched_getaffinity(0)), MOST_WORKERS)
+    workers = workers or min(_cores(), MOST_WORKERS)
     opened = open_source(source, max_images)
     plan = make_plan(
         opened,
@@ -112,6 +113,11 @@ def fingerprint(files: Sequence[Path]) -> str:
             status = file.stat()
             digest.update(f"{status.st_size} {status.st_mtime_ns}\0".encode())
     return digest.hexdigest() if files else ""
+
+
+def _cores() -> int:
+    """Cores that this process may use; macOS does not tell, and has all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_space(path: Path, plan: BuildPlan, costs: dict[str, Cost]) -> None:

@@ -34,6 +34,7 @@ import numpy as np
 from data.encodings import CRC_BYTES, ENCODINGS, MODE_OF_CHANNELS, without_crc
 from data.errors import DataError
 from data.names import composed, printable
+from data.vectors import SUFFIX
 from data.workers import in_child
 
 VERSION = 3
@@ -339,6 +340,10 @@ def open_checked(path: Path) -> Any:
             os.fsencode(path), subdir=False, readonly=True, create=False, lock=False, readahead=False, meminit=False
         )
     except lmdb.Error as error:
+        if path.suffix == SUFFIX:
+            raise DataError(
+                f"{path} is for vectors: only datasets that saddle prepare made can be inspected and verified"
+            ) from error
         raise DataError(f"{path} is not a dataset of saddle prepare, or is damaged ({error})") from error
     # LMDB maps the length it expects: touching a page beyond the end of a shorter file kills the process (SIGBUS).
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]

@@ -7,7 +7,7 @@ from data.decoding import MODES
 from data.encodings import ENCODINGS
 from data.errors import DataError
 from data.items import show_counts
-from data.prepare import BuildReport, prepare
+from data.prepare import MOST_WORKERS, BuildReport, prepare
 from data.repair import repair as repair_dataset
 from data.resizing import TRANSFORMS
 from data.sizes import format_megabytes, format_size, parse_size
@@ -16,6 +16,7 @@ from launch.cli import run
 from launch.progress import track
 
 SHOWN = 10  # skipped images that are printed
+GIVEN = click.core.ParameterSource.COMMANDLINE
 
 
 def show_plan(plan: BuildPlan, costs: dict[str, Cost], workers: int, dest: str) -> None:
@@ -62,7 +63,7 @@ def show_report(report: BuildReport) -> None:
     for note in report.notes:
         click.echo(f"note: {note}")
     if report.empty_classes:
-        click.echo(f"note: {report.empty_classes} classes have no image, as --max-images takes the first ones by name")
+        click.echo(f"note: {report.empty_classes} classes have no image here")
     click.echo(f"hash     {manifest.content_hash}")
     click.echo(f"size     {format_megabytes(report.bytes)}, built in {report.seconds:.1f} s")
 
@@ -131,7 +132,11 @@ class PrepareCommand(click.Command):
     type=click.Choice(list(ENCODINGS)),
     help="How pixels are stored; only jpeg is lossy.  [default: raw; webp if raw would take more than 8 GB]",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes that decode and encode.  [default: all cores]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help=f"Processes that decode and encode.  [default: all cores, at most {MOST_WORKERS}]",
+)
 @click.option(
     "--max-images", type=click.IntRange(min=1), help="Take at most so many images, the first in the order of names."
 )
@@ -139,7 +144,9 @@ class PrepareCommand(click.Command):
 @click.option(
     "--repair", is_flag=True, help="Only replace the bad records of DEST, which was built from the same SOURCE."
 )
+@click.pass_context
 def main(
+    context: click.Context,
     source: str,
     dest: str,
     resolution: tuple[int, int] | None,
@@ -158,6 +165,10 @@ def main(
     A SIZE is one side in pixels, or HxW. If a build was interrupted, the same command resumes it.
     """
     if repair:
+        others = [one for one in context.command.params if isinstance(one, click.Option) and one.name != "repair"]
+        given = [one.opts[0] for one in others if context.get_parameter_source(one.name or "") == GIVEN]
+        if given:
+            raise click.UsageError(f"--repair goes by what DEST says of itself: leave out {', '.join(given)}")
         show_repair(repair_dataset(source, dest, track), dest)
         return
     report = prepare(

@@ -360,3 +360,19 @@ def test_a_phone_photo_with_a_second_picture_is_a_photo(tmp_path):
     (item,) = open_source(str(tmp_path)).read()
     assert not isinstance(item.image, str)
     assert prepare(str(tmp_path), tmp_path / "x.lmdb").manifest.count == 1
+
+
+def test_the_number_of_workers(tmp_path, monkeypatch):
+    """As many as are asked for, or as there are cores; macOS does not tell which of them this process may use."""
+    used = []
+
+    def build_with(workers, name):
+        prepare("digits", tmp_path / name, max_images=9, workers=workers, announce=lambda *args: used.append(args[2]))
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(99))
+    build_with(32, "a")
+    build_with(None, "b")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    build_with(None, "c")
+    assert used == [32, 16, 3]

@@ -99,6 +99,9 @@ def test_what_the_user_should_know_is_in_the_report(saddle, tmp_path):
     assert "classes  none" in output and "note: no classes, because cover.png lies beside the folders" in output
     changed = "colors   1: color profile ignored"
     assert changed in output and changed in saddle("inspect", "x.lmdb")[1]
+    (tmp_path / "in/cover.png").unlink()
+    (tmp_path / "in/dog/1.png").write_bytes(b"")
+    assert "note: 1 classes have no image here\n" in saddle("prepare", "in", "y.lmdb")[1]
 
 
 @pytest.mark.parametrize(
@@ -126,10 +129,17 @@ def test_what_the_user_should_know_is_in_the_report(saddle, tmp_path):
         (("inspect", "nowhere"), "no dataset at"),
         (("verify", "nowhere"), "no dataset at nowhere: make one with saddle prepare"),
         (("verify", "in"), "in is not a file"),
+        (("verify", "in/v.npz"), "v.npz is for vectors: only datasets that saddle prepare made"),
+        (("inspect", "in/v.npz"), "v.npz is for vectors: only datasets that saddle prepare made"),
+        (
+            ("prepare", "in", "old.lmdb", "--repair", "--levels=2", "--base=4x4", "--strict"),
+            "leave out --base, --levels, --strict",
+        ),
     ],
 )
 def test_one_line_says_what_is_wrong_and_nothing_is_left(saddle, tmp_path, arguments, message):
     photos(tmp_path / "in", ["0.png"])
+    np.savez(tmp_path / "in/v.npz", x=np.zeros((3, 2)))
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/0.jpg").write_text("text")
