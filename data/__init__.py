@@ -12,4 +12,7 @@ verify, repair, cache
                check every record, replace bad ones, keep a copy on this machine's own disk
 dataset, sampler, loader
                read images, in a shuffled order that is a function of the seed, batch by batch
+vectors        a dataset of vectors, which is an .npz as it is
+workers        forked processes that share work, or do what might end a process by a signal
+errors         what is raised for what a user can mend
 """

@@ -1,4 +1,4 @@
-"""The dataset file: one LMDB holding every image at every growth level. `writer` makes it, this module reads it.
+"""The dataset file: one LMDB holding every image at every growth level. `store_writer` makes it, this module reads it.
 
     b"LL/IIIIIIIIII"  one image: level LL (two digits), index (ten digits), so keys run by level, then index. Level l is
                       base * 2**l pixels large. The value is the encoded uint8 pixels [H, W, C] and their checksum.

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from data.dataset import ImageDataset
+from data.encodings import ENCODINGS
 from data.prepare import prepare
-from data.store import ENCODINGS
 from gan.errors import UserError
 from launch.benchmark import readers
 from launch.benchmark.readers import FORMATS
@@ -60,7 +60,11 @@ class Rate:
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Read this dataset, at its largest size.")
-@click.option("--source", help="Build from this source, not from a folder of PNGs of the images that are read.")
+@click.option(
+    "--source",
+    help="Build from this source, not from a folder of PNGs of the images that are read; then the rows of folders, "
+    "memcpy and PNG alone are of other pictures than those of datasets.",
+)
 @click.option("--resolution", "sides", type=click.IntRange(4, 4096), multiple=True, help="Side of synthetic images.")
 @click.option(
     "--count", type=click.IntRange(16), help="Number of images.  [default: as many as 200 MB hold, at most 10000]"
