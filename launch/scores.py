@@ -95,7 +95,7 @@ class Reference:
 
     def floors(self, samples: int) -> "dict[str, Score]":
         """Rows to compare a score with, of as many images where the dataset has them: those of `real_floors`; blurred
-        reals; a few reals, repeated."""
+        reals; a few reals, repeated, of those of which the views of metrics were made."""
         from gan.metrics.sample import Source
         from gan.metrics.score import box_blur, few_repeated
 
@@ -103,7 +103,8 @@ class Reference:
         shape = self.dataset.shape(self.level)
         blurred = self.observe(Source(count, shape, READ, lambda rows: box_blur(self._read(rows))))
         labels = self.reals.labels
-        few = few_repeated(labels, FEW, samples)
+        first = self.reals.rows_in_views()
+        few = first[few_repeated(None if labels is None else labels[first], FEW, samples)]
         return {
             **self.real_floors(samples),
             "blurred reals": self.score(

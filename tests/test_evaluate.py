@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -137,6 +138,25 @@ def test_unlabeled_data_are_scored_by_features_of_a_file(flat, means, tmp_path):
     assert rows["10 reals, repeated"]["figures"]["recall-means"]["value"] < 0.3
     assert rows["half of the reals"]["samples"] == 40
     assert rows[str(network)]["features"]["sha256"] == means[-64:]
+
+
+@pytest.mark.parametrize("most", [12, 14])
+def test_the_few_repeated_reals_are_some_of_which_views_are_made(flat, means, tmp_path, monkeypatch, most):
+    """Views of 12 and of 14 images are made of none and of one of the first ten reals."""
+    for name in ("swd", "ms-ssim"):
+        view = replace(METRICS[name].view, most=most)
+        assert (view.chosen(80) < 10).sum() == (0 if most == 12 else 1)
+        monkeypatch.setitem(METRICS, name, replace(METRICS[name], view=view))
+    network = write_snapshot(tmp_path / "grey.safetensors")
+    command = [f"--network={network}", f"--data={flat}", f"--features={means}", f"--json={tmp_path / 'rows.json'}"]
+    result = saddle_evaluate(*command, "--samples=60", "--metrics=swd,ms-ssim,diversity")
+    assert result.exit_code == 0, (result.output, result.exception)
+    text = (tmp_path / "rows.json").read_text()
+    rows = {row["name"]: row for row in json.loads(text, parse_constant=pytest.fail)["rows"]}
+    few = rows["10 reals, repeated"]["figures"]
+    assert few["swd"]["low"] < few["swd"]["value"] < few["swd"]["high"]
+    of_reals = rows["reals"]["figures"]["ms-ssim"]["value"]
+    assert of_reals + 0.03 < few["ms-ssim"]["value"] < of_reals + 0.3  # about a tenth are pairs of equal images
 
 
 def test_data_networks_and_features_that_do_not_fit_are_refused_in_one_line(flat, dataset, means, tmp_path):

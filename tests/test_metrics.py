@@ -1,6 +1,7 @@
 """gan.metrics against closed forms, and the classifier on real digits."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from gan.metrics.classifier import Classifier, shrink, train_classifier
 from gan.metrics.frechet import frechet_distance, frechet_estimate, gaussian_fit
 from gan.metrics.intervals import normal, share
 from gan.metrics.modes import mode_kl, mode_kl_estimate, mode_kl_floor
-from gan.metrics.sample import Sample
+from gan.metrics.sample import Sample, Seen
 from gan.metrics.score import METRICS, Score, box_blur, check_enough, check_size, few_repeated, find_metrics, score
 
 RANDOM = np.random.RandomState(0)
@@ -316,6 +317,35 @@ def test_reals_images_and_sides_that_are_too_few_are_refused_with_the_number_nee
     check_size(metrics, (7, 9))
     with pytest.raises(UserError, match="images of 6x9 are too small for swd, which needs 7 pixels a side"):
         check_size(metrics, (6, 9))
+
+
+@pytest.mark.parametrize(
+    "seen, measured", [(0, set()), (1, set()), (2, {"swd"}), (3, {"swd"}), (4, {"swd", "ms-ssim"})]
+)
+def test_a_metric_needs_images_of_which_its_view_was_made(seen, measured):
+    images = RANDOM.randint(0, 256, (40, 16, 16, 1), dtype=np.uint8)
+    metrics = find_metrics("swd,ms-ssim", classifier=False)
+    data = {metric.view.name: metric.view.look(images, np.arange(40)) for metric in metrics.values()}
+
+    def sample(count: int) -> Sample:
+        rows = np.where(np.arange(40) < count, np.arange(40), -1)
+        views = {name: Seen(part, rows, (16, 16)) for name, part in data.items()}
+        return Sample(images, np.zeros((40, 1)), views=views)
+
+    found = score(sample(40), sample(seen), metrics, "x")
+    assert set(found.by_metric) == measured
+    assert all(math.isfinite(figure.high) for figure in found.figures.values())
+    if seen >= 2:
+        assert set(score(sample(1), sample(seen), metrics, "x").by_metric) == measured - {"swd"}
+
+
+def test_rows_in_views_come_first_and_keep_their_order():
+    views = {
+        name: Seen(np.empty(0), np.array(rows), (8, 8)) for name, rows in (("a", [-1, 0, 1, 2]), ("b", [0, 1, -1, 2]))
+    }
+    sample = Sample(np.zeros((4, 8, 8, 1)), np.zeros((4, 1)), views=views)
+    assert sample.rows_in_views().tolist() == [1, 3, 0, 2]
+    assert replace(sample, views={}).rows_in_views().tolist() == [0, 1, 2, 3]
 
 
 def test_metrics_are_found_by_name():

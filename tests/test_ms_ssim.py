@@ -95,3 +95,13 @@ def test_pairs_of_all_images_are_of_one_class_as_often_as_by_chance(labels):
     found = METRICS["ms-ssim"].measure(sample, sample)
     assert found["ms-ssim"].value == pytest.approx(0.5, abs=0.1)
     assert found["ms-ssim-in-classes"].value == pytest.approx(1)
+
+
+def test_of_repeated_images_no_more_pairs_are_compared_than_a_view_has(monkeypatch):
+    compared = []
+    monkeypatch.setattr("gan.metrics.score.similarities", lambda _, pairs: compared.append(len(pairs)) or np.ones(2))
+    view = Seen(np.zeros((40, 8, 8, 1), np.uint8), np.arange(40), (8, 8))
+    sample = Sample(view.data, np.zeros((40, 1)), labels=np.arange(40) % 2, views={"thumbnails": view})
+    repeated = sample.pick(np.arange(5000) % 40)
+    METRICS["ms-ssim"].measure(repeated, repeated)
+    assert compared == [1000, pytest.approx(1000, abs=1)]

@@ -32,6 +32,10 @@ class Seen:
     rows: np.ndarray  # int64 [N]: where in `data` that of an image is, -1 if the view was not made of it
     size: tuple[int, int]  # (H, W) of the images
 
+    def __len__(self) -> int:
+        """Of how many of the images it was made."""
+        return int((self.rows >= 0).sum())
+
     def pick(self, rows: np.ndarray | slice) -> "Seen":
         """That of the images with these indices."""
         return replace(self, rows=self.rows[rows])
@@ -54,6 +58,11 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def rows_in_views(self) -> np.ndarray:
+        """All rows int64 [N], those first of which all views were made."""
+        missing = [seen.rows < 0 for seen in self.views.values()]
+        return np.argsort(np.any(missing, axis=0) if missing else np.zeros(len(self)), kind="stable")
 
     def pick(self, rows: np.ndarray | slice) -> "Sample":
         """The images with these indices, which may repeat."""

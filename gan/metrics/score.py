@@ -167,8 +167,9 @@ def _ms_ssim(_: Sample, fake: Sample) -> dict[str, Estimate]:
 
 def _similarity(images: np.ndarray, groups: np.ndarray, ending: str) -> dict[str, Estimate]:
     """Of random pairs of images in one group, unless there is no second pair: neighbors are of different classes, where
-    a network made its classes in turn, or of one, where a few images of each are repeated."""
-    order = np.random.RandomState(0).permutation(len(groups))
+    a network made its classes in turn, or of one, where a few images of each are repeated. Of repeated ones no more are
+    looked at than a view is made of."""
+    order = np.random.RandomState(0).permutation(len(groups))[: THUMBNAILS.most]
     pairs = order[groups_of_class(groups[order], 2)]
     return {f"ms-ssim{ending}": mean(similarities(images, pairs))} if len(pairs) > 1 else {}
 
@@ -355,17 +356,24 @@ def score(real: Sample, fake: Sample, metrics: Mapping[str, Metric], features: s
     by_metric: dict[str, list[str]] = {}
     with one_thread():
         for key, metric in metrics.items():
-            if metric.view and not (metric.view.name in real.views and metric.view.name in fake.views):
-                continue
             count = min(len(real), len(fake), MOST_PAIRS)
             pair = [sample.pick(slice(count)) if metric.pairs else sample for sample in (real, fake)]
             width = fake.features.shape[1]
-            if len(pair[0]) >= (metric.fewest_reals or metric.fewest)(width) and len(pair[1]) >= metric.fewest(width):
+            reals, fakes = (_usable(sample, metric) for sample in pair)
+            enough_reals = metric.alone or reals >= (metric.fewest_reals or metric.fewest)(width)
+            if enough_reals and fakes >= metric.fewest(width):
                 found = metric.measure(*pair)
                 full = {metric.named(name, features): estimate for name, estimate in found.items()}
                 figures |= full
                 by_metric[key] = list(full)
     return Score(len(fake), figures, by_metric)
+
+
+def _usable(sample: Sample, metric: Metric) -> int:
+    """How many images of a sample the metric can look at: those in its view, if it has one."""
+    if metric.view is None:
+        return len(sample)
+    return len(sample.views[metric.view.name]) if metric.view.name in sample.views else 0
 
 
 def few_repeated(labels: np.ndarray | None, each: int, count: int) -> np.ndarray:
