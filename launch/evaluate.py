@@ -45,7 +45,13 @@ class Evaluate(click.Command):
 @click.command(cls=Evaluate, context_settings={"max_content_width": 120})
 @click.option("--network", "networks", multiple=True, help="A snapshot, run or outdir; may be repeated.")
 @click.option("--data", "data", required=True, help="The dataset to compare with.")
-@click.option("--metrics", default="", metavar="NAME,...", help="Some of those listed below. [default: all that apply]")
+@click.option(
+    "--metrics",
+    default="",
+    metavar="NAME,...",
+    help="Some of those listed below, or all for all that apply. [default: those that apply of "
+    "fd,kid,pr,dc,diversity,classes]",
+)
 @click.option(
     "--divergence",
     "divergences",

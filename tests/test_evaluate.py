@@ -317,6 +317,12 @@ def test_every_metric_has_a_column():
     assert {row.best for row in METRICS.values()} <= shown
 
 
+def test_the_help_names_the_metrics_that_are_computed_where_none_are_named():
+    shown = " ".join(saddle_evaluate("--help").output.split())
+    assert ",".join(name for name, metric in METRICS.items() if metric.usual) in shown
+    assert "or all for all that apply" in shown
+
+
 def test_likelihoods_of_other_pixels_are_not_put_in_one_table(dataset, tmp_path):
     kinds = {"levels": {}, "black": {"vae.likelihood": "bernoulli", "vae.binarize": True}, "levels too": {}}
     paths = [write_snapshot(tmp_path / f"{name}.safetensors", model="vae", more=more) for name, more in kinds.items()]
