@@ -94,6 +94,9 @@ def test_a_training_that_cannot_be_reported_is_refused_before_it_begins(dataset)
     for settings, reason in (({"run.kimg": 0.016}, "too short"), ({"score.metrics": "kid"}, "must name fd")):
         with pytest.raises(UserError, match=reason):
             units_of([training_cell(dataset, **settings)])
+    several = [replace(training_cell(dataset, **{"score.metrics": "kid"}), regularizer=name) for name in ("r1", "r2")]
+    with pytest.raises(UserError, match=r"can be: score\.metrics must name fd, by which methods are ranked$"):
+        units_of(several)
 
 
 def test_precision_is_a_setting_of_every_training(monkeypatch):

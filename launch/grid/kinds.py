@@ -74,20 +74,22 @@ def units_of(cells: Sequence[Cell]) -> tuple[list[Unit], list[str]]:
     Raises UserError if no cell can be.
     """
     units: dict[str, dict[str, Cell]] = {}
-    left_out: dict[str, None] = {}
+    left_out: dict[str, str] = {}  # a line -> its reason alone
     for cell in cells:
         kind = find_kind(cell.kind)
         try:
             decides = kind.decides(cell)
         except UserError as error:
-            left_out[f"{cell.objective} with {cell.regularizer}: {error}"] = None
+            left_out[f"{cell.objective} with {cell.regularizer}: {error}"] = str(error)
             continue
         shared = {"format": FORMAT, "kind": cell.kind, **decides}
         identity = fingerprint({**shared, "seed": cell.seed})
         unit = fingerprint(shared) if kind.together else identity
         units.setdefault(unit, {}).setdefault(identity, cell)
     if not units:
-        raise UserError(f"no cell of this plan can be: {'; '.join(left_out) or 'it has none'}"[:600])
+        reasons = set(left_out.values())  # said once where all have the same
+        said = "; ".join(reasons if len(reasons) == 1 else left_out) or "it has none"
+        raise UserError(f"no cell of this plan can be: {said}"[:600])
     return [Unit(name, tuple(found.items())) for name, found in units.items()], list(left_out)
 
 
