@@ -192,7 +192,7 @@ def in_processes(command: list[str]) -> str:
     """What a command in processes of its own prints."""
     here = environment(1)
     here["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
-    done = subprocess.run([sys.executable, "-m", *command], env=here, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-m", *command], env=here, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
