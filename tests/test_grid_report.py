@@ -323,7 +323,7 @@ def test_printed_commands_are_seen(page):
     page.emulate_media(media="screen")
     assert not page.evaluate(seen)
     page.emulate_media(media="print")
-    assert page.evaluate(seen)
+    page.wait_for_function(seen)  # what becomes visible does so with the next frame
     page.emulate_media(media="screen")
 
 
