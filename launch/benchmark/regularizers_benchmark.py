@@ -54,7 +54,7 @@ def numbers(_ctx: click.Context, param: click.Parameter, text: str | None) -> tu
 @click.option("--datasets", callback=names, metavar="NAME,...", help="In place of the plan's; for images, LMDBs.")
 @click.option("--objectives", callback=names, metavar="NAME,...", help="In place of the plan's.")
 @click.option("--regularizers", callback=names, metavar="NAME,...", help="In place of the plan's methods; or all.")
-@click.option("--gammas", callback=numbers, metavar="NUMBER,...", help="In place of the plan's; auto is one.")
+@click.option("--gammas", callback=numbers, metavar="NUMBER,...", help="In place of the plan's; a number, or auto.")
 @click.option("--seeds", callback=numbers, metavar="NUMBER,...", help="In place of the plan's.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the plan's settings.")
 @click.option("--cell", metavar="HASH", help="Work on this cell only; the page has all that are finished.")

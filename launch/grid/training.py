@@ -27,12 +27,18 @@ COLUMNS, ROWS = 8, 4  # of the picture
 
 def split(cell: Cell) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """(preset, settings of the training by key, settings of the scores)."""
-    settings = dict(cell.settings)
-    preset = str(settings.pop("preset", "default"))
-    score = {key: settings.pop(key, default) for key, default in SCORE.items()}
+    preset, settings, score = split_settings(cell.settings)
     method = {"objective.name": cell.objective, "regularizer.name": cell.regularizer, "seed": cell.seed}
     weight = {"regularizer.gamma": cell.gamma} if weighted(cell.regularizer) else {}
-    return preset, {**ONE_CORE, **settings, **method, **weight}, score
+    return preset, {**settings, **method, **weight}, score
+
+
+def split_settings(given: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The same of a plan's settings, without the method."""
+    settings = {**ONE_CORE, **given}
+    preset = str(settings.pop("preset", "default"))
+    score = {key: settings.pop(key, default) for key, default in SCORE.items()}
+    return preset, settings, score
 
 
 def configuration(preset: str, settings: Mapping[str, Any]) -> "TrainConfig":
@@ -59,8 +65,8 @@ def on_this_host(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises UserError for settings that do not exist or are out of bounds."""
     from gan.precision import resolve
 
-    own = {key: value for key, value in settings.items() if key not in SCORE and key != "preset"}
-    compute = resolve(configuration(str(settings.get("preset", "default")), own)).precision.compute
+    preset, own, _ = split_settings(settings)
+    compute = resolve(configuration(preset, own)).precision.compute
     return {**settings, "precision.compute": compute}
 
 
