@@ -157,7 +157,7 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path, text, message):
         (["--regularizers=bcr"], "these are points"),
         (["--datasets=square"], "datasets=square is unknown"),
         (["--plan=pints"], "did you mean points"),
-        (["--seeds=0.5"], "whole numbers"),
+        (["--seeds=0.5"], "is not a seed or a range"),
         (["--gammas=much"], "is no number"),
         (["--gammas=1,-1"], "gammas are numbers from 0"),
         (["--set=step=3"], "points have no setting step; did you mean steps"),
@@ -190,6 +190,11 @@ def test_several_plans_make_one_grid(monkeypatch, tmp_path, capsys):
     assert len(cells(str(plan))) == 1
     assert [line.split() for line in both] == [line.split() for line in cells("points") + cells(str(plan))]
     assert len(cells("points", "points")) == len(both) - 1  # the same cells are counted once
+
+
+def test_seeds_may_be_ranges(monkeypatch, capsys):
+    assert saddle(monkeypatch, "regularizers", "--regularizers=r1", "--seeds=0,4-6", "-n") == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:-1]] == ["0", "4", "5", "6"]
 
 
 def test_cells_are_filled_once_and_reported(monkeypatch, tmp_path, capsys):

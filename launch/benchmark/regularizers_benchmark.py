@@ -41,6 +41,13 @@ def numbers(_ctx: click.Context, param: click.Parameter, text: str | None) -> tu
     return found
 
 
+def seed_numbers(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """ "0,4-6" -> (0, 4, 5, 6), as in other commands."""
+    from gan.sampling import parse_seeds
+
+    return tuple(parse_seeds(text)) if text else ()
+
+
 @click.command(context_settings={"max_content_width": 120})
 @click.option(
     "--plan",
@@ -55,7 +62,7 @@ def numbers(_ctx: click.Context, param: click.Parameter, text: str | None) -> tu
 @click.option("--objectives", callback=names, metavar="NAME,...", help="In place of the plan's.")
 @click.option("--regularizers", callback=names, metavar="NAME,...", help="In place of the plan's methods; or all.")
 @click.option("--gammas", callback=numbers, metavar="NUMBER,...", help="In place of the plan's; a number, or auto.")
-@click.option("--seeds", callback=numbers, metavar="NUMBER,...", help="In place of the plan's.")
+@click.option("--seeds", callback=seed_numbers, metavar="0,1,4-6", help="In place of the plan's.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the plan's settings.")
 @click.option("--cell", metavar="HASH", help="Work on this cell only; the page has all that are finished.")
 @click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes on this host.")
