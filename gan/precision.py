@@ -45,6 +45,7 @@ def compute_dtype(config: TrainConfig) -> torch.dtype | None:
     return COMPUTE.get(config.precision.compute)
 
 
-def penalty_dtype(config: TrainConfig) -> torch.dtype | None:
-    """The dtype of passes through D that a gradient penalty differentiates; None: D's own."""
-    return getattr(torch, config.precision.dtype) if config.precision.penalty == "fp32" else None
+def penalty_dtype(config: TrainConfig, precise: bool = False) -> torch.dtype | None:
+    """The dtype of passes through D that a gradient penalty differentiates; None: D's own. precise: the penalty cannot
+    be computed in bf16."""
+    return getattr(torch, config.precision.dtype) if precise or config.precision.penalty == "fp32" else None

@@ -106,6 +106,7 @@ def show(D: nn.Module, part: Part, task: Task, now: Moment, alpha: Alpha, gamma:
     """
     objective, regularizer = configured(task.config)
     judge = partial(with_labels, D=D, labels=part.labels, stage=now.stage, alpha=alpha)
+    compute = penalty_dtype(task.config, regularizer.precise)
     return Critic(
         judge if objective.discriminator else no_critic,
         part.draws,
@@ -113,7 +114,7 @@ def show(D: nn.Module, part: Part, task: Task, now: Moment, alpha: Alpha, gamma:
         strength=strength,
         mirror=task.config.data.mirror,
         noise=gamma.sqrt() if regularizer.noise else None,
-        D_for_penalties=partial(judge, compute=penalty_dtype(task.config)) if objective.discriminator else None,
+        D_for_penalties=partial(judge, compute=compute) if objective.discriminator else None,
     )
 
 

@@ -87,6 +87,24 @@ def test_a_penalty_in_float32_takes_the_passes_that_it_differentiates_along():
     assert set(watch.convolutions) == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("name", ["r1_projection", "r1_r2_projection"])
+def test_a_penalty_by_steps_along_noise_is_the_same_in_bfloat16(name):
+    """It divides a difference of D's outputs by .01. Rounded to 8 bits, such differences are noise."""
+
+    def penalty(compute):
+        task = tiny_task(tiny_config({"precision.compute": compute, "regularizer.name": name, "growth.mode": "none"}))
+        state = initial_state(task)
+        with torch.no_grad():
+            state.networks["D"].logit.bias.add_(3.0)  # outputs around 3, whose steps in bfloat16 are 1/64
+        now = moment(task.schedule, 0)
+        images, _ = next(tiny_feed(iter([(*task.samples(0), now.stage)])))
+        stats = Statistics()
+        train_step(state, task, now, step_inputs(task, now, torch.from_numpy(images), None), stats)
+        return stats.take()[f"Loss/{name}_penalty"]
+
+    assert penalty("bf16") == pytest.approx(penalty("fp32"), rel=0.05)
+
+
 def test_gradients_in_bfloat16_are_near_those_in_float32():
     """Of one step, relative to the size of all gradients of a network. A bfloat16 number has 8 significant bits."""
     gradients = []

@@ -77,13 +77,14 @@ class Regularizer:
     on_real: Penalty | None = None
     on_fake: Penalty | None = None
     elsewhere: Term | None = None  # at other images, or by other means than the gradient at reals or at fakes
-    watch: tuple[str, ...] = ()  # REAL, FAKE: where `elsewhere` needs images that require grad
+    watch: tuple[str, ...] = ()  # REAL, FAKE: where `elsewhere` uses the images' scores, or their gradient
     noise: bool = False  # D sees images with Gaussian noise of variance gamma
     prepare: Callable[[nn.Module], None] | None = None  # changes the layers of a new D, once
     constrain: Callable[[nn.Module, Tensor | float], None] | None = None  # (D, gamma), after each of D's updates
     gamma_range: Callable[[int], tuple[float, float]] | None = None  # channels of D's widest layer -> gammas that train
     pictures: bool = False  # it needs images [N, C, H, W], and cannot be used on points
     weighs: bool = True  # gamma is the weight of a penalty, if it is used at all
+    precise: bool = False  # its passes through D are in float32: it divides differences of outputs by a small step
 
     @property
     def on_critic(self) -> bool:
@@ -124,6 +125,7 @@ def combine(rows: Sequence[Regularizer]) -> Regularizer:
         gamma_range=gamma_range,
         pictures=any(row.pictures for row in rows),
         weighs=all(row.weighs for row in rows),
+        precise=any(row.precise for row in rows),
     )
 
 
@@ -257,7 +259,9 @@ def _difference_rows(name: str, *where: str) -> dict[str, Entry[Regularizer]]:
         ),
         f"{name}_projection": _entry(
             f"{name} without double backward, by a step along noise",
-            lambda: Regularizer(elsewhere=added(*(difference(w, random=True) for w in where))),
+            lambda: Regularizer(
+                elsewhere=added(*(difference(w, random=True) for w in where)), watch=where, precise=True
+            ),
         ),
     }
 
@@ -311,7 +315,7 @@ REGULARIZERS: dict[str, Entry[Regularizer]] = {
     "bcr": _entry(
         "balanced consistency: D alike for an image and its copy moved, zoomed, cut out, recolored and, with --mirror, "
         "flipped (Zhao et al. 2020)",
-        lambda: Regularizer(elsewhere=consistency, pictures=True),
+        lambda: Regularizer(elsewhere=consistency, watch=(REAL, FAKE), pictures=True),
     ),
     "instance_noise": _entry(
         "D sees images with Gaussian noise of variance gamma (Sønderby et al. 2017)",
