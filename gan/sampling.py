@@ -23,7 +23,7 @@ def parse_seeds(text: str) -> list[int]:
     """'0,1,4-6' -> [0, 1, 4, 5, 6]. UserError names the part that is not a seed or an ascending range of seeds."""
     seeds: list[int] = []
     for part in text.split(","):
-        bounds = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
+        bounds = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part, re.ASCII)
         if not bounds:
             raise UserError(f"seeds '{text}': '{part.strip()}' is not a seed or a range; write for example 0,1,4-6")
         first = int(bounds[1])
@@ -64,10 +64,12 @@ def generate_batches(
     alpha: float,
     trunc: float = 1.0,
     batch: int | None = None,
+    check: bool = True,
 ) -> Iterator[Tensor]:
     """Yield images [n <= batch, C, H, W], about in [-1, 1], on G's device.
 
-    z [N, Z]; labels int64 [N], None if unconditional. Raises UserError if the network makes values that are not finite.
+    z [N, Z]; labels int64 [N], None if unconditional. Raises UserError if the network makes values that are not finite;
+    check: else they are left as they are.
     """
     device = next(G.parameters()).device
     batch = batch or batch_size(G, stage)
@@ -76,7 +78,7 @@ def generate_batches(
         y = None if labels is None else labels[part].to(device)
         w = truncated(G, G.first_layer(z[part].to(device), y), y, trunc)
         images = G.synthesize(w, stage, alpha)
-        if not images.isfinite().all():
+        if check and not images.isfinite().all():
             raise UserError(
                 "the network makes values that are not finite: its weights are damaged; use another snapshot"
             )
@@ -92,9 +94,10 @@ def generate(
     alpha: float,
     trunc: float = 1.0,
     batch: int | None = None,
+    check: bool = True,
 ) -> Tensor:
     """All images of `generate_batches` in one tensor [N, C, H, W] on the CPU."""
-    batches = generate_batches(G, z, labels, stage=stage, alpha=alpha, trunc=trunc, batch=batch)
+    batches = generate_batches(G, z, labels, stage=stage, alpha=alpha, trunc=trunc, batch=batch, check=check)
     return torch.cat([images.cpu() for images in batches])
 
 

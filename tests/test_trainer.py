@@ -430,6 +430,29 @@ def test_many_void_steps_stop_the_run_and_name_the_layer(tmp_path, capsys):
     assert about["images_seen"] == 320 and all(t.isfinite().all() for t in tensors.values())
 
 
+def test_a_run_whose_images_are_not_finite_stops_for_its_gradients(tmp_path):
+    """Ticks that end before enough steps were void look at such images too."""
+    task = tiny_task(tiny_config({"run.tick": 0.032, "run.max_skipped": 5}))
+    state = initial_state(task)
+    with torch.no_grad():
+        for name in ("G", "G_ema"):
+            state.networks[name].first.weight.fill_(1e38)
+    assert loop.train(state, task, tiny_feed, tmp_path, {}) == 3
+    ended = json.loads((tmp_path / "exit.json").read_text())
+    assert "5 steps in a row were not finite" in ended["reason"]
+    lines = (tmp_path / "stats.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["Loss/D/loss"] for line in lines] == [None] * 5
+
+
+def test_snapshots_are_as_far_apart_as_asked_where_a_tick_is_shorter_than_a_step(tmp_path):
+    task = tiny_task(
+        tiny_config({"run.tick": 0.02, "run.snap": 6})
+    )  # of .032 kimg, so that numbers of ticks are left out
+    assert loop.train(initial_state(task), task, tiny_feed, tmp_path, {}) == 0
+    seen = [int(path.stem[-10:]) for path in sorted(tmp_path.glob("network-snapshot-*"))]
+    assert seen == [-(-k * 120 // 32) * 32 for k in range(1, 9)]
+
+
 def test_the_average_ramps_up_from_the_beginning_of_each_stage():
     task = tiny_task(tiny_config())
     state = initial_state(task)

@@ -81,9 +81,10 @@ def train(
             stop = stop_requests.read()
             stop_requests = CopyToHost(state.stop)
             watchdog.beat(now.step)
-            tick, tick_ends = end_of_tick(task, now, state.images_seen)
+            tick = completed_ticks(task, state.images_seen)
+            before = completed_ticks(task, now.images_seen)
             done = state.images_seen == task.schedule.total
-            if not (tick_ends or stop):
+            if not (tick > before or done or stop):
                 continue
             means = stats.take()
             skipped, in_a_row = (int(n) for n in state.skipped.tolist())
@@ -101,7 +102,7 @@ def train(
                 if report:
                     report.say(f"stopped: {reason}")
                 return finish(task, run, state, code, reason)
-            if report and writer and (tick % config.snap == 0 or done or stop):
+            if report and writer and (tick // config.snap > before // config.snap or done or stop):
                 save(state, task, now, run, about, writer, scoring)
                 report.saved()
             if stop and not done:
@@ -169,12 +170,9 @@ def steps(task: Task, images_seen: int) -> Iterator[Moment]:
         yield moment(task.schedule, seen)
 
 
-def end_of_tick(task: Task, now: Moment, images_seen: int) -> tuple[int, bool]:
-    """(number of completed ticks, did this step complete a tick or the run?)."""
-    every = 1000 * task.config.run.tick
-    before = math.floor(now.images_seen / every)
-    tick = math.floor(images_seen / every)
-    return tick, tick > before or images_seen == task.schedule.total
+def completed_ticks(task: Task, images_seen: int) -> int:
+    """How many ticks are over. One step may end several, where a tick is shorter than a batch."""
+    return math.floor(images_seen / (1000 * task.config.run.tick))
 
 
 def to_device(batch: Batch, task: Task) -> tuple[Tensor, Tensor | None]:

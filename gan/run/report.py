@@ -75,7 +75,8 @@ class Report:
         )
         for warning in self.drift.tick(now.stage, 1000 * seconds / images, resident_memory()):
             self.say(f"note: {warning}")
-        append(self.jsonl, json.dumps({"images_seen": images_seen, "timestamp": time.time(), **values}))
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        append(self.jsonl, json.dumps({"images_seen": images_seen, "timestamp": time.time(), **finite}))
         self.plot(values, images_seen)
         self.last = clock
         self.last_images = images_seen
