@@ -180,7 +180,7 @@ def build_schedule(config: TrainConfig, last: int) -> Schedule:
     Raises UserError if the stages do not fit into the run.
     """
     batch = config.batch
-    total = math.ceil(config.run.kimg * 1000 / batch) * batch
+    total = math.ceil(round(config.run.kimg * 1000 / batch, 6)) * batch  # 1000 * 64.224 is a little more than 64224
     decays = config.optimizer.decay_to != 1
     return Schedule(
         stages=_stages(config, last, total),

@@ -51,6 +51,12 @@ def test_stages_begin_on_step_boundaries_for_any_batch():
         assert s.total % batch == 0 and s.total >= 3000
 
 
+def test_a_run_ends_with_the_step_that_its_length_names():
+    assert (
+        schedule(batch=32, distributed__group=4, run__kimg=64.224).total == 64224
+    )  # 1000 * 64.224 is 64224.00000000001
+
+
 def test_growth_in_kimg_does_not_move_with_the_length_of_the_run():
     short, long = (
         schedule(growth__shares=[], growth__kimg=[0.1, 0.2], growth__fade_kimg=0.05, run__kimg=k) for k in (1.0, 2.0)
