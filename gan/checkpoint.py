@@ -276,21 +276,27 @@ def initial_weights(source: str, networks: Mapping[str, nn.Module]) -> None:
     """Copy the weights of a snapshot, a training state or a run's newest state into the networks with the same names.
 
     A snapshot holds the generator's average only: the generator and its average start from it, and all other networks
-    keep their random weights. Raises UserError if shapes differ.
+    keep their random weights. Raises UserError if no name is the same, or shapes differ.
     """
     tensors = _weights(Path(source))
+    theirs = sorted({key.partition("/")[0] for key in tensors})
+    if not set(theirs) & networks.keys():
+        raise UserError(
+            f"init_from={source} is of another kind of model: it has {', '.join(theirs)}, and this run "
+            f"{', '.join(networks)}"
+        )
     for name, network in networks.items():
         part = {k.removeprefix(name + "/"): v for k, v in tensors.items() if k.startswith(name + "/")}
         if not part:
             continue
         ours = {k: list(v.shape) for k, v in network.state_dict().items()}
-        theirs = {k: list(v.shape) for k, v in part.items()}
-        differ = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+        given = {k: list(v.shape) for k, v in part.items()}
+        differ = [k for k in sorted(ours.keys() | given.keys()) if ours.get(k) != given.get(k)]
         if differ:
             first = differ[0]
             raise UserError(
                 f"init_from={source} does not fit: {first} of {name} is {ours.get(first, 'missing')} here and "
-                f"{theirs.get(first, 'missing')} there ({len(differ)} tensors differ); use the network.* and data.cond "
+                f"{given.get(first, 'missing')} there ({len(differ)} tensors differ); use the network.* and data.cond "
                 "settings of that run"
             )
         network.load_state_dict(part)

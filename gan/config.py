@@ -6,7 +6,6 @@ names: all of `RunConfig`, which says how long a run is and how often it logs an
 
 import difflib
 import functools
-import math
 import tomllib
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -357,8 +356,8 @@ def _rules(c: TrainConfig) -> Iterable[tuple[bool, str]]:
     )
     taps = c.network.filter
     yield (
-        all(map(math.isfinite, taps)) and sum(taps) != 0,
-        f"network.filter {list(taps)} must be finite and its sum must not be 0",
+        all(abs(tap) <= HUGE for tap in taps) and sum(taps) != 0,
+        f"network.filter {list(taps)} must be of numbers of at most {HUGE:g}, and its sum must not be 0",
     )
     slashes = set(c.run.desc) & set("/\\\0")
     yield not slashes, f"run.desc={c.run.desc} becomes part of a folder's name: leave out slashes"
@@ -415,7 +414,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key = key.strip()
     try:
         read = tomllib.loads(f"value = {value}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # of what is no TOML, or a number of thousands of digits
         return key, value.strip()
     is_text = (key in settings() and settings()[key].kind is str) or set(value) & set("#\n")
     return key, value.strip() if is_text and not isinstance(read, str) else read

@@ -85,6 +85,8 @@ def reconstruct(path: Path, length: float) -> tuple[Snapshot, int, float]:
     left = np.zeros(len(starts))
     for stage, start in enumerate(starts):
         usable = [i for i, average in enumerate(kept) if average.images_seen > start]
+        if not usable:
+            raise UserError(f"{path.parent} has no average from after {start} images, when stage {stage} began")
         profiles = [(kept[i].images_seen - start, profile_exponent(kept[i].length)) for i in usable]
         wanted = (snapshot.images_seen - start, profile_exponent(length))
         factors[stage, usable], left[stage] = combination(profiles, wanted)

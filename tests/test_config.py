@@ -70,6 +70,7 @@ def test_tuples_may_be_written_with_commas():
         ({"optimizer.betas": [2.0, 0.9]}, "optimizer.betas=2.0 must be at least 0 and at most 1"),
         ({"network.filter": [0]}, "network.filter .* sum must not be 0"),
         ({"network.filter": []}, "network.filter"),
+        ({"network.filter": [1e308, 1e308]}, "network.filter .* of at most 1e.30"),
         ({"network.z_dim": 0}, "network.z_dim=0 must be at least 1"),
         ({"run.desc": "a/b"}, "leave out slashes"),
         ({"seed": 2**64}, "seed=.* must be"),
@@ -100,6 +101,12 @@ def test_bad_values_are_answered_in_one_line(values, message):
     with pytest.raises(UserError, match=message) as caught:
         override(TrainConfig(), values)
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_of_thousands_of_digits_is_refused_as_any_word_is():
+    key, value = parse_assignment("seed=" + "1" * 5000)
+    with pytest.raises(UserError, match="seed: wants int, got"):
+        override(TrainConfig(), {key: value})
 
 
 def test_an_assignment_without_a_value_says_how_to_write_one():

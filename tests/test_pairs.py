@@ -100,9 +100,14 @@ def test_two_ranks_compute_the_step_of_one_for_every_pair(pairs, tmp_path):
         ({"regularizer.share": 0.5, "regularizer.name": "spectral_norm"}, "spectral_norm has no penalty"),
         ({"regularizer.share": 0.5, "regularizer.name": "instance_noise"}, "instance_noise has no penalty"),
         ({"regularizer.share": 0.5, "regularizer.name": "none", "objective.name": "energy"}, "none has no penalty"),
+        ({"regularizer.share": 0.5, "regularizer.name": "r1+spectral_norm"}, "D changes with every pass"),
+        ({"regularizer.gamma": "auto", "regularizer.name": "clip"}, "give a number, as regularizer.gamma=0.01"),
+        ({"regularizer.gamma": "auto", "regularizer.name": "instance_noise"}, "a bound or a variance"),
+        ({"regularizer.name": "wgan_gp:target=nan"}, "target wants a number, got nan"),
+        ({"objective.name": "mmd:scale=inf", "regularizer.name": "none"}, "scale wants a number, got inf"),
     ],
 )
-def test_shares_that_cannot_be_are_refused_in_one_line(values, said):
+def test_settings_that_do_not_fit_a_method_are_refused_in_one_line(values, said):
     with pytest.raises(UserError, match=said) as caught:
         configured(override(TrainConfig(), {"batch": 32, **values}))
     assert "\n" not in str(caught.value)

@@ -159,7 +159,14 @@ def test_what_cannot_be_reconstructed_is_refused(grown, tmp_path):
     for length in (0.04, 0.11, math.nan):
         with pytest.raises(UserError, match=r"is not between those of the averages in .*, 0.05 and 0.1;"):
             reconstruct(newest, length)
+    for seen in (288, 576):  # from before the last stage began
+        shutil.copy(run / f"posthoc-{seen:010d}-0.05.safetensors", tmp_path)
+        shutil.copy(run / f"posthoc-{seen:010d}-0.1.safetensors", tmp_path)
     shutil.copy(newest, tmp_path)
+    with pytest.raises(UserError, match=r"has no average from after .* images, when stage 2 began"):
+        reconstruct(tmp_path / newest.name, 0.07)
+    for path in tmp_path.glob("posthoc-*"):
+        path.unlink()
     with pytest.raises(UserError, match=r"has no posthoc-\*\.safetensors; train with --set ema\.posthoc=0\.05,0\.1"):
         reconstruct(tmp_path / newest.name, 0.07)
     shutil.copy(run / "posthoc-0000001920-0.05.safetensors", tmp_path)

@@ -58,13 +58,15 @@ def only_run(outdir: Path) -> Path:
 
 
 def test_a_run_from_start_to_end_and_again(digits, tmp_path, monkeypatch, capsys):
-    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT]
+    command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT, "--set=optimizer.decay_from=1.0"]
     assert saddle(monkeypatch, *command) == 0
     run = only_run(tmp_path)
     assert run.name == "00000-digits-digits-nonsaturating-r1-16-b16"
     options = json.loads((run / "training_options.json").read_text())
     assert options["config"]["batch"] == 16 and options["config"]["network"]["widths"] == [8, 8, 8]
-    assert "10 classes, but training does not use them; --cond=1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "10 classes, but training does not use them; --cond=1" in printed
+    assert "note: optimizer.decay_to does nothing without optimizer.decay_from" in printed
 
     before = {p.name: p.stat().st_mtime_ns for p in run.iterdir()}
     assert saddle(monkeypatch, *command) == 0
@@ -153,6 +155,9 @@ def test_weights_to_start_from(digits, tmp_path, monkeypatch, capsys):
     assert saddle(monkeypatch, *command, f"--outdir={tmp_path}/x", f"--init-from={snapshot}", "--cond=1") == 2
     error = capsys.readouterr().err
     assert "does not fit: embedding.weight of G is [10, 8] here and missing there (2 tensors differ)" in error
+    other = [f"--outdir={tmp_path}/x", f"--init-from={snapshot}", "--model=vae", "--preset=vae-digits"]
+    assert saddle(monkeypatch, f"--data={digits}", *other) == 2
+    assert "is of another kind of model: it has G, G_ema, and this run VAE\n" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
     snapshot.unlink()  # only the start needs it
     command = [*command, f"--outdir={tmp_path / snapshot.name}", f"--init-from={snapshot}", "--set=optimizer.g_lr=1e-9"]

@@ -58,6 +58,16 @@ def configured(config: TrainConfig) -> tuple[Objective, Regularizer]:
             f"regularizer.share={config.regularizer.share:g} is the share of a batch on which a penalty is computed, "
             f"and regularizer.name={config.regularizer.name} has no penalty; leave regularizer.share out"
         )
+    if config.regularizer.share < 1 and regularizer.prepare:
+        raise UserError(
+            f"regularizer.share={config.regularizer.share:g}: D changes with every pass in regularizer.name="
+            f"{config.regularizer.name}, and would have as many as a rank has penalties; leave regularizer.share out"
+        )
+    if config.regularizer.gamma == "auto" and not regularizer.weighs:
+        raise UserError(
+            f"regularizer.gamma=auto is the weight of a penalty, and gamma is a bound or a variance in "
+            f"regularizer.name={config.regularizer.name}; give a number, as regularizer.gamma=0.01"
+        )
     penalty_turns(config.regularizer, config.batch, unit)
     if objective.discriminator is None and config.data.cond:
         raise UserError(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from gan.config import nearest, parse_assignment
+from gan.config import HUGE, nearest, parse_assignment
 from gan.errors import UserError
 
 Made = TypeVar("Made")  # what the entries of a table make: an Objective, a Regularizer, a Divergence
@@ -48,7 +48,7 @@ def look_up(what: str, text: str, table: Mapping[str, Entry[Made]], **context: A
 
 def _like(default: float | int | str, value: Any, what: str) -> Any:
     """A value of the default's type. UserError where it is of another."""
-    if isinstance(default, float) and type(value) in (int, float):
+    if isinstance(default, float) and type(value) in (int, float) and abs(value) <= HUGE:
         return float(value)
     if isinstance(default, str) and isinstance(value, str | int | float):
         return str(value)

@@ -134,6 +134,8 @@ def announcement(
     classes = len(plan.images.class_names)
     if classes and not plan.config.data.cond:
         lines.append(f"note: the dataset has {classes} classes, but training does not use them; data.cond=1 does")
+    if plan.config.optimizer.decay_to != 1 and plan.config.optimizer.decay_from == 1:
+        lines.append("note: optimizer.decay_to does nothing without optimizer.decay_from, where the decay begins")
     lines += [f"note: {line}" for line in plan.task(Ranks()).family.remarks(plan.config)]
     if path:
         lines.append(f"going on from {path.name}")
