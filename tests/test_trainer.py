@@ -445,9 +445,7 @@ def test_a_run_whose_images_are_not_finite_stops_for_its_gradients(tmp_path):
 
 
 def test_snapshots_are_as_far_apart_as_asked_where_a_tick_is_shorter_than_a_step(tmp_path):
-    task = tiny_task(
-        tiny_config({"run.tick": 0.02, "run.snap": 6})
-    )  # of .032 kimg, so that numbers of ticks are left out
+    task = tiny_task(tiny_config({"run.tick": 0.02, "run.snap": 6}))  # a step is .032 kimg
     assert loop.train(initial_state(task), task, tiny_feed, tmp_path, {}) == 0
     seen = [int(path.stem[-10:]) for path in sorted(tmp_path.glob("network-snapshot-*"))]
     assert seen == [-(-k * 120 // 32) * 32 for k in range(1, 9)]
