@@ -30,10 +30,24 @@ def test_annealing_finds_the_evidence():
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(400, 2, 2, generator=generator, dtype=torch.float64)
     log_weights = annealed_log_weights(log_likelihood, start, 150, generator)
-    torch.testing.assert_close(iwae(log_weights), exact(), atol=0.03, rtol=0)
+    torch.testing.assert_close(iwae(log_weights), exact(), atol=0.1, rtol=0)  # three standard errors of the second
     # It is a bound with one chain too, and a better one than the likelihood of draws of the prior.
     assert (log_weights.mean(0) < exact()).all()
     assert (log_weights.mean(0) > log_likelihood(start).mean(0) + 0.5).all()
+
+
+def test_weights_are_right_on_average_where_steps_must_shrink():
+    """A likelihood with steep walls, where one chain that follows its own moves is 1.7 % too high on average."""
+
+    def walls(z):
+        return -(50 * (z.abs() - 1).clamp(min=0)).square().sum(-1)
+
+    x = torch.linspace(-6, 6, 100_001, dtype=torch.float64).unsqueeze(1)
+    evidence = torch.trapezoid((walls(x) + normal_log_density(x)).exp(), x.squeeze(1))
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(1, 10_000, 1, generator=generator, dtype=torch.float64)  # one chain of each of many images
+    weights = annealed_log_weights(walls, start, 300, generator).exp() / evidence
+    assert abs(weights.mean() - 1) < 3 * weights.std() / 100
 
 
 def test_more_steps_tighten_it():

@@ -1,6 +1,7 @@
 """Annealed importance sampling: log p(x) without an approximate posterior (Neal 2001; Wu et al. 2017, section 3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from gan.vae.posteriors import leapfrog
 GOAL = 0.65  # share of proposals that Hamiltonian dynamics should have accepted (Neal 2011, section 4.4)
 FASTER, SLOWER = 1.02, 0.98
 LEAPS = 10
-FIRST_STEP = 0.1  # of each image, before it follows its moves
+TUNING = 4  # one chain in so many chooses steps
+FIRST_STEP = 0.1  # of each image, before it follows the moves
 
 
 def annealed_log_weights(
@@ -21,20 +23,38 @@ def annealed_log_weights(
 
     log_likelihood: latents [k, N, d] -> log p(x | z) [k, N]. start: draws of the prior, [k, N, d], one per chain.
     steps: densities p(z) p(x | z)^beta on the way from the prior to the posterior, beta going up as a sigmoid; at each
-    one there is a move by Hamiltonian dynamics. The step of each image follows the share of its accepted moves.
+    one there is a move by Hamiltonian dynamics. Steps of the dynamics are chosen, for each image and density, by other
+    chains, a quarter as many, which go the same way first: with steps that follow a chain's own moves its weights would
+    not be right on average.
     """
     beta = torch.sigmoid(torch.linspace(-4, 4, steps + 1, dtype=torch.float64))
     beta = (beta - beta[0]) / (beta[-1] - beta[0])
-    z = start
-    size = torch.full_like(start[:1, :, :1], FIRST_STEP)
-    log_weights = torch.zeros_like(start[..., 0])
+    like = {"dtype": start.dtype, "device": start.device}
+    others = torch.randn((max(len(start) // TUNING, 1), *start.shape[1:]), generator=generator, **like)
+    _, sizes = _anneal(log_likelihood, others, beta.tolist(), generator)
+    return _anneal(log_likelihood, start, beta.tolist(), generator, sizes)[0]
+
+
+def _anneal(
+    log_likelihood: Callable[[Tensor], Tensor],
+    z: Tensor,
+    beta: Sequence[float],
+    generator: torch.Generator,
+    sizes: Sequence[Tensor] = (),
+) -> tuple[Tensor, list[Tensor]]:
+    """(log weights of chains that start at z, the steps of their moves). sizes: the steps, in place of those that
+    follow the share of accepted moves."""
+    size = torch.full_like(z[:1, :, :1], FIRST_STEP)
+    used = []
     seen = log_likelihood(z).detach()
-    for before, now in zip(beta[:-1].tolist(), beta[1:].tolist(), strict=True):
-        log_weights += (now - before) * seen
-        z, seen, accepted = _move(log_likelihood, z, seen, now, size, generator)
+    log_weights = (beta[1] - beta[0]) * seen
+    for number, (now, after) in enumerate(pairwise(beta[1:])):
+        used.append(sizes[number] if sizes else size)
+        z, seen, accepted = _move(log_likelihood, z, seen, now, used[-1], generator)
         goal = accepted.to(size).mean(0).view_as(size) > GOAL
         size = size * torch.where(goal, FASTER, SLOWER)
-    return log_weights
+        log_weights = log_weights + (after - now) * seen
+    return log_weights, used
 
 
 def _move(
