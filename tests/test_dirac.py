@@ -180,6 +180,8 @@ def test_step_bounds():
     for g, simultaneous, alternating in ((1.0, 1.6, 2.6667), (2.0, 2.0, 2.0)):
         assert step_bound(Game(consensus=g), False) == pytest.approx(simultaneous, rel=1e-9)
         assert step_bound(Game(consensus=g), True) == pytest.approx(alternating, abs=5e-5)
+    for g, simultaneous in ((1e-4, 4e-4), (1e4, 2e-4)):  # 2 |Re| / |.|^2, the smaller of both eigenvalues
+        assert step_bound(Game(GAN, "r1", g), False) == pytest.approx(simultaneous, rel=1e-6)
     assert step_bound(Game(), False) == step_bound(Game(), True) == step_bound(Game(WGAN), True) == 0
 
 

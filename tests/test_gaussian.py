@@ -63,6 +63,12 @@ def test_golden_cross_table(name):
     assert row[3] == pytest.approx(row[0] + row[1], rel=1e-12)  # Jeffrey is the sum, in every row
 
 
+def test_densities_that_no_generator_can_compare_make_no_minima():
+    narrow = Mixture((0.5, 0.5), (-3.0, 3.0), (0.01, 0.01))
+    best, *others = optima(divergence("kl"), narrow)  # its only stationary point
+    assert (best.mean, best.deviation) == pytest.approx(narrow.moments, abs=1e-6) and not others
+
+
 def test_kl_matches_moments_and_other_mixtures_work():
     mixture = Mixture((2.0, 1.0, 1.0), (0.0, 3.0, -2.0), (1.0, 0.3, 0.5))
     best = optima(divergence("kl"), mixture)[0]

@@ -184,14 +184,14 @@ def step_matrix(matrix: np.ndarray, step: float, alternating: bool, n_critic: in
 def step_bound(game: Game, alternating: bool, n_critic: int = 1) -> float:
     """The step size below which updates contract to the equilibrium (0, 0), by bisection of the spectral radius.
 
-    0 where none does, which is how a game without damping comes out.
+    0 where not even 1e-6 does, which is how a game without damping comes out.
     """
     matrix = jacobian(game)
 
     def contracts(step: float) -> bool:
         return max(map(abs, eigenvalues(step_matrix(matrix, step, alternating, n_critic)))) < 1 - 1e-14
 
-    steps = np.geomspace(1e-3, 64, 2000)
+    steps = np.geomspace(1e-6, 64, 4000)
     good = [contracts(step) for step in steps]
     if not good[0]:
         return 0.0

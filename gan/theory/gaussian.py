@@ -22,6 +22,8 @@ from gan.methods.pairs import critic_loss, find_pair, generator_loss
 from gan.ranks.gradients import GradientSum
 
 WIDE = 14.0  # integrals extend over this many standard deviations to either side
+MOST = 300.0  # of the logarithm of p / q, as some generators square what it is of
+LESS = 250.0  # what does not depend on the one above comes out alike with this one
 FINENESS = 24  # means, and deviations, of the grid on which minima are looked for
 
 
@@ -109,13 +111,21 @@ def _crossings(mixture: Mixture, mean: float, deviation: float, edges: np.ndarra
 
 
 def exact_divergence(
-    divergence: Divergence, mixture: Mixture, mean: Tensor, log_deviation: Tensor, coarse: bool = False
+    divergence: Divergence,
+    mixture: Mixture,
+    mean: Tensor,
+    log_deviation: Tensor,
+    coarse: bool = False,
+    most: float = MOST,
 ) -> Tensor:
-    """D_f(P || N(mean, deviation^2)) by quadrature, 0-dim and differentiable; inf if the value is not finite."""
+    """D_f(P || N(mean, deviation^2)) by quadrature, 0-dim and differentiable; inf if the value is not finite.
+
+    Where the densities differ by more than a factor of e^most, they count as differing by that.
+    """
     x, weight = nodes(mixture, mean.item(), log_deviation.exp().item(), coarse)
     log_p = mixture.log_density(x)
     log_q = log_normal(x, mean, log_deviation)
-    ratio = (log_p - log_q).clamp(-300, 300)
+    ratio = (log_p - log_q).clamp(-most, most)
     # q f(u) if u < 1, else p f(u) / u, which is the same: the smaller of both densities may underflow to 0.
     u = ratio.exp()
     f = divergence.generator(u)
@@ -133,7 +143,9 @@ class Optimum:
 
 
 def optima(divergence: Divergence, mixture: Mixture) -> list[Optimum]:
-    """The local minima over mean and deviation, found from those of a grid; the global one comes first."""
+    """The local minima over mean and deviation, found from those of a grid; the global one comes first.
+
+    Raises UserError if the divergence of no Gaussian is finite."""
     center, spread = mixture.moments
     low = min(m - 0.5 * math.sqrt(v) for m, v in zip(mixture.means, mixture.variances, strict=True))
     high = max(m + 0.5 * math.sqrt(v) for m, v in zip(mixture.means, mixture.variances, strict=True))
@@ -150,8 +162,12 @@ def optima(divergence: Divergence, mixture: Mixture) -> list[Optimum]:
     starts = np.argwhere((table <= np.min(around, axis=0)) & (table < 1e4 * (1 + abs(table.min()))))
     found: list[Optimum] = []
     for optimum in sorted((_polish(divergence, mixture, means[i], deviations[j]) for i, j in starts), key=_value):
-        if all(math.dist((o.mean, o.deviation), (optimum.mean, optimum.deviation)) > 1e-3 for o in found):
+        if math.isfinite(optimum.divergence) and all(
+            math.dist((o.mean, o.deviation), (optimum.mean, optimum.deviation)) > 1e-3 for o in found
+        ):
             found.append(optimum)
+    if not found:
+        raise UserError("no Gaussian has a finite divergence from this mixture: its components are too far apart")
     return found
 
 
@@ -173,7 +189,9 @@ def _polish(divergence: Divergence, mixture: Mixture, mean: float, deviation: fl
 
     optimizer.step(closure)
     with torch.no_grad():
-        value = exact_divergence(divergence, mixture, at[0], at[1]).item()
+        value, other = (exact_divergence(divergence, mixture, at[0], at[1], most=most).item() for most in (MOST, LESS))
+    if not math.isclose(value, other, rel_tol=1e-6, abs_tol=1e-9):
+        value = math.inf  # it is made by that limit
     return Optimum(value, at[0].item(), at[1].exp().item())
 
 
