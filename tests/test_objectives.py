@@ -228,6 +228,16 @@ def test_the_frozen_step_of_b_gan_is_of_the_ratio_that_d_has_learned(name):
     torch.testing.assert_close(ours, row.generator(ratio), rtol=1e-8, atol=1e-10)
 
 
+def test_the_frozen_step_of_b_gan_far_out_in_float32():
+    """f(e^v) of the GAN's own divergence is -e^v log(1 + e^-v) - log(1 + e^v): -1 - v far up, with slope -1."""
+    v = torch.tensor([-100.0, 0.0, 12.0, 30.0, 100.0], requires_grad=True)
+    loss = objective("bgan:divergence=gan,frozen=1").generator(v, v)
+    expected = [0, -2 * math.log(2), -13 - math.exp(-12) / 2, -31, -101]
+    torch.testing.assert_close(loss, torch.tensor(expected), atol=1e-6, rtol=1e-6)
+    (slope,) = torch.autograd.grad(loss.sum(), v)
+    torch.testing.assert_close(slope, torch.tensor([0, -math.log(2), -1 + math.exp(-12) / 2, -1, -1]))
+
+
 def test_the_ratio_of_b_gan_beyond_the_knee():
     """KL's generator is u log u, and at v = 10 the ratio is e^3 (1 + 10 - 3) = 160.7, not e^10."""
     loss = objective("bgan:divergence=kl,frozen=1").generator(R, torch.tensor([10.0], dtype=torch.float64))

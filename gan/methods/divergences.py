@@ -7,7 +7,9 @@ and every f* is the supremum over u >= 0, hence never decreasing.
 
 D_f >= E_P[T] - E_Q[f*(T)] for any T. A `Form` makes T of a network's raw output v: "paper" by an activation into the
 domain of f* (Nowozin et al. 2016, table 2; for jsw and alpha < 1 the one that is affine in log u), "log_ratio" by
-T = f'(e^v), so that v itself estimates log u. Both keep f*(T(v)) as one closed form that does not overflow.
+T = f'(e^v), so that v itself estimates log u. Both keep f*(T(v)) as one closed form. Exponentials go on along their
+tangent from KNEE on, so that it is finite for outputs of any size. Exceptions: alpha of large size in the log-ratio
+form, and alpha just above 1, overflow in float32 at outputs of 1000 and more.
 """
 
 import math

@@ -51,7 +51,9 @@ def _bgan(divergence_name: str, frozen: int) -> Objective:
     form = row.form("log_ratio")
 
     def mean_of_f(real: Tensor, fake: Tensor) -> Tensor:
-        return row.generator(form.bend(fake).exp())
+        # f(u) = u f'(u) - f*(f'(u)): from u alone it would be a difference of large numbers. float64, as u is e^v.
+        v = fake.double()
+        return (form.bend(v).exp() * form.value(v) - form.conjugate(v)).to(fake.dtype)
 
     def bound(real: Tensor, fake: Tensor) -> Tensor:
         return -form.conjugate(fake)
