@@ -18,6 +18,14 @@ def test_planar_of_a_known_case():
     assert log_det.item() == pytest.approx(-1.753617918160744, abs=1e-12)
 
 
+def test_planar_that_contracts_as_much_as_it_can():
+    """At z = 0, b = 0 the determinant is softplus(w·u) = log(1 + e^-25), which 1 plus a product cannot be."""
+    z, log_det = planar(torch.zeros(2), -torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.0]), torch.tensor(0.0))
+    assert z.tolist() == [0, 0] and log_det.item() == pytest.approx(-25)
+    draws = torch.randn(3, 100_000, 4, generator=torch.Generator().manual_seed(0))
+    assert planar(draws[0] / 10, -2 * draws[1], 2 * draws[1], torch.zeros(100_000))[1].isfinite().all()
+
+
 def test_planar_without_a_direction_changes_nothing():
     z, log_det = planar(exact(0.4, -0.7), exact(1.2, -2.5), exact(0.0, 0.0), exact(0.0))
     assert z.tolist() == [0.4, -0.7] and log_det.item() == 0

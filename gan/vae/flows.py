@@ -18,6 +18,7 @@ from gan.layers import Linear
 
 OPEN_GATE = 1.5  # the bias of a gate: z passes nearly unchanged at first (Kingma et al. 2016, section 4)
 MOST_SCALING = 2.0  # bound of the logarithm of a factor in a coupling layer
+TINY = 1e-12  # squared lengths below count as this
 HIDDEN = (64, 64)  # units of the networks inside of autoregressive and coupling layers
 
 
@@ -28,9 +29,13 @@ def planar(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     z: [..., d]; u, w: [..., d]; b: [...].
     """
     along = (w * u).sum(-1, keepdim=True)
-    u = u + (F.softplus(along) - 1 - along) * w / w.square().sum(-1, keepdim=True).clamp(min=1e-12)
+    norm = w.square().sum(-1, keepdim=True)
+    u = u + (F.softplus(along) - 1 - along) * w / norm.clamp(min=TINY)
     bent = torch.tanh((w * z).sum(-1) + b)
-    log_det = torch.log1p((1 - bent.square()) * (w * u).sum(-1)).expand(z.shape[:-1])
+    # 1 + w·u' is softplus(w·u). As 1 plus the product it would be rounded, to 0 and below where the map contracts most.
+    share = norm / norm.clamp(min=TINY)  # 1, but for a w so short that u' keeps some of u
+    slope = (share * F.softplus(along) + (1 - share) * (1 + along)).squeeze(-1)
+    log_det = torch.log(bent.square() + (1 - bent.square()) * slope).expand(z.shape[:-1])
     return z + u * bent.unsqueeze(-1), log_det
 
 
