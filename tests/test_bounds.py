@@ -108,28 +108,45 @@ def test_orders_that_cannot_be_are_refused():
         jackknife(torch.zeros(200, 1), 4)
 
 
-def toy_pass(noise, mean, log_std):
-    """Latents of q = N(mean, exp(log_std)) and log weights, q's parameters stopped in its density."""
+def toy_pass(noise, mean, log_std, beta=1.0, stopped=True):
+    """Latents of q = N(mean, exp(log_std)) and log weights p(x | z) (p(z) / q(z))^beta. stopped: q's parameters are, in
+    its density."""
     z = (mean + log_std.exp() * noise).unsqueeze(2)
-    q = Normal(mean.detach(), log_std.detach().exp())
+    q = Normal(mean.detach(), log_std.detach().exp()) if stopped else Normal(mean, log_std.exp())
     one = torch.ones((), dtype=torch.float64)
-    joint = Normal(0 * one, one).log_prob(z) + Normal(z, one).log_prob(X * one)
-    return z, joint.squeeze(2) - q.log_prob(z.squeeze(2))
+    divergence = q.log_prob(z.squeeze(2)) - Normal(0 * one, one).log_prob(z).squeeze(2)
+    return z, Normal(z, one).log_prob(X * one).squeeze(2) - beta * divergence
+
+
+def toy_noise():
+    """(two noises [2, n], the mass of each pair), by Gauss-Hermite quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = torch.from_numpy(weights / weights.sum())
+    noise = torch.from_numpy(np.stack(np.meshgrid(nodes, nodes, indexing="ij")).reshape(2, -1))
+    return noise, torch.outer(weights, weights).flatten()
 
 
 def test_the_doubly_reparameterized_gradient_is_exact_on_average():
     mean = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     log_std = torch.tensor(-0.2, dtype=torch.float64, requires_grad=True)
-    # Gauss-Hermite quadrature over both noises
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    weights = torch.from_numpy(weights / weights.sum())
-    noise = torch.from_numpy(np.stack(np.meshgrid(nodes, nodes, indexing="ij")).reshape(2, -1))
+    noise, mass = toy_noise()
     z, log_weights = toy_pass(noise, mean, log_std)
-    mass = torch.outer(weights, weights).flatten()
     assert (mass * iwae(log_weights)).sum().item() == pytest.approx(-1.9243399790390625, abs=1e-9)
     (mass * doubly_reparameterized(z, log_weights)).sum().backward()
     assert -mean.grad.item() == pytest.approx(0.42338476645599155, abs=1e-8)
     assert -log_std.grad.item() == pytest.approx(0.004229686104841743, abs=1e-8)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_it_is_exact_on_average_while_the_divergence_warms_up(beta):
+    noise, mass = toy_noise()
+    found = []
+    for doubly in (True, False):
+        q = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.3, -0.2)]
+        z, log_weights = toy_pass(noise, *q, beta, stopped=doubly)
+        loss = doubly_reparameterized(z, log_weights, beta) if doubly else -iwae(log_weights)
+        found.append(torch.autograd.grad((mass * loss).sum(), q))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-7)
 
 
 def test_the_models_parameters_get_the_usual_gradient():

@@ -117,7 +117,7 @@ def test_all_parameters_train_and_the_loss_falls(name):
     seen = advance(state, task, 60)
     still = [n for n, p in state.networks["VAE"].named_parameters() if torch.equal(p, first[n])]
     unused = ("to_image.0.", "to_image.1.")  # of stages that this run does not stop at
-    fixed = [] if task.config.vae.likelihood == "gaussian" else ["log_scale"]
+    fixed = [] if task.config.vae.likelihood == "gaussian" else ["log_scale"]  # auto follows the error
     assert [n for n in still if not any(part in n for part in unused)] == fixed
     losses = [row["Loss/VAE/loss"] for row in seen]
     assert np.mean(losses[-10:]) < np.mean(losses[5:15])
@@ -133,6 +133,27 @@ def test_the_scale_follows_the_error():
     noise = torch.randn(1, 512, G.posterior.noise)
     error = G.evidence(x, noise).squared_error.mean().sqrt()
     assert G.log_scale.exp().item() == pytest.approx(error.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("scale,moves", [(0.05, False), ("learned", True)])
+def test_a_scale_that_is_a_number_stays_and_a_learned_one_moves(scale, moves):
+    task = vae_task({"vae.scale": scale, "optimizer.g_lr": 0.01})
+    state = initial_state(task)
+    before = state.networks["VAE"].log_scale.item()
+    advance(state, task, 5)
+    after = state.networks["VAE"].log_scale.item()
+    assert (after != before) == moves and (moves or after == pytest.approx(math.log(0.05)))
+
+
+def test_the_scale_that_follows_the_error_is_the_average_alone():
+    """It does not depend on the learning rate of a first step."""
+    scales = []
+    for rate in (1e-9, 0.01):
+        task = vae_task({"optimizer.g_lr": rate})
+        state = initial_state(task)
+        advance(state, task, 1)
+        scales.append(state.networks["VAE"].log_scale.item())
+    assert scales[0] == scales[1]
 
 
 def test_the_divergence_warms_up_and_free_bits_cost_nothing():
@@ -188,6 +209,7 @@ REFUSED = {
         "vae.hidden": [8], "network.widths": [], "network.filter": [1, 1]
     },
     "vae.samples=0 must be at least 1": {"vae.samples": 0},
+    "needs a posterior's density, and implicit has none": {"vae.posterior": "implicit", "vae.bound": "iwae"},
     "no half": {"vae.posterior": "coupling", "network.z_dim": 1},
     "vae.posterior=planr is unknown; did you mean planar": {"vae.posterior": "planr"},
 }  # fmt: skip

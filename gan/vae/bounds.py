@@ -73,15 +73,19 @@ def _chunks(items: Iterator[tuple[int, ...]], size: int) -> Iterator[list[tuple[
         yield chunk
 
 
-def doubly_reparameterized(z: Tensor, log_weights: Tensor) -> Tensor:
+def doubly_reparameterized(z: Tensor, log_weights: Tensor, beta: Tensor | float = 1.0) -> Tensor:
     """A loss [N] whose gradient is that of -`iwae`, with a noise that does not grow with k for the posterior's
     parameters (Tucker et al. 2019, eq. 8). Call it once per pass.
 
     z: [k, N, d], made from the posterior's parameters; log_weights [k, N]: computed from z and from the model's
     parameters, with the posterior's stopped where they enter its density. The model's get the usual gradient, with
     weights v_i = w_i / sum w, and what reaches the posterior's through z_i is multiplied by v_i once more.
+
+    beta: the weight of log q in log w, 1 in the paper. What the density's own parameters would get has this weight, and
+    equals on average what reaches z_i times -(1 - v_i): so that factor is 1 - beta (1 - v_i), which for 1 is v_i.
     """
     shares = log_weights.detach().softmax(0)
     if z.requires_grad:
-        z.register_hook(lambda gradient: gradient * shares.unsqueeze(2))
+        factors = 1 - beta * (1 - shares)
+        z.register_hook(lambda gradient: gradient * factors.unsqueeze(2))
     return -(shares * log_weights).sum(0)

@@ -163,6 +163,7 @@ class VAE(nn.Module):
         channels: int,
         stage: int,
         log_scale: float,
+        learns_scale: bool,
     ):
         super().__init__()
         self.encoder = encoder
@@ -172,6 +173,7 @@ class VAE(nn.Module):
         self.channels = channels
         self.stage = stage
         self.log_scale = nn.Parameter(torch.tensor(log_scale))
+        self.learns_scale = learns_scale  # by gradient; else it stays, or `gan.vae.trainer.follow_error` moves it
         self.embedding = Embedding(decoder.classes, decoder.z_dim) if decoder.classes else None
 
     # What a generator has.
@@ -247,7 +249,8 @@ class VAE(nn.Module):
         outputs = self.outputs(z.flatten(0, 1), None if labels is None else labels.repeat(k))
         x = images.repeat(k, 1, 1, 1)
         log_prob = self.likelihood.log_mass if masses else self.likelihood.log_prob
-        values = log_prob(outputs, x, self.log_scale.to(x.dtype))
+        log_scale = self.log_scale if self.learns_scale else self.log_scale.detach()
+        values = log_prob(outputs, x, log_scale.to(x.dtype))
         values = values.unflatten(0, (k, -1))
         if not self.likelihood.scale:
             return values, torch.zeros_like(values[0])
@@ -321,6 +324,7 @@ def build_vae(config: TrainConfig, images: ImageFormat) -> VAE:
         "vae.posterior", options.posterior, POSTERIORS, features=features, d=z_dim, group=config.distributed.group
     )
     scale = FIRST_SCALE if isinstance(options.scale, str) else options.scale
-    G = VAE(encoder, posterior, decoder, likelihood, images.channels, images.last, math.log(scale))
+    learns_scale = options.scale == "learned"
+    G = VAE(encoder, posterior, decoder, likelihood, images.channels, images.last, math.log(scale), learns_scale)
     G.compute = compute_dtype(config)
     return G

@@ -83,7 +83,7 @@ def negative_bound(evidence: Evidence, config: TrainConfig, beta: Tensor | float
         divergence = evidence.divergence.clamp(min=config.vae.free_bits * math.log(2))
         return beta * divergence - evidence.log_likelihood.mean(0)
     log_weights = evidence.log_likelihood + beta * (evidence.log_prior - evidence.log_q)
-    return doubly_reparameterized(evidence.z, log_weights) if evidence.stopped else -iwae(log_weights)
+    return doubly_reparameterized(evidence.z, log_weights, beta) if evidence.stopped else -iwae(log_weights)
 
 
 def judge_posterior(posterior: Implicit, evidence: Evidence, part: Part, config: TrainConfig) -> CriticLoss:
@@ -135,6 +135,10 @@ def check(config: TrainConfig) -> None:
     refuse_others(config, WITHOUT_TURNS if implicit else OF_ADVERSARIES)
     if implicit:
         check_adversary(config)
+    if implicit and config.vae.bound == "iwae":
+        raise UserError(
+            f"vae.bound=iwae needs a posterior's density, and {config.vae.posterior} has none; leave vae.bound out"
+        )
     if config.growth.mode != "none":
         raise UserError("growth.mode=progressive: a VAE is trained at its final resolution; give growth.mode=none")
     options = config.vae
