@@ -313,7 +313,7 @@ def test_registering_a_new_row(monkeypatch):
         ("jsw:po=0.5", "no parameter po; did you mean pi"),
         ("jsw:pi=x", "wants a number"),
         ("alpha:alpha=1", r"0.02 away from 0 \(rkl\) and 1 \(kl\)"),
-        ("alpha:alpha=nan", "alpha must be"),
+        ("alpha:alpha=nan", "alpha wants a number, got nan"),
         ("kl:pi=0.3", "kl takes none"),
     ],
 )
