@@ -206,7 +206,7 @@ class Rehearsal:
 
     def _rehearse(self, stage: int, samples: int, micro: int, fading: bool, steps: Mapping[int, float]) -> Cost:
         exact = self.config.distributed.exact
-        part = self.block if exact else micro or samples
+        part = self.block if exact else max((micro or samples) // self.block, 1) * self.block  # as `Task.parts` has it
         parts = math.ceil(samples / part)
         few = min(parts, PARTS)
         rehearsed = samples if few == parts else few * part

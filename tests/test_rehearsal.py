@@ -183,6 +183,11 @@ def test_a_penalty_on_a_share_of_the_batch_needs_less():
     assert quarter < whole
 
 
+def test_parts_are_whole_blocks_as_in_training():
+    ours, theirs = (tiny_rehearsal({}).cost(2, 32, micro) for micro in (7, 4))
+    assert ours.flops == theirs.flops and ours.peak == pytest.approx(theirs.peak, rel=1e-3)
+
+
 def test_parts_that_are_not_rehearsed_only_wait(monkeypatch):
     for values, micro in (({}, 8), ({"distributed.exact": True}, 0)):
         estimated = tiny_rehearsal(values).cost(2, 64, micro)
