@@ -105,6 +105,7 @@ def main(**flags: Any) -> int:
     each of them uses one core.
     """
     end_with_parent()
+    check_mode(flags)
     if flags["divergences"] is not None:
         return divergences(flags)
     if not flags["networks"]:
@@ -121,6 +122,22 @@ def main(**flags: Any) -> int:
     from gan.ranks.distributed import Ranks
 
     return work(job, flags, Ranks())
+
+
+def check_mode(flags: Mapping[str, Any]) -> None:
+    """Raises UserError where several evaluations are asked for at once, or what does nothing in the one asked for."""
+    asked = {
+        "--divergence": flags["divergences"] is not None,
+        "--likelihood": flags["likelihood"] is not None,
+        "--codes": flags["codes"],
+    }
+    modes = [flag for flag, given in asked.items() if given]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)} are different evaluations; give one of them")
+    if modes and flags["metrics"]:
+        raise UserError(f"--metrics does nothing with {modes[0]}; leave it out")
+    if flags["against"] and modes != ["--divergence"]:
+        raise UserError("--against is the second set of --divergence; give that too, as --divergence=kl,js")
 
 
 def divergences(flags: Mapping[str, Any]) -> int:

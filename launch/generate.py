@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data.names import composed
+from gan.errors import UserError
 from launch.cli import run
 from launch.outputs import output_option
 from launch.pictures import (
@@ -90,6 +91,14 @@ def main() -> None:
     """
 
 
+def load_pictured(network: str) -> "Snapshot":
+    """The network of a path. Raises UserError where it makes vectors."""
+    snapshot = load_network(network)
+    if not snapshot.images.pictures:
+        raise UserError(f"{network} makes vectors, of which there are no pictures")
+    return snapshot
+
+
 @main.command()
 @network_options
 @click.option(
@@ -112,7 +121,7 @@ def grid(
     """One PNG with an image per seed."""
     from gan.sampling import parse_seeds
 
-    snapshot = load_network(network)
+    snapshot = load_pictured(network)
     numbers = None if seeds is None else parse_seeds(seeds)
     columns, numbers = arrange(numbers, size, snapshot.G.classes if class_ is None else 0)
     picture = enlarge(grid_picture(snapshot, numbers, class_index(snapshot, class_), trunc, columns), scale)
@@ -134,8 +143,8 @@ def images(network: str, seeds: str, class_: str | None, trunc: float, outdir: P
 
     from gan.sampling import parse_seeds
 
-    snapshot = load_network(network)
-    numbers = parse_seeds(seeds)
+    snapshot = load_pictured(network)
+    numbers = list(dict.fromkeys(parse_seeds(seeds)))  # one file for each
     made = images_of_seeds(snapshot, numbers, class_index(snapshot, class_), trunc)
     for number, image in zip(tqdm(numbers, unit="image", disable=None), made, strict=True):
         save_png(image, outdir / f"seed{number:04d}.png")
@@ -169,7 +178,7 @@ def video(
     from gan.sampling import parse_seeds
     from launch.video import write_video
 
-    snapshot = load_network(network)
+    snapshot = load_pictured(network)
     cells = keyframe_seeds(parse_seeds(seeds), size[0] * size[1], num_keyframes)
     pictures = walk(snapshot, cells, class_index(snapshot, class_), trunc, size[0], w_frames)
     progress = tqdm(pictures, total=w_frames * len(cells[0]), unit="frame", disable=None)

@@ -40,7 +40,11 @@ def estimate_likelihoods(
     from gan.vae.model import VAE
 
     estimators = {name: find_estimator(name) for name in split_names(names)}
+    if not estimators:
+        raise UserError("--likelihood is empty; write for example --likelihood=elbo,iwae")
     indices = random_images(dataset, samples, seed)
+    if len(indices) < 2:
+        raise UserError("the error of a mean needs two images or more; give --samples=500, say")
     rows: list[dict[str, Any]] = []
     snapshots = {network: load_network(path) for network, path in paths.items()}
     for network, snapshot in snapshots.items():

@@ -323,6 +323,22 @@ def test_the_help_names_the_metrics_that_are_computed_where_none_are_named():
     assert "or all for all that apply" in shown
 
 
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        (["--likelihood="], "--likelihood is empty; write for example --likelihood=elbo,iwae"),
+        (["--likelihood=elbo", "--samples=1"], "needs two images or more"),
+        (["--likelihood=elbo", "--metrics=fd"], "--metrics does nothing with --likelihood"),
+        (["--likelihood=elbo", "--codes"], "--likelihood and --codes are different evaluations"),
+        (["--metrics=fd", "--against=x"], "--against is the second set of --divergence"),
+    ],
+)
+def test_evaluations_that_do_not_go_together_are_refused_in_one_line(dataset, tmp_path, flags, message):
+    path = write_snapshot(tmp_path / "vae.safetensors", model="vae")
+    result = saddle_evaluate(f"--data={dataset}", f"--network={path}", *flags)
+    assert result.exit_code and message in str(result.exception) and "\n" not in str(result.exception)
+
+
 def test_likelihoods_of_other_pixels_are_not_put_in_one_table(dataset, tmp_path):
     kinds = {"levels": {}, "black": {"vae.likelihood": "bernoulli", "vae.binarize": True}, "levels too": {}}
     paths = [write_snapshot(tmp_path / f"{name}.safetensors", model="vae", more=more) for name, more in kinds.items()]

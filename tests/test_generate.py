@@ -72,7 +72,7 @@ def test_grid_is_square_by_default_and_large_enough_to_see(network, tmp_path):
 
 
 def test_images_are_named_by_seed_and_keep_their_size(network, tmp_path):
-    succeed("images", f"--network={network}", "--seeds=3,12345", f"--outdir={tmp_path / 'out'}")
+    succeed("images", f"--network={network}", "--seeds=3,12345,3", f"--outdir={tmp_path / 'out'}")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["seed0003.png", "seed12345.png"]
     assert np.array_equal(read(tmp_path / "out" / "seed12345.png"), expected(network, [12345])[0, :, :, 0])
 

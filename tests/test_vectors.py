@@ -10,7 +10,9 @@ from test_scoring import only_run, saddle
 from data import streams
 from data.dataset import open_dataset
 from data.errors import DataError
+from gan.errors import UserError
 from launch.evaluate import main as evaluate
+from launch.generate import main as generate
 
 RANDOM = np.random.default_rng(0)
 
@@ -95,6 +97,8 @@ def test_a_vae_learns_a_gaussian_and_tells_its_likelihood(tmp_path, monkeypatch,
     assert saddle(monkeypatch, *command) == 0
     run = only_run(tmp_path / "out")
     assert not list(run.glob("*.png"))
+    with pytest.raises(UserError, match="makes vectors, of which there are no pictures"):
+        generate.main(["grid", f"--network={run}", f"--output={tmp_path / 'x.png'}"], standalone_mode=False)
     np.savez(tmp_path / "test.npz", x=rows[:500])
     out = tmp_path / "rows.json"
     arguments = [f"--network={run}", f"--data={tmp_path / 'test.npz'}", "--likelihood=iwae:draws=200", f"--json={out}"]
