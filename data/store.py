@@ -342,7 +342,7 @@ def open_checked(path: Path) -> Any:
     except lmdb.Error as error:
         if path.suffix == SUFFIX:
             raise DataError(
-                f"{path} is for vectors: only datasets that saddle prepare made can be inspected and verified"
+                f"{path} holds vectors, and this command needs a dataset of images, made by saddle prepare"
             ) from error
         raise DataError(f"{path} is not a dataset of saddle prepare, or is damaged ({error})") from error
     # LMDB maps the length it expects: touching a page beyond the end of a shorter file kills the process (SIGBUS).

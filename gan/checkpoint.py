@@ -310,7 +310,7 @@ def _weights(path: Path) -> Mapping[str, Tensor]:
         return {f"{name}/{k}": v for name in (family.generator, family.average) for k, v in weights.items()}
     state = path if (path / "manifest.json").exists() else newest_state(path)[0]
     if state is None:
-        raise UserError(f"init_from={path}: it has no undamaged training state")
+        raise UserError(f"init_from={path} is no snapshot, training state or run, or has no undamaged state")
     return load_state(state)[0]
 
 

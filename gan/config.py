@@ -271,7 +271,7 @@ class TrainConfig:
     batch: int = setting(
         32, low=1, high=WHOLE, flag="--batch", help="Global batch: reals per D update, over all processes."
     )
-    init_from: str = setting("", flag="--init-from", help="Start from the weights of a snapshot or a training state.")
+    init_from: str = setting("", flag="--init-from", help="Start from weights of a snapshot, training state or run.")
     network: NetworkConfig = field(default_factory=NetworkConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -317,7 +317,9 @@ def refuse_others(config: TrainConfig, foreign: tuple[str, ...], because: str = 
     because = because or f"model={config.model}"
     for key, known in settings().items():
         if key.startswith(foreign) and value_of(config, key) != known.default:
-            raise UserError(f"{key}={value_of(config, key)} does nothing with {because}; leave it out")
+            raise UserError(
+                f"{key}={value_of(config, key)} does nothing with {because}; leave it out, here or with the preset"
+            )
 
 
 def _settings(section: Any, prefix: str) -> Iterator[tuple[str, Setting]]:
@@ -415,6 +417,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     try:
         read = tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):  # of what is no TOML, or a number of thousands of digits
+        if value.lstrip().startswith("[") and key in settings() and settings()[key].kind is not str:
+            raise UserError(f"{text:.100} is no list; write it like [0.5, 1]") from None
         return key, value.strip()
     is_text = (key in settings() and settings()[key].kind is str) or set(value) & set("#\n")
     return key, value.strip() if is_text and not isinstance(read, str) else read

@@ -225,7 +225,10 @@ def _lengths(config: TrainConfig, last: int, total: int) -> tuple[list[float], l
         lengths = [1000 * k for k in growth.kimg]
         return [*lengths, total - sum(lengths)], [1000 * growth.fade_kimg] * (last + 1)
     shares = growth.shares or [0.5 / max(last, 1)] * last + [0.5]
-    _expect(len(shares) == last + 1, f"growth.shares has {len(shares)} values but there are {last + 1} stages")
+    _expect(
+        len(shares) == last + 1,
+        f"growth.shares has {len(shares)} values but there are {last + 1} stages; give one each, or growth.shares=[]",
+    )
     lengths = [total * share / sum(shares) for share in shares]
     _expect(
         min(lengths) >= config.batch,

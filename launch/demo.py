@@ -16,6 +16,7 @@ from launch.pictures import enlarge, grid_picture, images_of_seeds, keyframe_see
 from launch.ranks import call
 from launch.samples import find_snapshot, last_run, load_network, spread
 from launch.scores import HALF, build_reference, check_scores, score_table
+from launch.settings import read_preset
 from launch.tables import write_json
 from launch.video import find_ffmpeg, write_video
 
@@ -97,6 +98,7 @@ def main(
     kind = KINDS[model]
     outdir = outdir or Path(kind.folder)
     preset = preset or (kind.photos if data else kind.digits)
+    read_preset(preset)  # if there is none, say so before anything is made
     with timed(seconds, "prepare"):
         data, classes = (data, has_classes(data)) if data else (prepare_digits(outdir / "digits.lmdb"), False)
     cond = classes if cond is None else cond

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from launch.scores import Reference
 
 NICE = 10
-SEED = 0  # the default of `saddle evaluate`, which then gives the same scores
+SEED = 0  # the default of `saddle evaluate`, which then gives the same scores of snapshots of the last stage
 
 
 def find_scorer(dataset: "Dataset", config: "RunConfig") -> "Scorer | None":

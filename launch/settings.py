@@ -71,8 +71,9 @@ def read_config(flags: Mapping[str, Any]) -> TrainConfig:
     for key in PATHS:
         if values.get(key):
             values[key] = str(Path(str(values[key])).absolute())
+    preset = read_preset(flags["preset"])
     try:
-        config = override(TrainConfig(), read_preset(flags["preset"]))
+        config = override(TrainConfig(), preset)
     except UserError as error:
         raise UserError(f"preset {flags['preset']}: {error}") from error
     return override(config, values)

@@ -103,6 +103,12 @@ def test_bad_values_are_answered_in_one_line(values, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_list_that_is_none_says_how_to_write_one():
+    with pytest.raises(UserError, match=r"growth.shares=\[.5,.5\] is no list; write it like \[0.5, 1\]"):
+        parse_assignment("growth.shares=[.5,.5]")
+    assert parse_assignment("run.desc=[x") == ("run.desc", "[x")
+
+
 def test_a_number_of_thousands_of_digits_is_refused_as_any_word_is():
     key, value = parse_assignment("seed=" + "1" * 5000)
     with pytest.raises(UserError, match="seed: wants int, got"):

@@ -12,6 +12,7 @@ from snapshots import write_snapshot
 
 from data.errors import DataError
 from data.prepare import prepare
+from gan.errors import UserError
 from gan.metrics.classifier import train_classifier
 from gan.sampling import GAP
 from launch import demo, likelihood_estimates
@@ -89,6 +90,12 @@ def test_the_demo_of_a_vae_also_shows_what_it_makes_of_real_images(tmp_path, mon
         picture = np.asarray(Image.open(summary["paths"][name]))
         assert picture.shape == ((rows * (8 + GAP) - GAP) * (demo.CELL // 8), width)
         assert summary["paths"][name] in printed
+
+
+def test_a_preset_that_does_not_exist_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(UserError, match="--preset=nope is unknown"):
+        saddle_demo(tmp_path / "demo", "--preset=nope")
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_training_that_fails_gives_its_exit_code_and_nothing_else(tmp_path, monkeypatch):

@@ -280,6 +280,8 @@ def test_another_trajectory_cannot_be_resumed_into(digits, tmp_path, monkeypatch
     command = [f"--data={digits}", f"--outdir={tmp_path}", *SHORT]
     assert saddle(monkeypatch, *command) == 0
     run = only_run(tmp_path)
+    assert saddle(monkeypatch, *command, f"--resume={run}", "--kimg=7") == 2
+    assert "is the same run with --kimg=" in capsys.readouterr().err
     assert saddle(monkeypatch, *command, f"--resume={run}", "--gamma=7") == 2
     assert "other values of config.regularizer.gamma" in capsys.readouterr().err
     assert saddle(monkeypatch, *command, f"--resume={run}") == 0

@@ -68,6 +68,7 @@ def find_run(plan: RunPlan, outdir: Path, resume: str = "latest") -> Path | None
     if theirs is None:
         raise UserError(f"resume={resume} is not the directory of a run of Saddlepoint")
     if theirs["trajectory_hash"] != plan.trajectory_hash:
+        refuse_if_nearly(plan, run, theirs)
         names = ", ".join(differences(theirs, plan.options))
         raise UserError(
             f"resume={resume} is a run with other values of {names}; give the same values, or use init_from={resume}"

@@ -55,8 +55,8 @@ class Likeness:
             where = " within classes" if self.task.config.data.cond else ""
             yield (
                 f"warning: images are too much alike{where}: coherence {coherence:.2f}, of reals {real_coherence:.2f} "
-                f"(limit: {MOST_COHERENCE:g} times that); spread {spread:.2f}, of reals {real_spread:.2f} (limit: "
-                f"{LEAST_SPREAD:g} times that). Look at the newest grid; if G has collapsed, raise regularizer.gamma"
+                f"(limit: {MOST_COHERENCE:g} times that); spread {spread / max(real_spread, 1e-9):.2f} of theirs "
+                f"(limit: {LEAST_SPREAD:g}). Look at the newest grid; if G has collapsed, raise regularizer.gamma"
             )
 
     def _fake_batches(self, state: TrainState, now: Moment) -> Iterator[Batch]:
