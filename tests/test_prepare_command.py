@@ -129,8 +129,8 @@ def test_what_the_user_should_know_is_in_the_report(saddle, tmp_path):
         (("inspect", "nowhere"), "no dataset at"),
         (("verify", "nowhere"), "no dataset at nowhere: make one with saddle prepare"),
         (("verify", "in"), "in is not a file"),
-        (("verify", "in/v.npz"), "v.npz is for vectors: only datasets that saddle prepare made"),
-        (("inspect", "in/v.npz"), "v.npz is for vectors: only datasets that saddle prepare made"),
+        (("verify", "in/v.npz"), "v.npz holds vectors, and this command needs a dataset of images"),
+        (("inspect", "in/v.npz"), "v.npz holds vectors, and this command needs a dataset of images"),
         (
             ("prepare", "in", "old.lmdb", "--repair", "--levels=2", "--base=4x4", "--strict"),
             "leave out --base, --levels, --strict",
