@@ -81,6 +81,7 @@ def test_settings_that_a_run_has_beside_its_preset_are_named(tmp_path, changed, 
     config = override(TrainConfig(), read_preset("digits") | changed)
     write_options(tmp_path, "digits", "a", asdict(config))
     assert convergence.other_settings(tmp_path, "digits") == named
+    assert convergence.other_settings(tmp_path, "digits", {"data.cond": True}) == sorted([*named, "data.cond=False"])
 
 
 @pytest.fixture

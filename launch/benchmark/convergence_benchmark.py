@@ -3,10 +3,11 @@
 import math
 import statistics
 import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,6 +35,7 @@ class Point:
     distance: float  # Fréchet distance in the features of the classifier of the data
     samples: int  # of each snapshot
     kimg: tuple[float, ...] = ()  # of known runs, one a seed
+    settings: Mapping[str, Any] = field(default_factory=dict)  # beside those of the preset
 
     def verdict(self, kimg: float) -> str:
         """What a run that needed `kimg` thousand images is, compared with the known ones; nan: it never got there."""
@@ -67,7 +69,7 @@ def main(
     from launch.scores import build_reference
 
     chosen = {path: find_point(path, distance, samples) for path in runs}
-    others = {path: other_settings(path, point.preset) for path, point in chosen.items() if point.kimg}
+    others = {path: other_settings(path, point.preset, point.settings) for path, point in chosen.items() if point.kimg}
     dataset = ImageDataset(data)
     for path, point in chosen.items():
         if point.dataset != dataset.manifest.content_hash:
@@ -133,9 +135,9 @@ def read_options(run: Path) -> dict[str, Any]:
     return options
 
 
-def other_settings(run: Path, preset: str) -> list[str]:
-    """The settings of a run, as "KEY=VALUE", of which its preset has other values. Its seed may differ, and the
-    precision that a machine chooses; its length may not, as growth and learning rates go by it.
+def other_settings(run: Path, preset: str, beside: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+    """The settings of a run, as "KEY=VALUE", of which its preset, with those beside, has other values. Its seed may
+    differ, and the precision that a machine chooses; its length may not, as growth and learning rates go by it.
 
     Raises UserError for settings that this version does not know.
     """
@@ -143,7 +145,7 @@ def other_settings(run: Path, preset: str) -> list[str]:
     from launch.settings import read_preset
 
     config = from_dict(read_options(run)["config"])
-    wanted = override(TrainConfig(), read_preset(preset))
+    wanted = override(TrainConfig(), {**read_preset(preset), **beside})
     keys = {*trajectory(config), *trajectory(wanted), "run.kimg"} - {"format", "seed", "precision.compute"}
     differ = [key for key in sorted(keys) if value_of(config, key) != value_of(wanted, key)]
     return [f"{key}={value_of(config, key)}" for key in differ]
