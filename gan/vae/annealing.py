@@ -29,8 +29,7 @@ def annealed_log_weights(
     """
     beta = torch.sigmoid(torch.linspace(-4, 4, steps + 1, dtype=torch.float64))
     beta = (beta - beta[0]) / (beta[-1] - beta[0])
-    like = {"dtype": start.dtype, "device": start.device}
-    others = torch.randn((max(len(start) // TUNING, 1), *start.shape[1:]), generator=generator, **like)
+    others = torch.empty_like(start[: max(len(start) // TUNING, 1)]).normal_(generator=generator)
     _, sizes = _anneal(log_likelihood, others, beta.tolist(), generator)
     return _anneal(log_likelihood, start, beta.tolist(), generator, sizes)[0]
 
