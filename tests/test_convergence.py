@@ -80,7 +80,7 @@ def test_a_point_is_of_a_preset_on_a_dataset(tmp_path, monkeypatch):
 def test_settings_that_a_run_has_beside_its_preset_are_named(tmp_path, changed, named):
     config = override(TrainConfig(), read_preset("digits") | changed)
     write_options(tmp_path, "digits", "a", asdict(config))
-    assert convergence.other_settings(tmp_path, "digits") == named
+    assert convergence.other_settings(tmp_path, "digits", {}) == named
     assert convergence.other_settings(tmp_path, "digits", {"data.cond": True}) == sorted([*named, "data.cond=False"])
 
 

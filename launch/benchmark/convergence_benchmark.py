@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -135,7 +134,7 @@ def read_options(run: Path) -> dict[str, Any]:
     return options
 
 
-def other_settings(run: Path, preset: str, beside: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+def other_settings(run: Path, preset: str, beside: Mapping[str, Any]) -> list[str]:
     """The settings of a run, as "KEY=VALUE", of which its preset, with those beside, has other values. Its seed may
     differ, and the precision that a machine chooses; its length may not, as growth and learning rates go by it.
 
