@@ -12,7 +12,7 @@ from tiny import one_thread, tiny_config  # noqa: F401 - a fixture
 from gan.ranks.distributed import Ranks
 from launch.benchmark.step_contest import Case, Ours, build, hold_contest, line_up
 from launch.benchmark.step_memory import STATUS, peak_bytes
-from launch.benchmark.step_parts import PartTimer, time_parts, trace, watched
+from launch.benchmark.step_parts import PartTimer, ready_profiler, time_parts, trace, watched
 from launch.settings import noise_format
 
 NARROW = {"batch": 8, "growth.mode": "none", "growth.shares": [], "network.widths": [8, 8]}
@@ -75,6 +75,18 @@ def test_a_trace_holds_the_steps_operations(device, tmp_path):
     names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
     assert {"aten::mm", "gan_ops::bias_leaky_relu"} <= names
     assert busy is None if device == "cpu" else 0 < busy <= 1.1
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_a_trace_of_a_captured_step_holds_its_kernels(device, tmp_path):
+    ready_profiler(torch.device(device))
+    ours = ours_on(device)
+    ours.sample(ours.warm_up)
+    assert any(kind.capture for kind in ours.stepper.kinds.values())
+    file = tmp_path / "trace.json"
+    assert 0 < trace(ours, file) <= 1.1
+    kernels = [e for e in json.loads(file.read_text())["traceEvents"] if e.get("cat") == "kernel"]
+    assert len(kernels) > 100
 
 
 @pytest.mark.parametrize("device", DEVICES)

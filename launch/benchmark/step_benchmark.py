@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,21 @@ from gan.networks import network_widths
 from gan.ranks import distributed
 from gan.ranks.distributed import Ranks
 from launch.benchmark.plain_loop import obstacle
-from launch.benchmark.step_contest import ALSO, PLAIN, PRODUCTS, Case, hold_contest, stage_row, time_sums
+from launch.benchmark.step_contest import (
+    ALSO,
+    PLAIN,
+    PRODUCTS,
+    Case,
+    build,
+    hold_contest,
+    line_up,
+    stage_row,
+    time_sums,
+)
 from launch.benchmark.step_memory import peak_bytes
 from launch.benchmark.step_model import ASSUMPTIONS, Fabric, Link, Step, read_steps
-from launch.benchmark.step_parts import time_parts, trace
-from launch.benchmark.step_tables import in_short, parts_row, prediction_rows, ranks_row, speed_row
+from launch.benchmark.step_parts import ready_profiler, time_parts, trace
+from launch.benchmark.step_tables import busy_in_short, in_short, parts_row, prediction_rows, ranks_row, speed_row
 from launch.benchmark.timing import describe_machine, machine_line
 from launch.cli import run
 from launch.ranks import call, end_with_parent, torchrun
@@ -111,8 +121,6 @@ def main(**flags: Any) -> int:
     alone = Ranks(device=torch.device(machine["device"]))
     rows = [row for w in worlds for row in (measure(cases, alone, flags) if w == 1 else start_ranks(w, flags))]
     show(rows, flags)
-    for line in in_short(rows):
-        click.echo(line)
     report = {"machine": machine, "configs": {case.preset: asdict(case.config) for case in cases}, "measured": rows}
     if flags["predict"]:
         report |= show_predictions([measured_step(row) for row in rows if row["gpus"] == 1], flags)
@@ -194,25 +202,42 @@ def measure(cases: Sequence[Case], ranks: Ranks, flags: Mapping[str, Any]) -> li
     distributed.set_precision(ranks, any(case.config.distributed.deterministic for case in cases))
     on_cpu = ranks.world == 1 and ranks.device.type == "cpu"
     grown = peak_bytes(cases, flags["threads"]) if on_cpu else {}
-    rows = [measure_stage(case, ranks, stage, flags) for case in cases for stage in case.stages]
-    return [row | {"peak_bytes": grown.get((row["preset"], row["stage"]), row["peak_bytes"])} for row in rows]
+    stages = [(case, stage) for case in cases for stage in case.stages]
+    rows = [measure_stage(*which, ranks, grown, flags) for which in stages]
+    if flags["profile"] or ranks.device.type == "cuda":
+        ready_profiler(ranks.device)
+        rows = [watch_stage(row, *which, ranks, flags) for row, which in zip(rows, stages, strict=True)]
+    return rows
 
 
-def measure_stage(case: Case, ranks: Ranks, stage: int, flags: Mapping[str, Any]) -> Row:
-    """One stage: the contest, and then what must not disturb it."""
+def measure_stage(
+    case: Case, stage: int, ranks: Ranks, grown: Mapping[tuple[str, int], Any], flags: Mapping[str, Any]
+) -> Row:
+    """One stage: the contest, what it came to in a line, and then what must not disturb it. grown: the memory that
+    processes of the CPU take."""
     with ExitStack() as stack:
         only = PLAIN if flags["against"] == "plain" else None
         outcome = hold_contest(case, ranks, stage, names_of(flags["also"]), flags["rounds"], stack, only)
-        row = stage_row(outcome, case, ranks, stage)
-        ours = outcome.contestants["ours"]
-        file = trace_file(flags["profile"], row, ranks)
-        busy = trace(ours, file) if file or ranks.device.type == "cuda" else None
-        row |= {"gpu_busy": busy, "peak_bytes": outcome.peak_bytes}
+        peak = grown.get((case.preset, stage), outcome.peak_bytes)
+        row = stage_row(outcome, case, ranks, stage) | {"gpu_busy": None, "peak_bytes": peak}
+        for line in in_short([row]):
+            click.echo(line)
         if ranks.world > 1:
             return row | {"sums": time_sums(row["messages"], ranks.device)}
         if only:
             return row
         return row | {"flops": outcome.contestants[PRODUCTS].flops, "part_shares": time_parts(outcome.eager)}
+
+
+def watch_stage(row: Row, case: Case, stage: int, ranks: Ranks, flags: Mapping[str, Any]) -> Row:
+    """A row with what the profiler saw. It watches new networks, whose graphs are captured after its first start."""
+    ours = build(line_up(case, ranks, ())["ours"], case, stage)
+    with closing(ours.batches):
+        ours.sample(ours.warm_up)
+        watched = row | {"gpu_busy": trace(ours, trace_file(flags["profile"], row, ranks))}
+    for line in busy_in_short(watched):
+        click.echo(line)
+    return watched
 
 
 def trace_file(folder: Path | None, row: Row, ranks: Ranks) -> Path | None:

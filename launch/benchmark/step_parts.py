@@ -81,15 +81,27 @@ def time_parts(ours: Ours) -> dict[str, float]:
     return {part: parts.get(part, 0.0) / whole for part in ("forward", "optimizer")}
 
 
+def profiler(device: torch.device) -> profile:
+    """torch.profiler for calls of the host and kernels of the device."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    return profile(activities=activities, acc_events=True)  # without it torch 2.11 warns that it keeps no other trace
+
+
+def ready_profiler(device: torch.device) -> None:
+    """Start and stop the profiler. It may hang on CUDA graphs that were captured before its first start in a process
+    (pytorch issue 75504)."""
+    with profiler(device):
+        pass
+
+
 def trace(contestant: Contestant, file: Path | None) -> float | None:
     """Let torch.profiler watch a few steps, and write what it saw as a Chrome trace. -> the share of the time that the
     GPU computed, from the first of its kernels to the last one, None without a GPU."""
     device = contestant.task.ranks.device
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     steps = max(contestant.period, LEAST)
     if device.type == "cuda":  # more of short ones, so that the first one's start does not count
         steps *= max(round(WATCHED / (steps * contestant.sample(steps))), 1)
-    with profile(activities=activities) as seen:
+    with profiler(device) as seen:
         contestant.sample(steps)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -57,9 +57,13 @@ def in_short(rows: Iterable[Row]) -> Iterator[str]:
         texts = [f"{row['times_as_fast_as']['plain']:.2f} x plain", f"{row['images_per_second']:.1f} img/s"]
         if peak.keys() >= set(PLAIN):
             texts.append(f"memory {peak['ours'] / peak['plain']:.2f} of plain's")
-        if row["gpu_busy"] is not None:
-            texts.append(f"GPU busy {row['gpu_busy']:.2f}")
         yield f"in short, {row['size']}, batch {row['share']}: {', '.join(texts)}"
+
+
+def busy_in_short(row: Row) -> Iterator[str]:
+    """A line on how long a GPU computes, where there is one."""
+    if row["gpus"] == 1 and row["gpu_busy"] is not None:
+        yield f"in short, {row['size']}, batch {row['share']}, GPU busy: {row['gpu_busy']:.2f} of the time"
 
 
 def parts_of(row: Row) -> dict[str, float | None]:
